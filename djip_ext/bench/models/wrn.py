@@ -39,11 +39,11 @@ class Stage(nn.Module):
         self.layer = nn.Sequential(first, *(PreActBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        normalised = []
-        for block in self.layer:
-            x, preact = block(x)
-            normalised.append(preact)
-        return x, normalised[0]
+        first, *rest = self.layer
+        x, preact = first(x)
+        for block in rest:
+            x, _ = block(x)
+        return x, preact
 
 
 class WideResNet(nn.Module):
