@@ -1,0 +1,103 @@
+"""The surface that a trainer sees: mdistiller's ``Distiller`` and ``Vanilla``."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models import Features
+from ._precision import full_precision
+
+cross_entropy = full_precision(F.cross_entropy)
+
+
+class Output(NamedTuple):
+    """What a classifier of the benchmark returns."""
+
+    logits: Tensor
+    features: Features
+
+
+class _Training(nn.Module):
+    """Dispatch between a training step, which returns losses, and inference, which returns logits."""
+
+    student: nn.Module
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        """What the optimiser updates."""
+        return list(self.student.parameters())
+
+    def get_extra_parameters(self) -> int:
+        """How many numbers the method keeps beside student and teacher."""
+        return 0
+
+    def forward(self, **batch: Any) -> Any:
+        """Logits ``(B, C)`` of ``image`` in eval mode; in training mode ``(logits, losses)``.
+
+        The batch holds ``image`` (normalised, ``(B, 3, H, W)``), ``target`` (``(B,)``), ``epoch`` (from 1) and, where a
+        method needs them, ``index`` and ``contrastive_index``. The losses are to be summed.
+        """
+        if self.training:
+            return self.forward_train(**batch)
+        return self.forward_test(batch["image"])
+
+    def forward_train(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        raise NotImplementedError
+
+    def forward_test(self, image: Tensor) -> Tensor:
+        return self.student(image)[0]
+
+
+class Vanilla(_Training):
+    """Training on the labels alone."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward_train(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, _ = self.student(image)
+        return logits, {"ce": cross_entropy(logits, target)}
+
+
+class Distiller(_Training):
+    """A student, a frozen teacher and ``ce_loss_weight * CE + distillation_loss``.
+
+    A method sets ``ce_loss_weight`` and defines :meth:`distillation_loss`; modules it adds are trained with the student.
+    The teacher may be any module that returns ``(logits, Features)``. It stays in eval mode, runs without gradients, and
+    its parameters are never handed to the optimiser.
+    """
+
+    ce_loss_weight: float
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+
+    def train(self, mode: bool = True) -> "Distiller":
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def get_learnable_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.named_parameters() if not name.startswith("teacher.")]
+
+    def get_extra_parameters(self) -> int:
+        own = (p for name, p in self.named_parameters() if not name.startswith(("student.", "teacher.")))
+        return sum(p.numel() for p in own)
+
+    def forward_train(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        student = Output(*self.student(image))
+        with torch.no_grad():  # inference_mode would forbid the trained layers that some methods put on the teacher
+            teacher = Output(*self.teacher(image))
+        losses = {
+            "loss_ce": self.ce_loss_weight * cross_entropy(student.logits, target),
+            "loss_kd": self.distillation_loss(student, teacher, target, **batch),
+        }
+        return student.logits, losses
+
+    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+        """The weighted loss of the method, a scalar."""
+        raise NotImplementedError
