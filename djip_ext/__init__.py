@@ -1,0 +1,28 @@
+"""djip_ext: amplify a frozen teacher for knowledge distillation with a fitted JPEG lens (DJIP, ICLR 2026).
+
+Importing this package imports torch and nothing of torchvision, matplotlib or a benchmark.
+"""
+
+from .cmi import CMI, ClassStatistics, conditional_mutual_information
+from .errors import DJIPError
+from .fit import FitResult, FitSettings, fit_lens
+from .lens import JPEGLens
+from .lens_file import load_lens
+from .quantizer import hard_quantize, soft_quantize
+from .teacher import DJIPTeacher
+
+__version__ = "0.1.0"
+__all__ = [
+    "CMI",
+    "ClassStatistics",
+    "DJIPError",
+    "DJIPTeacher",
+    "FitResult",
+    "FitSettings",
+    "JPEGLens",
+    "conditional_mutual_information",
+    "fit_lens",
+    "hard_quantize",
+    "load_lens",
+    "soft_quantize",
+]

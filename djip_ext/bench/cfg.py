@@ -1,0 +1,65 @@
+"""The configuration schema: mdistiller's nodes with mdistiller's defaults, and one node of our own, ``BENCH``.
+
+YAML files written for mdistiller load here unchanged.  Only ``LOG.WANDB`` differs: it is off, since the benchmark
+must run offline; TensorBoard files and a CSV are always written.
+"""
+
+from pathlib import Path
+
+import yaml
+from yacs.config import CfgNode
+
+from ..errors import DJIPError
+from .distillers import distiller_defaults
+
+CFG = CfgNode({
+    "EXPERIMENT": {"PROJECT": "distill", "NAME": "", "TAG": "default"},
+    "DATASET": {"TYPE": "cifar100", "NUM_WORKERS": 2, "TEST": {"BATCH_SIZE": 64}},
+    "DISTILLER": {"TYPE": "NONE", "TEACHER": "ResNet50", "STUDENT": "resnet32"},
+    "SOLVER": {
+        "TRAINER": "base",
+        "BATCH_SIZE": 64,
+        "EPOCHS": 240,
+        "LR": 0.05,
+        "LR_DECAY_STAGES": [150, 180, 210],
+        "LR_DECAY_RATE": 0.1,
+        "WEIGHT_DECAY": 0.0001,
+        "MOMENTUM": 0.9,
+        "TYPE": "SGD",
+    },
+    "LOG": {"TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40, "PREFIX": "./output", "WANDB": False},
+    "BENCH": {
+        "SEED": 0,  # of weights, order and augmentation
+        "DEVICE": "auto",  # "auto" takes a GPU when there is one
+        "PRECISION": "float32",  # or "bfloat16": autocast of the networks; losses and lens stay in float32
+        "DATA_ROOT": "./data",
+        "DOWNLOAD": False,  # nothing is fetched unless the user says so
+        "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
+        "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
+        "TEACHER_CHECKPOINT": "",  # .pth or .safetensors; "" is mdistiller's path for that teacher
+        "EVAL_EVERY": 1,  # epochs between two evaluations; the last epoch is always evaluated
+    },
+    **distiller_defaults,
+})
+
+
+def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
+    """The defaults, then the YAML file at ``path``, then ``KEY VALUE`` pairs.
+
+    Raises:
+        DJIPError: no such file, not YAML, an unknown key, or a value of the wrong type; the message names it.
+    """
+    cfg = CFG.clone()
+    try:
+        if path:
+            with open(path) as file:
+                cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(file) or {}))
+        cfg.merge_from_list(options or [])
+    except OSError as error:
+        raise DJIPError(f"cannot read the configuration {path}: {error.strerror}; --cfg takes a YAML file, see configs/") from error
+    except yaml.YAMLError as error:
+        raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (KeyError, AssertionError, ValueError, AttributeError) as error:
+        reason = error.args[0] if error.args else error
+        raise DJIPError(f"{Path(path).name if path else 'options'}: {reason}; the keys are listed in djip_ext/bench/cfg.py") from error
+    return cfg

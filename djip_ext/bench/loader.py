@@ -1,0 +1,76 @@
+"""Batches made on the device that holds the images.
+
+A loader yields what mdistiller's loaders yield: training batches ``(image, target, index)``, test batches
+``(image, target)``, images normalised float32 (B, 3, H, W).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .augment import crop_and_flip
+from .imageset import ImageSet
+
+
+class DeviceLoader:
+    """Batches of an :class:`ImageSet` that lives on ``device``, normalised, optionally shuffled and augmented there.
+
+    Epoch ``e`` of seed ``s`` always yields the same batches, whatever ran before: a resumed run sees what an
+    uninterrupted one would have seen.
+
+    Args:
+        data: the images.
+        batch_size: images in a batch; the last batch may be smaller.
+        device: where the images are kept and the batches are made.
+        shuffle: fresh order every epoch, and ``(image, target, index)`` batches; ``augment`` implies it.
+        augment: random crop with a zero border of ``padding`` pixels and horizontal flip. Without
+            either: the stored order and ``(image, target)`` batches.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        augment: bool = False,
+        seed: int = 0,
+        padding: int = 4,
+    ) -> None:
+        self.data, self.batch_size, self.shuffle, self.augment, self.seed = data, batch_size, shuffle or augment, augment, seed
+        self.device = torch.device(device)
+        self.epoch = 0
+        images = data.images
+        if augment:
+            images = torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+        self._images = images.to(self.device)
+        self._labels = data.labels.to(self.device)
+        scale = 255 * torch.tensor(data.std, device=self.device)
+        self._gain = 1 / scale
+        self._offset = -255 * torch.tensor(data.mean, device=self.device) / scale
+
+    @property
+    def num_images(self) -> int:
+        return len(self.data.labels)
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> normalised float32 (B, 3, H, W), in channels-last memory."""
+        return torch.addcmul(self._offset, images.float(), self._gain).permute(0, 3, 1, 2)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if not self.shuffle:
+            for start in range(0, self.num_images, self.batch_size):
+                stop = start + self.batch_size
+                yield self.normalise(self._images[start:stop]), self._labels[start:stop]
+            return
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        self.epoch += 1
+        size = self.data.images.shape[1]
+        order = torch.randperm(self.num_images, generator=generator).to(self.device)
+        for index in order.split(self.batch_size):
+            images = crop_and_flip(self._images, index, size, generator) if self.augment else self._images[index]
+            yield self.normalise(images), self._labels[index], index

@@ -1,0 +1,136 @@
+"""From a configuration to a finished run: what mdistiller's tools/train.py does, as functions."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from yacs.config import CfgNode
+
+from ..errors import DJIPError
+from .dataset import get_dataset
+from .distillers import distiller_dict
+from .models import cifar_model_dict
+from .trainer import trainer_dict
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``: a GPU when there is one; anything else as torch spells it.  Raises DJIPError when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise DJIPError(f"BENCH.DEVICE is '{name}', which this machine or this torch lacks; choose auto or cpu") from error
+
+
+def build_model(name: str, num_classes: int) -> nn.Module:
+    """A freshly initialised network of ``cifar_model_dict``; raises DJIPError for an unknown name."""
+    if name not in cifar_model_dict:
+        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(cifar_model_dict)}")
+    return cifar_model_dict[name][0](num_classes=num_classes)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a ``.safetensors`` file or a ``torch.save``d ``{"model": state_dict}`` into ``model``, strictly.
+
+    Pickles are read with ``weights_only``: a checkpoint cannot run code.
+
+    Raises:
+        DJIPError: the file is missing, damaged, of another architecture or for another number of classes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DJIPError(f"there is no checkpoint {path}; train one with DISTILLER.TYPE NONE or name one with BENCH.TEACHER_CHECKPOINT")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("model", state)
+        state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    except Exception as error:  # torch.load raises a dozen types for damaged files
+        raise DJIPError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}); fetch or train it again") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        detail = str(error).splitlines()[-1].strip()
+        raise DJIPError(f"{path} does not fit {type(model).__name__}: {detail}; name the architecture and the data set it was trained for") from error
+    return model
+
+
+def build_teacher(cfg: CfgNode, num_classes: int) -> nn.Module:
+    """The trained teacher that ``cfg`` names, from ``BENCH.TEACHER_CHECKPOINT`` or mdistiller's usual place."""
+    name = cfg.DISTILLER.TEACHER
+    teacher = build_model(name, num_classes)
+    path = cfg.BENCH.TEACHER_CHECKPOINT or cifar_model_dict[name][1]
+    if not path:
+        raise DJIPError(f"{name} has no published checkpoint; name yours with BENCH.TEACHER_CHECKPOINT PATH")
+    return load_weights(teacher, path).eval()
+
+
+def run_folder(cfg: CfgNode) -> Path:
+    """``PREFIX/PROJECT/NAME/seed-N``, with the tag as the name when there is none, as in mdistiller."""
+    return Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG, f"seed-{cfg.BENCH.SEED}")
+
+
+def run_record(cfg: CfgNode) -> dict[str, Any]:
+    """What a reader needs to trust and to repeat a run; ``code`` and ``environment`` may differ when it is resumed."""
+    config = cfg.clone()
+    return {
+        "config": config.dump(),
+        "code": _git_version(),
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        },
+    }
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Run ``cfg`` to its end and return its result (see :class:`~djip_ext.bench.trainer.BaseTrainer`)."""
+    cfg = cfg.clone()
+    cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+    kind = cfg.DISTILLER.TYPE
+    if kind not in distiller_dict:
+        raise DJIPError(f"there is no distiller '{kind}'; choose from {', '.join(distiller_dict)}")
+    if cfg.SOLVER.TRAINER not in trainer_dict:
+        raise DJIPError(f"there is no trainer '{cfg.SOLVER.TRAINER}'; choose from {', '.join(trainer_dict)}")
+    train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
+    teacher = None if kind == "NONE" else build_teacher(cfg, num_classes)
+    torch.manual_seed(cfg.BENCH.SEED)
+    student = build_model(cfg.DISTILLER.STUDENT, num_classes)
+    if teacher is None:
+        distiller = distiller_dict[kind](student)
+    elif kind == "CRD":
+        distiller = distiller_dict[kind](student, teacher, cfg, num_data)
+    else:
+        distiller = distiller_dict[kind](student, teacher, cfg)
+    distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    folder = run_folder(cfg)
+    trainer = trainer_dict[cfg.SOLVER.TRAINER](folder, distiller, train_loader, test_loader, cfg, run_record(cfg))
+    return trainer.train(resume)
+
+
+def _git_version() -> str:
+    """The commit of this checkout, with ``+`` when files differ from it; empty for an installed package."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

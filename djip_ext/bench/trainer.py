@@ -1,0 +1,188 @@
+"""The training loop: seeds, precision, one record line an epoch, resume to the same numbers."""
+
+import csv
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+from tqdm import tqdm
+from yacs.config import CfgNode
+
+from ..errors import DJIPError
+from ..files import atomic_write, write_json
+from ..measure import autocast
+from .loader import DeviceLoader
+
+COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_top5", "seconds", "images_per_second")
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, loader: DeviceLoader, precision: str = "float32") -> dict[str, float]:
+    """Cross entropy (nats), top-1 and top-5 accuracy (%) of ``network`` over ``loader``, in eval mode.
+
+    ``network`` maps normalised images to logits or to ``(logits, ...)``.  Its mode is restored.
+    """
+    was_training = network.training
+    network.eval()
+    totals = torch.zeros(3, dtype=torch.float64)
+    for image, target in loader:
+        with autocast(image.device, precision):
+            output = network(image)
+        logits = (output[0] if isinstance(output, tuple) else output).float()
+        hit = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
+        totals += torch.stack([F.cross_entropy(logits, target, reduction="sum"), hit[:, 0].sum(), hit.sum()]).double().cpu()
+    network.train(was_training)
+    loss, top1, top5 = (totals / loader.num_images).tolist()
+    return {"test_loss": loss, "test_acc": 100 * top1, "test_acc_top5": 100 * top5}
+
+
+class BaseTrainer:
+    """Trains a distiller as ``cfg.SOLVER`` says and leaves its record in ``folder``.
+
+    ``folder`` then holds ``log.csv`` (a row an epoch), ``result.json`` (last and best epoch), ``student_last.pth`` and
+    ``student_best.pth`` (``{"model": state_dict}``, mdistiller's layout), ``latest.pth`` (all that resuming needs) and
+    TensorBoard events.  The random state is set anew at every epoch from the seed, so that a run resumed after any
+    interruption equals, bit for bit, one that was never interrupted.
+
+    Raises:
+        DJIPError: the folder holds another run, a checkpoint does not fit, the loss became NaN, the disk is full.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        distiller: nn.Module,
+        train_loader: DeviceLoader,
+        test_loader: DeviceLoader,
+        cfg: CfgNode,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.distiller, self.cfg = Path(folder), distiller, cfg
+        self.train_loader, self.test_loader = train_loader, test_loader
+        self.record = record or {}
+        self.optimizer = self.init_optimizer()
+        self.history: list[dict[str, float]] = []
+
+    def init_optimizer(self) -> torch.optim.Optimizer:
+        solver = self.cfg.SOLVER
+        if solver.TYPE != "SGD":
+            raise DJIPError(f"SOLVER.TYPE is '{solver.TYPE}'; the benchmark has SGD")
+        parameters = self.distiller.get_learnable_parameters()
+        return torch.optim.SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+
+    def learning_rate(self, epoch: int) -> float:
+        solver = self.cfg.SOLVER
+        return solver.LR * solver.LR_DECAY_RATE ** sum(epoch > stage for stage in solver.LR_DECAY_STAGES)
+
+    def train(self, resume: bool = False) -> dict[str, Any]:
+        """Run the epochs that are left and return the result that ``result.json`` holds."""
+        latest = self.folder / "latest.pth"
+        if resume and latest.exists():
+            self._load(latest)
+        elif latest.exists():
+            raise DJIPError(f"{self.folder} already holds a run; continue it with --resume or choose another EXPERIMENT.NAME")
+        with SummaryWriter(str(self.folder / "train.events")) as writer:
+            for epoch in range(len(self.history) + 1, self.cfg.SOLVER.EPOCHS + 1):
+                row = self.train_epoch(epoch)
+                for key, value in row.items():
+                    writer.add_scalar(key, value, epoch)
+                self._save(row)
+        return self._finish()
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        cfg, started = self.cfg, time.perf_counter()
+        seed = 1_000_003 * cfg.BENCH.SEED + epoch
+        torch.manual_seed(seed)
+        self.train_loader.epoch = epoch
+        lr = self.learning_rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.distiller.train()
+        # Sums stay on the device: reading a number every step would stall a GPU.
+        loss_sum = torch.zeros((), device=self.train_loader.device)
+        hits = torch.zeros((), device=self.train_loader.device)
+        for batch in tqdm(self.train_loader, desc=f"epoch {epoch}/{cfg.SOLVER.EPOCHS}", leave=False, mininterval=1.0):
+            logits, loss = self.train_step(batch, epoch)
+            loss_sum += loss.detach() * len(logits)
+            hits += (logits.detach().argmax(1) == batch[1]).sum()
+        count = self.train_loader.num_images
+        train_loss, seconds = loss_sum.item() / count, time.perf_counter() - started
+        if not math.isfinite(train_loss):
+            raise DJIPError(f"the training loss is {train_loss} in epoch {epoch}; lower SOLVER.LR or the loss weights of {cfg.DISTILLER.TYPE}")
+        row = {"epoch": epoch, "lr": lr, "train_loss": train_loss, "train_acc": 100 * hits.item() / count}
+        if epoch % cfg.BENCH.EVAL_EVERY == 0 or epoch == cfg.SOLVER.EPOCHS:
+            row |= evaluate(self.distiller.student, self.test_loader, cfg.BENCH.PRECISION)
+        return row | {"seconds": seconds, "images_per_second": count / seconds}
+
+    def train_step(self, batch: tuple[Tensor, ...], epoch: int) -> tuple[Tensor, Tensor]:
+        image, target, index = batch[:3]
+        with autocast(image.device, self.cfg.BENCH.PRECISION):
+            logits, losses = self.distiller(image=image, target=target, index=index, epoch=epoch)
+        loss = sum(value.mean() for value in losses.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return logits, loss
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The row of the best evaluated epoch, the first one among equals."""
+        return max((row for row in self.history if "test_acc" in row), key=lambda row: row["test_acc"])
+
+    def _save(self, row: dict[str, float]) -> None:
+        """Record one epoch.  ``latest.pth`` goes last: whatever is lost before it is simply done again."""
+        self.history.append(row)
+        student = {"model": self.distiller.student.state_dict()}
+        if "test_acc" in row and row is self.best:
+            atomic_write(self.folder / "student_best.pth", lambda path: torch.save(student, path))
+        if row["epoch"] == self.cfg.SOLVER.EPOCHS:
+            atomic_write(self.folder / "student_last.pth", lambda path: torch.save(student, path))
+        atomic_write(self.folder / "log.csv", self._write_csv)
+        state = {
+            "history": self.history,
+            "model": self.distiller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "record": self.record,
+        }
+        atomic_write(self.folder / "latest.pth", lambda path: torch.save(state, path))
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location=self.train_loader.device, weights_only=True)
+            differing = [key for key, value in self.record.items() if key not in ("code", "environment") and state["record"].get(key) != value]
+            if differing:
+                raise DJIPError(f"{path} was written with another {', '.join(differing)}; resume with the same settings or choose another EXPERIMENT.NAME")
+            self.distiller.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history = state["history"]
+        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
+            if isinstance(error, DJIPError):
+                raise
+            raise DJIPError(f"{path} cannot be resumed ({str(error).splitlines()[0]}); delete the folder to start afresh") from error
+
+    def _write_csv(self, path: Path) -> None:
+        with open(path, "w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, restval="")
+            table.writeheader()
+            table.writerows(self.history)
+
+    def _finish(self) -> dict[str, Any]:
+        last, best = self.history[-1], self.best
+        result = self.record | {
+            "epochs": last["epoch"],
+            "last_acc": last["test_acc"],
+            "best_acc": best["test_acc"],
+            "best_epoch": best["epoch"],
+            "train_acc": last["train_acc"],
+            "seconds": sum(row["seconds"] for row in self.history),
+        }
+        write_json(self.folder / "result.json", result)
+        return result
+
+
+trainer_dict: dict[str, type[BaseTrainer]] = {"base": BaseTrainer}

@@ -1,0 +1,69 @@
+"""The linear parts of JPEG: colour, 8x8 blocks, DCT (ITU-T T.81 and T.871), all float32 matmuls, all invertible.
+
+Coefficients stay in image layout: entry (v, u) of a block sits where pixel (v, u) of that block was.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 8
+
+# BT.601, full range: Y = .299 R + .587 G + .114 B, Cb = (B - Y) / 1.772, Cr = (R - Y) / 1.402
+_Y = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+RGB_TO_YCBCR = torch.stack([
+    _Y,
+    (torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - _Y) / 1.772,
+    (torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64) - _Y) / 1.402,
+])
+YCBCR_TO_RGB = torch.linalg.inv(RGB_TO_YCBCR)
+
+
+def dct_matrix() -> Tensor:
+    """The orthonormal DCT-II of length 8 as a float64 matrix: D[k, n] = c_k cos(pi k (2 n + 1) / 16)."""
+    k, n = torch.meshgrid(torch.arange(BLOCK), torch.arange(BLOCK), indexing="ij")
+    matrix = torch.cos(math.pi * k.double() * (2 * n + 1) / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def mix_channels(x: Tensor, matrix: Tensor) -> Tensor:
+    """Apply a 3x3 colour ``matrix`` to every pixel of x (B, 3, H, W)."""
+    return torch.matmul(matrix.to(x), x.flatten(2)).view_as(x)
+
+
+def block_dct(x: Tensor) -> Tensor:
+    """The 8x8 DCT-II of every block of x (B, C, H, W); H and W must be multiples of 8."""
+    return _separable(x, dct_matrix())
+
+
+def block_idct(z: Tensor) -> Tensor:
+    """The inverse of :func:`block_dct`."""
+    return _separable(z, dct_matrix().T)
+
+
+def _separable(x: Tensor, matrix: Tensor) -> Tensor:
+    """M x M^T for every 8x8 block of x (B, C, H, W), without a permuted copy."""
+    batch, channels, height, width = x.shape
+    matrix = matrix.to(x)
+    columns = torch.matmul(matrix, x.reshape(-1, BLOCK, width))
+    rows = torch.matmul(columns.view(-1, BLOCK), matrix.T)
+    return rows.view(batch, channels, height, width)
+
+
+def pad_to_blocks(x: Tensor) -> Tensor:
+    """Repeat the last row and column of x (B, C, H, W) until H and W are multiples of 8."""
+    bottom, right = -x.shape[2] % BLOCK, -x.shape[3] % BLOCK
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+
+
+def rgb_to_coefficients(x: Tensor) -> Tensor:
+    """RGB (B, 3, H, W) in [0, 255], sides multiples of 8 -> YCbCr DCT coefficients, 4:4:4, level-shifted by 128."""
+    return block_dct(mix_channels(x - 128, RGB_TO_YCBCR))
+
+
+def coefficients_to_rgb(z: Tensor) -> Tensor:
+    """The inverse of :func:`rgb_to_coefficients`; not clamped to [0, 255]."""
+    return mix_channels(block_idct(z), YCBCR_TO_RGB) + 128

@@ -1,0 +1,42 @@
+"""Writing files so that a crash, a kill -9 or a full disk never leaves half of one."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import DJIPError
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let ``write(temporary)`` make the file beside ``path``, then move it into place in one step.
+
+    Args:
+        path: the file to make or to replace; its folder is made when missing.
+        write: receives the temporary path and writes the whole file there.
+
+    Raises:
+        DJIPError: the operating system refused (disk full, no permission); ``path`` is then as it was before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DJIPError(f"cannot write {path}: {reason}; free space or choose another place. Nothing was changed") from error
+    except RuntimeError as error:  # torch.save and safetensors wrap a full disk into a RuntimeError of their own
+        raise DJIPError(f"cannot write {path}: {str(error).splitlines()[0]}; nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> Path:
+    """Write ``record`` as indented JSON, atomically."""
+    return atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=2) + "\n"))

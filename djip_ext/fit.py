@@ -1,0 +1,337 @@
+"""Fitting a lens: alternate between class centres and tables until the teacher's CMI is where it should be."""
+
+import copy
+import dataclasses
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .cmi import CMI, check_logits
+from .errors import DJIPError
+from .files import atomic_write
+from .lens import Q_MAX, JPEGLens
+from .lens_file import weight_hash
+from .measure import Measurement, autocast, measure
+from .objective import lens_objective
+from .outputs import logits_of
+from .pixels import Normalisation
+
+DEFAULT_Q = 1.0
+OVERSHOOT = 1.15  # of the upper end of the band that the choice still accepts: the controller settles around it
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a lens is fitted; ``docs/defaults.md`` records what was tried for each default.
+
+    Attributes:
+        target_cmi: the CMI (nats) to reach, low and high end of the band. The fit steers to the upper end.
+        max_accuracy_drop: percentage points of accuracy that the teacher may lose on the data of the fit.
+        lam: a fixed lambda; ``None`` lets a controller set it: lambda = lam_max clip((target - CMI) / (width target), -1, 1).
+        lam_max: the controller's largest lambda.
+        rounds: alternations of a centre pass and a table pass.
+        lr: Adam's or SGD's learning rate for ln q, with cosine decay over the rounds.
+        optimizer: "adam" or "sgd" (momentum 0.9).
+        variant: "fresh" (reverse channel from the current prediction), "literal" (from the last pass; N x C floats) or
+            "fixed" (centres of the plain teacher, never refreshed: MCMI's way).
+        temperature: T at which CMI is raised and measured.
+        q_min: smallest step; below it an entry zeroes its coefficient or is dead.
+        ce_weight: weight of the cross entropy; 0 leaves CMI alone.
+        precision: of the network, "float32" or "bfloat16"; the lens is always float32.
+        seed: of the order in which a shuffling loader is read.
+    """
+
+    target_cmi: tuple[float, float] = (0.2, 0.4)
+    max_accuracy_drop: float = 10.0
+    lam: float | None = None
+    lam_max: float = 2.0
+    rounds: int = 20
+    lr: float = 0.05
+    optimizer: Literal["adam", "sgd"] = "adam"
+    variant: Literal["fresh", "literal", "fixed"] = "fresh"
+    temperature: float = 1.0
+    q_min: float = 0.5
+    ce_weight: float = 1.0
+    precision: str = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low, high = self.target_cmi
+        choices = {"optimizer": ("adam", "sgd"), "variant": ("fresh", "literal", "fixed"), "precision": ("float32", "bfloat16")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise DJIPError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(allowed)}")
+        if not 0 < low <= high:
+            raise DJIPError(f"target_cmi is {self.target_cmi}; it must be (low, high) in nats with 0 < low <= high")
+        for name in ("rounds", "lr", "temperature", "q_min", "lam_max"):
+            if not getattr(self, name) > 0:
+                raise DJIPError(f"{name} is {getattr(self, name)}; it must be positive")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A fitted lens and how it came about.
+
+    Attributes:
+        lens: the chosen round's lens, its ``metadata`` filled in.
+        before, after: the teacher on the data of the fit, without and with the lens.
+        history: one row a round: CMI, CE, accuracy *at its start*, lambda, the range of q.
+        chosen: the round whose tables were taken.
+        in_band: whether they meet both the target band and the accuracy floor.
+    """
+
+    lens: JPEGLens
+    before: Measurement
+    after: Measurement
+    history: list[dict[str, float]]
+    chosen: int
+    in_band: bool
+
+
+def fit_lens(
+    teacher: nn.Module,
+    loader: Iterable[Any],
+    num_classes: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    lens: JPEGLens | None = None,
+    settings: FitSettings | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    log: Callable[[dict[str, float]], None] | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> FitResult:
+    """Fit the 128 steps of a lens so that ``teacher`` shows more CMI at little cross entropy.
+
+    Each round measures the teacher through the lens (class centres S_y, CMI, CE, accuracy), then takes one pass of
+    mini-batch steps on the tables with the centres held fixed.  The teacher is not changed.
+
+    Args:
+        teacher: any classifier; put in eval mode and frozen for the duration.
+        loader: can be iterated again and again; batches begin with normalised images (B, 3, H, W) and labels (B,).
+            Use training images without augmentation, in mixed order.  ``literal`` needs the images' indices third.
+        num_classes: C.
+        mean, std: the normalisation of the images, in units of [0, 1] pixels.
+        lens: where to start; ``None``: the default start. It is not changed.
+        settings, overrides: a :class:`FitSettings`, or its fields by keyword.
+        checkpoint: a file kept up to date after every round; if it exists, the fit continues from it and ends with the
+            same lens, bit for bit, as one never interrupted.
+        log: called with each round's row, for TensorBoard and the like.
+        progress: show a progress bar.
+
+    Raises:
+        DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an empty loader.
+    """
+    settings = dataclasses.replace(settings or FitSettings(), **overrides)
+    lens = _starting_lens(lens)
+    normalisation = Normalisation(mean, std)
+    fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings)
+    with _frozen(teacher):
+        identity = {"settings": asdict(settings), "teacher_hash": weight_hash(teacher), "start": lens.q.detach().flatten().tolist()}
+        if checkpoint is not None and Path(checkpoint).exists():
+            fit.load(checkpoint, identity)
+        else:
+            fit.before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
+        rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress, unit="round")
+        for index in rounds:
+            row = fit.round(index)
+            rounds.set_postfix(CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}")
+            if log is not None:
+                log(row)
+            if checkpoint is not None:
+                fit.save(checkpoint, identity)
+    return fit.choose()
+
+
+class _Fit:
+    """The state of one fit: tables, optimizer, every round's row, and the best round so far."""
+
+    def __init__(
+        self, teacher: nn.Module, loader: Iterable[Any], num_classes: int, normalisation: Normalisation, lens: JPEGLens, settings: FitSettings
+    ) -> None:
+        self.teacher, self.loader, self.num_classes = teacher, loader, num_classes
+        self.normalisation, self.lens, self.settings = normalisation, lens, settings
+        device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
+        lens.to(device)
+        # Steps span three decades, so they are fitted as ln q: a learning rate is a relative change.
+        self.ln_q = lens.q.detach().log().requires_grad_()
+        if settings.optimizer == "adam":
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam([self.ln_q], lr=settings.lr)
+        else:
+            self.optimizer = torch.optim.SGD([self.ln_q], lr=settings.lr, momentum=0.9)
+        self.before: Measurement
+        self.history: list[dict[str, float]] = []
+        self.best: _Best | None = None
+
+    def look(self, image: Tensor) -> Tensor:
+        return self.normalisation.to_network(self.lens(self.normalisation.to_pixels(image))).to(image.dtype)
+
+    def round(self, index: int) -> dict[str, float]:
+        """Measure the tables as they are; unless this was the last look, move them."""
+        settings, started = self.settings, time.perf_counter()
+        begin_round(self.loader, settings.seed, index)
+        old: dict[int, Tensor] = {}
+        keep = (lambda i, ln_f: old.update(zip(i.tolist(), ln_f))) if settings.variant == "literal" else None
+        now = measure(self.teacher, self.loader, self.num_classes, self.look, settings.temperature, settings.precision, keep)
+        tables = self.lens.q.detach().cpu().clone()
+        self.consider(index, tables, now)
+        lam = self.price(now.cmi.total)
+        if index < settings.rounds:
+            centres = self.before.cmi if settings.variant == "fixed" else now.cmi
+            lam = self.move(index, centres.centres, now.cmi.counts, old, now.cmi.total)
+        row = {"round": index, **now.summary(), "lam": lam, "q_low": tables.min().item(), "q_high": tables.max().item()}
+        self.history.append(row | {"seconds": time.perf_counter() - started})
+        return self.history[-1]
+
+    def move(self, index: int, centres: Tensor, counts: Tensor, old: dict[int, Tensor], cmi: float) -> float:
+        """One pass of steps on the tables at fixed centres; returns the mean lambda."""
+        settings, prices = self.settings, []
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * index / settings.rounds))
+        centres, counts = centres.to(self.ln_q.device), counts.to(self.ln_q.device)
+        for image, label, *rest in self.loader:
+            with autocast(image.device, settings.precision):
+                logits = logits_of(self.teacher(self.look(image)))
+            check_logits(logits, label, self.num_classes)
+            lam = self.price(cmi)
+            ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
+            loss, _, kl = lens_objective(logits, label, centres, counts, lam, settings.temperature, ln_f_old, settings.ce_weight)
+            # A running view of CMI between two passes; KL to stale centres is never below it.
+            cmi += 0.1 * (kl.item() - cmi)
+            prices.append(lam)
+            self.step(torch.autograd.grad(loss, self.lens.q)[0])
+        return sum(prices) / max(1, len(prices))
+
+    def step(self, grad_q: Tensor) -> None:
+        self.ln_q.grad = grad_q * self.lens.q.detach()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.ln_q.clamp_(math.log(self.settings.q_min), math.log(Q_MAX))
+            self.lens.q.copy_(self.ln_q.exp())
+
+    def price(self, cmi: float) -> float:
+        """lambda: fixed, or proportional to what is missing to the target."""
+        settings = self.settings
+        if settings.lam is not None:
+            return settings.lam
+        target = settings.target_cmi[1]
+        return settings.lam_max * min(1.0, max(-1.0, (target - cmi) / (0.25 * target)))
+
+    def consider(self, index: int, tables: Tensor, now: Measurement) -> None:
+        """Keep the round with the least cross entropy among those in the band and above the floor, else the nearest miss."""
+        settings = self.settings
+        low, high = settings.target_cmi
+        below = max(0.0, self.before.accuracy - settings.max_accuracy_drop - now.accuracy)
+        outside = max(0.0, low - now.cmi.total, now.cmi.total - OVERSHOOT * high)
+        rank = (below, outside, now.ce)
+        if self.best is None or rank < self.best.rank:
+            self.best = _Best(rank, index, tables, now)
+
+    def choose(self) -> FitResult:
+        best, lens = self.best, self.lens
+        in_band = best.rank[:2] == (0.0, 0.0)
+        with torch.no_grad():
+            lens.q.copy_(best.tables)
+        lens.metadata = {
+            "mean": list(self.normalisation.mean),
+            "std": list(self.normalisation.std),
+            "pixel_range": [0, 255],
+            "num_classes": self.num_classes,
+            "teacher": type(self.teacher).__name__,
+            "teacher_hash": weight_hash(self.teacher),
+            "before": self.before.summary(),
+            "after": best.measured.summary(),
+            "images": int(self.before.cmi.counts.sum()),
+            "fit": asdict(self.settings) | {"chosen": best.index, "in_band": in_band},
+            "seconds": sum(row["seconds"] for row in self.history),
+        }
+        return FitResult(lens, self.before, best.measured, self.history, best.index, in_band)
+
+    def save(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
+        state = {
+            "identity": identity,
+            "ln_q": self.ln_q.detach(),
+            "q": self.lens.q.detach(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "before": _pack(self.before),
+            "best": {"rank": self.best.rank, "index": self.best.index, "tables": self.best.tables, "measured": _pack(self.best.measured)},
+        }
+        atomic_write(path, lambda p: torch.save(state, p))
+
+    def load(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
+        try:
+            state = torch.load(path, map_location=self.ln_q.device, weights_only=True)
+            differing = [key for key, value in identity.items() if state["identity"].get(key) != value]
+            if differing:
+                raise DJIPError(f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name another checkpoint")
+            with torch.no_grad():
+                self.ln_q.copy_(state["ln_q"])
+                self.lens.q.copy_(state["q"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.history, self.before = state["history"], _unpack(state["before"])
+            best = state["best"]
+            self.best = _Best(tuple(best["rank"]), best["index"], best["tables"].cpu(), _unpack(best["measured"]))
+        except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise DJIPError(f"{path} is not a checkpoint of a fit ({str(error).splitlines()[0]}); delete it to start afresh") from error
+
+
+@dataclass(frozen=True)
+class _Best:
+    rank: tuple[float, ...]
+    index: int
+    tables: Tensor
+    measured: Measurement
+
+
+def _pack(measurement: Measurement) -> dict[str, Any]:
+    return {"cmi": dict(vars(measurement.cmi)), "ce": measurement.ce, "accuracy": measurement.accuracy}
+
+
+def _unpack(state: dict[str, Any]) -> Measurement:
+    cmi = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state["cmi"].items()}
+    return Measurement(CMI(**cmi), state["ce"], state["accuracy"])
+
+
+def _starting_lens(lens: JPEGLens | None) -> JPEGLens:
+    """A copy to work on; its teacher-specific metadata are dropped."""
+    lens = JPEGLens(q=DEFAULT_Q) if lens is None else copy.deepcopy(lens)
+    if lens.hard:
+        raise DJIPError("a hard lens has no gradient; fit it soft (hard=False) and set lens.hard = True afterwards")
+    lens.metadata = {}
+    return lens
+
+
+def begin_round(loader: Iterable[Any], seed: int, index: int) -> None:
+    """Make the order in which ``loader`` is read a function of (seed, round), whatever happened before."""
+    torch.manual_seed(1_000_003 * seed + index)
+    if hasattr(loader, "epoch"):
+        loader.epoch = index
+
+
+@contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no weight gradients inside; modes and flags as before afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,72 @@
+"""How a teacher does on a data set, as it is or through a lens: CMI, cross entropy, accuracy."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cmi import CMI, ClassStatistics
+from .errors import DJIPError
+from .outputs import logits_of
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """``cmi``: the full statistics; ``ce``: cross entropy in nats at T = 1; ``accuracy``: top-1 in percent."""
+
+    cmi: CMI
+    ce: float
+    accuracy: float
+
+    def summary(self) -> dict[str, float]:
+        """The numbers of a report: CMI, NCMI, CE in nats and accuracy in percent."""
+        return {"cmi": self.cmi.total, "ncmi": self.cmi.ncmi, "ce": self.ce, "accuracy": self.accuracy}
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context for a network; ``precision`` is "float32" (none) or "bfloat16".
+
+    Raises:
+        DJIPError: another precision.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise DJIPError(f"the precision is '{precision}'; choose float32 or bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module,
+    loader: Iterable[Any],
+    num_classes: int,
+    look: Callable[[Tensor], Tensor] | None = None,
+    temperature: float = 1.0,
+    precision: str = "float32",
+    keep_ln_f: Callable[[Tensor, Tensor], None] | None = None,
+) -> Measurement:
+    """One pass of ``network`` (in the mode it is in) over ``loader``.
+
+    Args:
+        loader: batches that begin with normalised images (B, 3, H, W) and labels (B,).
+        look: maps the images to what the network sees; ``None``: itself.
+        temperature: of the CMI.
+        keep_ln_f: called with (index, log probabilities (B, C)) for every batch that carries its indices third.
+
+    Raises:
+        DJIPError: an empty loader, NaN logits, labels or logits that do not fit ``num_classes``.
+    """
+    statistics, ce, hits, count = ClassStatistics(num_classes, temperature), 0.0, 0, 0
+    for image, label, *rest in loader:
+        with autocast(image.device, precision):
+            logits = logits_of(network(image if look is None else look(image))).float()
+        statistics.update(logits, label)
+        ce += F.cross_entropy(logits, label, reduction="sum").item()
+        hits += (logits.argmax(1) == label).sum().item()
+        count += len(label)
+        if keep_ln_f is not None:
+            keep_ln_f(rest[0], torch.log_softmax(logits / temperature, dim=1))
+    result = statistics.result()
+    return Measurement(result, ce / count, 100 * hits / count)

@@ -1,0 +1,22 @@
+"""What networks return, and where the logits are in it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import DJIPError
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (B, C) in a network's output: a tensor, a tuple that starts with it, or an object with ``.logits``."""
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, dict) and "logits" in logits:
+        logits = logits["logits"]
+    if isinstance(logits, (tuple, list)) and logits:
+        logits = logits[0]
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise DJIPError(
+            f"the teacher returned {type(output).__name__}; a lens needs logits (B, C): a tensor, (logits, ...) or an object with .logits"
+        )
+    return logits
