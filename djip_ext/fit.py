@@ -175,7 +175,7 @@ class _Fit:
         self.best: _Best | None = None
 
     def look(self, image: Tensor) -> Tensor:
-        return self.normalisation.to_network(self.lens(self.normalisation.to_pixels(image))).to(image.dtype)
+        return self.normalisation.through(self.lens, image)
 
     def round(self, index: int) -> dict[str, float]:
         """Measure the tables as they are; unless this was the last look, move them."""

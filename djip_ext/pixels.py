@@ -1,6 +1,6 @@
 """Between a network's normalised input and pixels in [0, 255]."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class Normalisation:
         """[0, 255] (B, 3, H, W) -> normalised."""
         mean, std = self._columns(pixels)
         return (pixels - 255 * mean) / (255 * std)
+
+    def through(self, lens: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Normalised images through a ``lens`` that works on pixels, normalised again; the dtype of x."""
+        return self.to_network(lens(self.to_pixels(x))).to(x.dtype)
 
     def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -72,10 +72,7 @@ class DJIPTeacher(nn.Module):
 
     def look(self, x: Tensor) -> Tensor:
         """What the teacher sees: the normalised images (B, 3, H, W) through the lens, normalised again, same dtype."""
-        if self.djip_lens is None:
-            return x
-        seen = self.djip_normalisation.to_network(self.djip_lens(self.djip_normalisation.to_pixels(x)))
-        return seen.to(x.dtype)
+        return x if self.djip_lens is None else self.djip_normalisation.through(self.djip_lens, x)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.djip_lens is None:

@@ -79,10 +79,9 @@ def run_folder(cfg: CfgNode) -> Path:
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What a reader needs to trust and to repeat a run; ``code`` and ``environment`` may differ when it is resumed."""
-    config = cfg.clone()
     return {
-        "config": config.dump(),
-        "code": _git_version(),
+        "config": cfg.dump(),
+        "code": code_version(),
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -105,6 +104,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     teacher = None if kind == "NONE" else build_teacher(cfg, num_classes)
     torch.manual_seed(cfg.BENCH.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes)
+    if cfg.BENCH.STUDENT_CHECKPOINT:
+        load_weights(student, cfg.BENCH.STUDENT_CHECKPOINT)
     if teacher is None:
         distiller = distiller_dict[kind](student)
     elif kind == "CRD":
@@ -112,12 +113,12 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     else:
         distiller = distiller_dict[kind](student, teacher, cfg)
     distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
-    folder = run_folder(cfg)
-    trainer = trainer_dict[cfg.SOLVER.TRAINER](folder, distiller, train_loader, test_loader, cfg, run_record(cfg))
+    record = run_record(cfg) | {"lens": getattr(getattr(distiller, "teacher", None), "djip_id", "none")}
+    trainer = trainer_dict[cfg.SOLVER.TRAINER](run_folder(cfg), distiller, train_loader, test_loader, cfg, record)
     return trainer.train(resume)
 
 
-def _git_version() -> str:
+def code_version() -> str:
     """The commit of this checkout, with ``+`` when files differ from it; empty for an installed package."""
     here = Path(__file__).parent
     try:

@@ -174,6 +174,7 @@ class BaseTrainer:
     def _finish(self) -> dict[str, Any]:
         last, best = self.history[-1], self.best
         result = self.record | {
+            "folder": str(self.folder),
             "epochs": last["epoch"],
             "last_acc": last["test_acc"],
             "best_acc": best["test_acc"],

@@ -1,0 +1,129 @@
+"""``djip fit``: fit a lens for the teacher that a benchmark configuration names."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor, nn
+
+from ..bench.dataset import load_image_sets
+from ..bench.imageset import ImageSet
+from ..bench.loader import DeviceLoader
+from ..bench.run import build_teacher, code_version, resolve_device
+from ..errors import DJIPError
+from ..files import write_json
+from ..fit import DEFAULT_Q, FitSettings, fit_lens
+from ..lens import JPEGLens
+from ..lens_file import lens_id
+from ..measure import measure
+from ..pixels import Normalisation
+from ..tables import mean_magnitude, sensitivity, standard_jpeg
+from .options import add_benchmark_arguments, benchmark_cfg
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_benchmark_arguments(parser)
+    parser.add_argument("--out", required=True, metavar="LENS", help="where to write the lens (.safetensors)")
+    parser.add_argument("--start", default="", metavar="TABLES", help="start: a number, jpeg:QUALITY, magnitude or sensitivity:QMAX")
+    parser.add_argument("--alpha", type=float, help="fixed sharpness of the soft quantizer")
+    parser.add_argument("--kappa", type=float, help="tie the sharpness to the step instead: alpha = kappa / q^2")
+    parser.add_argument("--max-index", type=int, help="index range L")
+    parser.add_argument("--window", type=int, help="bins to sum (5 is JPEG-DL's code); default: the exact sum")
+    parser.add_argument("--images", type=int, default=0, metavar="N", help="fit on N training images; 0: all")
+    parser.add_argument("--batch-size", type=int, default=64)
+    for field in dataclasses.fields(FitSettings):
+        flag = "--" + field.name.replace("_", "-")
+        if field.name == "target_cmi":
+            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
+        else:
+            kind = {"int": int, "float": float}.get(getattr(field.type, "__name__", ""), float if field.name == "lam" else str)
+            parser.add_argument(flag, type=kind)
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted fit, to the same lens")
+
+
+def run(args: argparse.Namespace) -> None:
+    cfg = benchmark_cfg(args)
+    out = Path(args.out)
+    checkpoint = out.with_suffix(".fit.pth")
+    if checkpoint.exists() and not args.resume:
+        checkpoint.unlink()
+    device = resolve_device(cfg.BENCH.DEVICE)
+    train_set, test_set = load_image_sets(cfg)
+    teacher = build_teacher(cfg, train_set.num_classes).to(device, memory_format=torch.channels_last)
+    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(FitSettings) if getattr(args, f.name) is not None}
+    if "target_cmi" in given:
+        given["target_cmi"] = tuple(given["target_cmi"])
+    settings = FitSettings(**{"precision": cfg.BENCH.PRECISION, **given})
+    part = train_set.subset(min(1.0, args.images / len(train_set.labels)), seed=settings.seed) if args.images else train_set
+    loader = DeviceLoader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
+    start = starting_lens(args, teacher.eval(), loader, part)
+
+    with SummaryWriter(str(out.with_suffix(".events"))) as writer:
+
+        def log(row: dict[str, float]) -> None:
+            for key, value in row.items():
+                writer.add_scalar(f"fit/{key}", value, int(row["round"]))
+
+        result = fit_lens(
+            teacher, loader, train_set.num_classes, mean=train_set.mean, std=train_set.std,
+            lens=start, settings=settings, checkpoint=checkpoint, log=log,
+        )
+
+    lens, normalisation = result.lens, Normalisation(train_set.mean, train_set.std)
+
+    def summary(data: ImageSet, look: Callable[[Tensor], Tensor] | None) -> dict[str, float]:
+        whole = DeviceLoader(data, 250, device)
+        return measure(teacher, whole, data.num_classes, look, settings.temperature, settings.precision).summary()
+
+    def look(image: Tensor) -> Tensor:
+        return normalisation.through(lens, image)
+
+    lens.metadata |= {
+        "dataset": cfg.DATASET.TYPE,
+        "fraction": cfg.BENCH.FRACTION,
+        "input_size": list(train_set.images.shape[1:3]),
+        "teacher": cfg.DISTILLER.TEACHER,
+        "before": summary(train_set, None),
+        "after": summary(train_set, look),
+        "test_before": summary(test_set, None),
+        "test_after": summary(test_set, look),
+        "start": args.start,
+        "code": code_version(),
+    }
+    lens.save(out)
+    write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history})
+    checkpoint.unlink(missing_ok=True)
+    report(out, lens, result.in_band)
+
+
+def starting_lens(args: argparse.Namespace, teacher: nn.Module, loader: DeviceLoader, data: ImageSet) -> JPEGLens:
+    """The start that ``--start`` and the codec's flags describe."""
+    codec = {name: getattr(args, name) for name in ("alpha", "kappa", "max_index", "window") if getattr(args, name) is not None}
+    kind, _, value = args.start.partition(":")
+    try:
+        if kind == "jpeg":
+            q: float | Tensor = standard_jpeg(int(value or 50))
+        elif kind == "magnitude":
+            q = mean_magnitude(loader, data.mean, data.std)
+        elif kind == "sensitivity":
+            q = sensitivity(teacher, loader, data.mean, data.std, float(value or 10))
+        else:
+            q = float(kind or DEFAULT_Q)
+    except ValueError as error:
+        if isinstance(error, DJIPError):
+            raise
+        raise DJIPError(f"--start is '{args.start}'; give a number, jpeg:QUALITY, magnitude or sensitivity:QMAX") from error
+    return JPEGLens(q, **codec)
+
+
+def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
+    about = lens.metadata
+    print(f"{out}: lens {lens_id(lens)} for {about['teacher']}, {about['seconds']:.0f} s")
+    for where, before, after in (("fitted on", "before", "after"), ("test set", "test_before", "test_after")):
+        plain, lensed = about[before], about[after]
+        print(f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %")
+    if not in_band:
+        print("  note: no round met both the CMI band and the accuracy floor; this is the nearest. Try more --rounds or another --target-cmi")
