@@ -17,18 +17,31 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from djip_ext.bench.distillers import Distiller, distiller_defaults, distiller_dict
+from djip_ext.bench.distillers._probe import probe
 from djip_ext.bench.distillers.at import at_loss
+from djip_ext.bench.distillers.cc import cc_loss
+from djip_ext.bench.distillers.crd import ContrastMemory, nce_loss
+from djip_ext.bench.distillers.dist import dist_loss
 from djip_ext.bench.distillers.dkd import dkd_loss, warm_up
+from djip_ext.bench.distillers.fitnet import ConvReg
+from djip_ext.bench.distillers.ft import FT, Paraphraser, ft_loss
+from djip_ext.bench.distillers.itrd import itrd_correlation_loss, itrd_mutual_loss
 from djip_ext.bench.distillers.kd import kd_loss
+from djip_ext.bench.distillers.lskd import standardise
 from djip_ext.bench.distillers.rkd import rkd_angle_loss, rkd_distance_loss
 from djip_ext.bench.distillers.sp import sp_loss
+from djip_ext.bench.distillers.wttm import wttm_loss
 from djip_ext.bench.models import cifar_model_dict
+from djip_ext.errors import DJIPError
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
 BATCH, CLASSES, SIDE = 4, 5, 16
+NUM_DATA = 9
 TARGET = torch.tensor([0, 4, 2, 2])
-FROM_MDISTILLER = ["KD", "DKD", "AT", "SP", "RKD"]
+INDEX = torch.tensor([7, 0, 3, 5])
+CONTRASTIVE_INDEX = torch.tensor([[7, 1, 2, 8], [0, 2, 4, 6], [3, 8, 7, 6], [5, 1, 1, 2]])
+FROM_MDISTILLER = ["KD", "DKD", "AT", "SP", "RKD", "FITNET", "CRD"]
 METHODS = [name for name in distiller_dict if name != "NONE"]
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -140,6 +153,83 @@ def rkd_angle_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
     return mean([huber(s, t) for s, t in zip(cosines_reference(f_s), cosines_reference(f_t), strict=True)])
 
 
+def correlation(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    a, b = [x - mean(a) for x in a], [x - mean(b) for x in b]
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (length(a) * length(b) + 1e-8)
+
+
+def dist_reference(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -> Tensor:
+    rows_s = [probabilities(row) for row in z_s / tau]
+    rows_t = [probabilities(row) for row in z_t / tau]
+    inter = 1 - mean([correlation(s, t) for s, t in zip(rows_s, rows_t)])
+    intra = 1 - mean([correlation(list(s), list(t)) for s, t in zip(zip(*rows_s), zip(*rows_t))])
+    return tau**2 * (beta * inter + gamma * intra)
+
+
+def wttm_reference(z_s: Tensor, z_t: Tensor, gamma: float) -> Tensor:
+    losses = []
+    for s, t in zip(z_s, z_t):
+        powers = [p**gamma for p in probabilities(t)]
+        u = sum(powers)
+        losses.append(u * divergence([power / u for power in powers], probabilities(s)))
+    return mean(losses)
+
+
+def cc_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
+    gaps = [[abs(a - b) for a, b in zip(s, t, strict=True)] for s, t in zip(f_s, f_t)]
+    return mean([sum(a * b for a, b in zip(gaps[i], gaps[i + 1])) for i in range(len(gaps) - 1)])
+
+
+def ft_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
+    side = min(f_s.shape[2], f_t.shape[2])
+    factors = [(attention_reference(s, side, 2), attention_reference(t, side, 2)) for s, t in zip(f_s, f_t)]
+    return mean([abs(a - b) for q_s, q_t in factors for a, b in zip(q_s, q_t)])
+
+
+def z_scores(values: list[Tensor], eps: float) -> list[Tensor]:
+    centre = mean(values)
+    deviation = (sum((value - centre) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    return [(value - centre) / (deviation + eps) for value in values]
+
+
+def itrd_correlation_reference(f_s: Tensor, f_t: Tensor, alpha: float) -> Tensor:
+    total = 0
+    for s, t in zip(f_s.T, f_t.T, strict=True):
+        pairs = zip(z_scores(list(s), 1e-8), z_scores(list(t), 1e-8))
+        c = mean([a * b for a, b in pairs])
+        total = total + abs(c - 1) ** (2 * alpha)
+    return total.log() / math.log(2)
+
+
+def gram(f: Tensor) -> list[list[Tensor]]:
+    rows = [unit(list(row)) for row in f]
+    return [[sum(x * y for x, y in zip(a, b)) for b in rows] for a in rows]
+
+
+def itrd_mutual_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
+    g_s, g_t = gram(f_s), gram(f_t)
+    g_st = [[a * b for a, b in zip(row_s, row_t)] for row_s, row_t in zip(g_s, g_t)]
+    energies = []
+    for g in (g_s, g_st):
+        trace = sum(g[i][i] for i in range(len(g)))
+        energies.append(sum((value / trace) ** 2 for row in g for value in row))
+    return energies[0] - energies[1]
+
+
+def standardised_reference(z: Tensor) -> Tensor:
+    return torch.stack([torch.stack(z_scores(list(row), 1e-7)) for row in z])
+
+
+def nce_reference(scores: Tensor, num_data: int) -> Tensor:
+    noise = (scores.shape[1] - 1) / num_data
+    losses = []
+    for positive, *negatives in scores:
+        hit = positive / (positive + noise + 1e-7)
+        misses = [noise / (negative + noise + 1e-7) for negative in negatives]
+        losses.append(-hit.log() - sum(miss.log() for miss in misses))
+    return mean(losses)
+
+
 # --- the losses ---------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +247,10 @@ def pooled_pair() -> tuple[Tensor, Tensor]:
 
 def map_pair() -> tuple[Tensor, Tensor]:
     return noise(BATCH, 3, 4, 4, seed=4), noise(BATCH, 2, 2, 2, seed=5)
+
+
+def embedded_pair() -> tuple[Tensor, Tensor]:
+    return noise(BATCH, 3, seed=6), noise(BATCH, 3, seed=7)
 
 
 # name: (inputs of student and teacher, loss, reference)
@@ -191,6 +285,31 @@ LOSSES: dict[str, tuple[Callable, Callable, Callable]] = {
         lambda s, t: rkd_distance_reference(s, t, squared=True),
     ),
     "rkd angle": (pooled_pair, rkd_angle_loss, rkd_angle_reference),
+    "dist": (
+        logits_pair,
+        lambda s, t: dist_loss(s, t, 2.0, 3.0, 4.0),
+        lambda s, t: dist_reference(s, t, 2.0, 3.0, 4.0),
+    ),
+    "wttm": (logits_pair, lambda s, t: wttm_loss(s, t, 0.2), lambda s, t: wttm_reference(s, t, 0.2)),
+    "lskd": (
+        logits_pair,
+        lambda s, t: kd_loss(standardise(s), standardise(t), 2.0),
+        lambda s, t: kd_reference(standardised_reference(s), standardised_reference(t), 2.0),
+    ),
+    "cc": (embedded_pair, cc_loss, cc_reference),
+    "ft, student larger": (map_pair, ft_loss, ft_reference),
+    "ft, teacher larger": (lambda: map_pair()[::-1], ft_loss, ft_reference),
+    "itrd correlation": (
+        embedded_pair,
+        lambda s, t: itrd_correlation_loss(s, t, 1.01),
+        lambda s, t: itrd_correlation_reference(s, t, 1.01),
+    ),
+    "itrd mutual": (pooled_pair, itrd_mutual_loss, itrd_mutual_reference),
+    "crd": (
+        lambda: tuple(x.exp() for x in logits_pair()),
+        lambda s, t: nce_loss(s, 50),
+        lambda s, t: nce_reference(s, 50),
+    ),
 }
 every_loss = pytest.mark.parametrize("case", LOSSES)
 
@@ -207,7 +326,7 @@ def test_loss_and_gradient_equal_the_slow_reference(case: str) -> None:
     value, gradient = value_and_gradient(loss, *inputs())
     expected_value, expected_gradient = value_and_gradient(reference, *inputs())
     assert value.shape == ()
-    assert expected_value > 1e-4
+    assert abs(expected_value) > 1e-4
     assert expected_gradient.abs().max() > 1e-5
     torch.testing.assert_close(value, expected_value, rtol=1e-9, atol=0)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-7, atol=1e-10)
@@ -245,18 +364,98 @@ def test_dkd_warms_up_linearly() -> None:
     assert [warm_up(epoch, 20) for epoch in (1, 10, 20, 240)] == [0.05, 0.5, 1.0, 1.0]
 
 
+def test_dist_is_zero_for_the_teacher_itself_and_large_for_its_opposite() -> None:
+    z = logits_pair()[1]
+    assert abs(dist_loss(z, z, 1.0, 1.0, 1.0)) < 1e-3
+    assert dist_loss(-z, z, 1.0, 1.0, 1.0) > 1
+
+
+def test_standardised_logits_forget_shift_and_scale() -> None:
+    z = logits_pair()[0]
+    torch.testing.assert_close(standardise(5 * z - 3), standardise(z), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(standardise(z).std(dim=1), torch.ones(BATCH, dtype=z.dtype))
+
+
+def test_itrd_counts_a_dead_feature_as_uncorrelated() -> None:
+    f_s, f_t = embedded_pair()
+    f_t[:, 1] = 0.5
+    f_s.requires_grad_()
+    loss = itrd_correlation_loss(f_s, f_t, 1.0)
+    loss.backward()
+    alive = [0, 2]
+    expected = (2 ** itrd_correlation_reference(f_s[:, alive], f_t[:, alive], 1.0) + 1).log2()
+    torch.testing.assert_close(loss, expected)
+    assert f_s.grad.isfinite().all()
+    assert not f_s.grad[:, 1].any()
+
+
+def test_contrast_memory_scores_against_the_other_network_and_remembers() -> None:
+    torch.manual_seed(0)
+    memory = ContrastMemory(dim=3, num_data=NUM_DATA, temperature=0.5, momentum=0.75)
+    old = {"s": memory.memory_s.tolist(), "t": memory.memory_t.tolist()}
+    z = None
+    for step in range(2):
+        v = {side: F.normalize(noise(BATCH, 3, seed=2 * step + k)).float() for k, side in enumerate("st")}
+        scores = dict(zip("st", memory(v["s"], v["t"], INDEX, CONTRASTIVE_INDEX)))
+        raw = {
+            side: [
+                [math.exp(sum(x * y for x, y in zip(v[side][b].tolist(), old[other][i])) / 0.5) for i in row]
+                for b, row in enumerate(CONTRASTIVE_INDEX.tolist())
+            ]
+            for side, other in ("st", "ts")
+        }
+        if z is None:  # set by the first batch, kept by the second
+            z = {side: NUM_DATA * sum(map(sum, rows)) / (BATCH * 4) for side, rows in raw.items()}
+        for side in "st":
+            torch.testing.assert_close(scores[side], torch.tensor(raw[side]) / z[side])
+            for b, i in enumerate(INDEX.tolist()):
+                mixed = [0.75 * o + 0.25 * n for o, n in zip(old[side][i], v[side][b].tolist())]
+                size = math.hypot(*mixed)
+                old[side][i] = [x / size for x in mixed]
+        torch.testing.assert_close(memory.memory_s, torch.tensor(old["s"]))
+        torch.testing.assert_close(memory.memory_t, torch.tensor(old["t"]))
+
+
 # --- the surface --------------------------------------------------------------------------------------------------
 
 
-def build(name: str, student: str = "resnet8", teacher: str = "wrn_16_2") -> Distiller:
+POOLED = {"resnet8": 64, "resnet20": 64, "vgg8": 512, "wrn_16_2": 128}
+
+
+def config(student: str, teacher: str) -> CfgNode:
+    cfg = CfgNode(copy.deepcopy(distiller_defaults))
+    cfg.CRD.FEAT.STUDENT_DIM, cfg.CRD.FEAT.TEACHER_DIM = POOLED[student], POOLED[teacher]
+    cfg.FITNET.INPUT_SIZE = cfg.CC.INPUT_SIZE = cfg.FT.INPUT_SIZE = cfg.ITRD.INPUT_SIZE = (SIDE, SIDE)
+    cfg.FT.PRETRAIN.EPOCHS = 1
+    return cfg
+
+
+def assemble(name: str, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> Distiller:
+    if name == "CRD":
+        return distiller_dict[name](student, teacher, cfg, NUM_DATA)
+    distiller = distiller_dict[name](student, teacher, cfg)
+    if name == "FT":
+        distiller.pretrain([(batch()["image"], TARGET)])
+    return distiller
+
+
+def build(name: str, student: str = "resnet8", teacher: str = "wrn_16_2", **options: object) -> Distiller:
     torch.manual_seed(0)
     networks = [cifar_model_dict[kind][0](num_classes=CLASSES) for kind in (student, teacher)]
-    return distiller_dict[name](*networks, CfgNode(copy.deepcopy(distiller_defaults)))
+    cfg = config(student, teacher)
+    cfg[name].update(options)
+    return assemble(name, *networks, cfg)
 
 
 def batch() -> dict:
-    generator = torch.Generator().manual_seed(0)
-    return {"image": torch.randn(BATCH, 3, SIDE, SIDE, generator=generator), "target": TARGET, "epoch": 10}
+    image = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    return {
+        "image": image,
+        "target": TARGET,
+        "epoch": 10,
+        "index": INDEX,
+        "contrastive_index": CONTRASTIVE_INDEX,
+    }
 
 
 @every_method
@@ -296,15 +495,40 @@ def test_eval_mode_returns_the_logits_of_the_student(name: str) -> None:
     assert torch.equal(distiller(image=image), distiller.student(image)[0])
 
 
+# modules that a method trains with the student, and all numbers that it keeps, for resnet8 (64) and wrn_16_2 (128)
+TRAINED = {"FITNET": ["conv_reg"], "CRD": ["embed_s", "embed_t"], "CC": ["embed_s", "embed_t"], "FT": ["translator"], "ITRD": ["embed"]}
+EXTRA = {
+    "FITNET": 32 * 64 + 64 + 2 * 64,  # 1x1 convolution, batch normalisation
+    "CRD": (64 + 1) * 128 + (128 + 1) * 128 + 2 * NUM_DATA * 128,
+    "CC": (64 + 1) * 128 + (128 + 1) * 128,
+    "ITRD": (64 + 1) * 128,
+    "FT": 3 * (9 * 64 * 64 + 64) + 2 * 3 * 64  # translator 64-64-64-64, with batch normalisation
+    + (9 * 128 * 128 + 128) + (9 * 128 * 64 + 64) + (9 * 64 * 64 + 64)  # encoder 128-128-64-64
+    + (9 * 64 * 64 + 64) + (9 * 64 * 128 + 128) + (9 * 128 * 128 + 128),  # decoder 64-64-128-128
+}
+
+
 @every_method
-def test_learnable_parameters_are_all_but_the_teachers(name: str) -> None:
+def test_learnable_parameters_are_the_students_and_the_trained_modules(name: str) -> None:
     distiller = build(name)
     learnable = distiller.get_learnable_parameters()
-    ids = [id(p) for p in learnable]
+    trained = [distiller.student, *(getattr(distiller, module) for module in TRAINED.get(name, []))]
     assert isinstance(learnable, list)
-    assert len(set(ids)) == len(ids)
-    assert {id(p) for p in distiller.student.parameters()} <= set(ids)
-    assert not {id(p) for p in distiller.teacher.parameters()} & set(ids)
+    assert [id(p) for p in learnable] == [id(p) for module in trained for p in module.parameters()]
+
+
+@every_method
+def test_extra_parameters_are_counted(name: str) -> None:
+    assert build(name).get_extra_parameters() == EXTRA.get(name, 0)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_distillation_loss_trains_the_extra_modules(name: str) -> None:
+    distiller = build(name).train()
+    distiller(**batch())[1]["loss_kd"].backward()
+    for module in TRAINED[name]:
+        assert all(p.grad is not None for p in getattr(distiller, module).parameters())
+        assert any(p.grad.any() for p in getattr(distiller, module).parameters())
 
 
 @every_method
@@ -327,24 +551,42 @@ class PlainTeacher(nn.Module):
         return pooled[:, :CLASSES], {"feats": maps, "preact_feats": maps, "pooled_feat": pooled}
 
 
-@pytest.mark.parametrize("name", FROM_MDISTILLER)
+@every_method
 def test_any_module_with_logits_and_features_can_teach(name: str) -> None:
-    student = build(name).student
-    cfg = CfgNode(copy.deepcopy(distiller_defaults))
-    _, losses = distiller_dict[name](student, PlainTeacher(), cfg).train()(**batch())
-    assert losses["loss_kd"] > 0
+    cfg = config("resnet8", "wrn_16_2")
+    cfg.CRD.FEAT.TEACHER_DIM = 9
+    cfg.FITNET.HINT_LAYER = 3
+    distiller = assemble(name, build(name).student, PlainTeacher(), cfg)
+    _, losses = distiller.train()(**batch())
+    assert losses["loss_kd"].isfinite()
+    assert losses["loss_kd"] != 0
+
+
+class Seen:
+    """One network's outputs, by short names."""
+
+    def __init__(self, output: tuple[Tensor, dict]) -> None:
+        self.z, features = output
+        self.maps, self.pooled = features["feats"], features["pooled_feat"]
 
 
 # what each class makes of its networks and its configuration, by the pure functions
-EXPECTED: dict[str, Callable] = {
-    "KD": lambda s, t: 0.9 * kd_loss(s[0], t[0], 4),
-    "DKD": lambda s, t: 0.5 * dkd_loss(s[0], t[0], TARGET, 1, 8, 4),  # epoch 10 of 20 warm-up epochs
-    "AT": lambda s, t: 1000 * at_loss(s[1]["feats"][1:], t[1]["feats"][1:], 2),
-    "SP": lambda s, t: 3000 * sp_loss(s[1]["feats"][-1], t[1]["feats"][-1]),
-    "RKD": lambda s, t: 25 * rkd_distance_loss(s[1]["pooled_feat"], t[1]["pooled_feat"])
-    + 50 * rkd_angle_loss(s[1]["pooled_feat"], t[1]["pooled_feat"]),
+EXPECTED: dict[str, Callable[[Distiller, Seen, Seen], Tensor]] = {
+    "KD": lambda d, s, t: 0.9 * kd_loss(s.z, t.z, 4),
+    "DKD": lambda d, s, t: 0.5 * dkd_loss(s.z, t.z, TARGET, 1, 8, 4),  # epoch 10 of 20 warm-up epochs
+    "AT": lambda d, s, t: 1000 * at_loss(s.maps[1:], t.maps[1:], 2),
+    "SP": lambda d, s, t: 3000 * sp_loss(s.maps[-1], t.maps[-1]),
+    "RKD": lambda d, s, t: 25 * rkd_distance_loss(s.pooled, t.pooled) + 50 * rkd_angle_loss(s.pooled, t.pooled),
+    "FITNET": lambda d, s, t: 100 * F.mse_loss(d.conv_reg(s.maps[2]), t.maps[2]),
+    "DIST": lambda d, s, t: dist_loss(s.z, t.z, 2, 2, 4),
+    "WTTM": lambda d, s, t: 4 * wttm_loss(s.z, t.z, 0.2),
+    "LSKD": lambda d, s, t: 9 * kd_loss(standardise(s.z), standardise(t.z), 2),
+    "CC": lambda d, s, t: 0.02 * cc_loss(d.embed_s(s.pooled), d.embed_t(t.pooled)),
+    "FT": lambda d, s, t: 200 * ft_loss(d.translator(s.maps[-1]), d.paraphraser.encoder(t.maps[-1])),
+    "ITRD": lambda d, s, t: 2 * itrd_correlation_loss(d.embed(s.pooled), t.pooled, 1.01)
+    + itrd_mutual_loss(d.embed(s.pooled), t.pooled),
 }
-CE_WEIGHT = {"KD": 0.1}
+CE_WEIGHT = {"KD": 0.1, "LSKD": 0.1}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -352,16 +594,153 @@ def test_losses_are_weighted_as_published(name: str) -> None:
     distiller = build(name).train()
     _, losses = distiller(**batch())
     image = batch()["image"]
-    student, teacher = distiller.student(image), distiller.teacher(image)
-    torch.testing.assert_close(losses["loss_kd"], EXPECTED[name](student, teacher))
-    torch.testing.assert_close(losses["loss_ce"], CE_WEIGHT.get(name, 1.0) * F.cross_entropy(student[0], TARGET))
+    student, teacher = Seen(distiller.student(image)), Seen(distiller.teacher(image))
+    torch.testing.assert_close(losses["loss_kd"], EXPECTED[name](distiller, student, teacher))
+    torch.testing.assert_close(losses["loss_ce"], CE_WEIGHT.get(name, 1.0) * F.cross_entropy(student.z, TARGET))
 
 
-@pytest.mark.parametrize("name", ["KD", "DKD", "AT", "SP", "RKD"])
-def test_methods_without_extra_modules_add_no_parameters(name: str) -> None:
-    distiller = build(name)
-    assert distiller.get_extra_parameters() == 0
-    assert len(distiller.get_learnable_parameters()) == len(list(distiller.student.parameters()))
+def test_crd_weighs_the_contrast_of_both_embeddings() -> None:
+    distiller = build("CRD").train()
+    before = copy.deepcopy(distiller)
+    _, losses = distiller(**batch())
+    image = batch()["image"]
+    v_s = before.embed_s(before.student(image)[1]["pooled_feat"])
+    v_t = before.embed_t(before.teacher(image)[1]["pooled_feat"])
+    scores_s, scores_t = before.contrast(v_s, v_t, INDEX, CONTRASTIVE_INDEX)
+    expected = 0.8 * (nce_loss(scores_s, NUM_DATA) + nce_loss(scores_t, NUM_DATA))
+    torch.testing.assert_close(losses["loss_kd"], expected)
+
+
+def test_lskd_can_standardise_for_dkd() -> None:
+    distiller = build("LSKD", BASE="DKD").train()
+    _, losses = distiller(**batch())
+    image = batch()["image"]
+    z_s, z_t = (standardise(network(image)[0]) for network in (distiller.student, distiller.teacher))
+    torch.testing.assert_close(losses["loss_kd"], 9 * 0.5 * dkd_loss(z_s, z_t, TARGET, 1, 8, 2))
+
+
+def test_lskd_refuses_another_base() -> None:
+    with pytest.raises(DJIPError, match="LSKD.BASE is 'AT'"):
+        build("LSKD", BASE="AT")
+
+
+def test_itrd_leaves_features_of_one_size_unembedded_in_the_mutual_term() -> None:
+    distiller = build("ITRD", teacher="resnet20").train()
+    _, losses = distiller(**batch())
+    s, t = (Seen(network(batch()["image"])) for network in (distiller.student, distiller.teacher))
+    expected = 2 * itrd_correlation_loss(distiller.embed(s.pooled), t.pooled, 1.01) + itrd_mutual_loss(s.pooled, t.pooled)
+    torch.testing.assert_close(losses["loss_kd"], expected)
+
+
+@pytest.mark.parametrize(
+    ("shape_s", "shape_t"), [((3, 8, 8), (5, 4, 4)), ((3, 4, 4), (5, 8, 8)), ((3, 8, 8), (5, 8, 8)), ((3, 8, 8), (5, 3, 3))]
+)
+def test_hint_regressor_reaches_the_shape_of_the_teacher(shape_s: tuple, shape_t: tuple) -> None:
+    prediction = ConvReg(shape_s, shape_t)(torch.randn(BATCH, *shape_s))
+    assert prediction.shape == (BATCH, *shape_t)
+    assert prediction.min() == 0
+
+
+def test_hint_regressor_refuses_a_map_that_is_too_small() -> None:
+    with pytest.raises(ValueError, match="HINT_LAYER"):
+        ConvReg((3, 2, 2), (5, 8, 8))
+
+
+def test_probe_disturbs_neither_network_nor_generator() -> None:
+    network = cifar_model_dict["resnet8"][0](num_classes=CLASSES).train()
+    network.layer2.eval()
+    modes = [module.training for module in network.modules()]
+    state, generator = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    features = probe(network, (SIDE, SIDE))
+    assert [f.shape[1:] for f in features["feats"]] == [(16, 16, 16), (16, 16, 16), (32, 8, 8), (64, 4, 4)]
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert [module.training for module in network.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("name", ["FITNET", "CC", "FT", "ITRD"])
+def test_construction_leaves_both_networks_as_they_were(name: str) -> None:
+    networks = [cifar_model_dict[kind][0](num_classes=CLASSES).train() for kind in ("resnet8", "wrn_16_2")]
+    states = [copy.deepcopy(network.state_dict()) for network in networks]
+    distiller_dict[name](*networks, config("resnet8", "wrn_16_2"))
+    for network, state in zip(networks, states):
+        assert network.training
+        assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+# --- the pre-training of factor transfer --------------------------------------------------------------------------
+
+
+def untrained_ft(epochs: int = 5) -> FT:
+    torch.manual_seed(0)
+    networks = [cifar_model_dict[kind][0](num_classes=CLASSES) for kind in ("resnet8", "wrn_16_2")]
+    cfg = config("resnet8", "wrn_16_2")
+    cfg.FT.PRETRAIN.EPOCHS = epochs
+    return FT(*networks, cfg)
+
+
+def test_ft_refuses_to_train_on_an_untrained_paraphraser() -> None:
+    with pytest.raises(DJIPError, match="pretrain"):
+        untrained_ft().train()(**batch())
+
+
+def test_ft_pretraining_lowers_the_reconstruction_error_and_touches_the_paraphraser_alone() -> None:
+    distiller = untrained_ft()
+    before = copy.deepcopy(distiller.state_dict())
+    errors = distiller.pretrain([(batch()["image"], TARGET)] * 3)
+    assert len(errors) == 5
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0]
+    moved = {key.split(".")[0] for key, value in distiller.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {"paraphraser", "_extra_state"}
+
+
+def test_ft_pretraining_is_momentum_descent_on_the_squared_error_of_the_teachers_last_map() -> None:
+    distiller = untrained_ft(epochs=3)
+    image = batch()["image"]
+    twin = copy.deepcopy(distiller.paraphraser)
+    velocity = [torch.zeros_like(p) for p in twin.parameters()]
+    f_t = distiller.teacher.eval()(image)[1]["feats"][-1].detach()
+    expected = []
+    for _ in range(3):
+        error = ((twin(f_t) - f_t) ** 2).mean()
+        expected.append(error.item())
+        gradients = torch.autograd.grad(error, list(twin.parameters()))
+        with torch.no_grad():
+            for p, v, g in zip(twin.parameters(), velocity, gradients):
+                v.mul_(0.9).add_(g + 0.0005 * p)
+                p -= 0.01 * v
+    assert distiller.pretrain([(image,)]) == pytest.approx(expected, rel=1e-4)
+    for p, q in zip(distiller.paraphraser.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_ft_keeps_the_paraphraser_while_the_student_trains() -> None:
+    distiller = untrained_ft(epochs=1)
+    distiller.pretrain([(batch()["image"],)])
+    for p in distiller.paraphraser.parameters():
+        p.grad = None
+    sum(distiller.train()(**batch())[1].values()).backward()
+    assert all(p.grad is None for p in distiller.paraphraser.parameters())
+
+
+def test_ft_checkpoint_remembers_the_pretraining() -> None:
+    trained = untrained_ft(epochs=1)
+    trained.pretrain([(batch()["image"],)])
+    resumed = untrained_ft()
+    resumed.load_state_dict(trained.state_dict())
+    _, losses = resumed.train()(**batch())
+    assert torch.equal(losses["loss_kd"], trained.train()(**batch())[1]["loss_kd"])
+
+
+def test_paraphraser_keeps_the_shape_of_the_map() -> None:
+    f_t = torch.randn(BATCH, 6, 4, 4)
+    paraphraser = Paraphraser(6, 3)
+    assert paraphraser.encoder(f_t).shape == (BATCH, 3, 4, 4)
+    assert paraphraser(f_t).shape == f_t.shape
+
+
+# --- training on the labels ---------------------------------------------------------------------------------------
 
 
 def test_vanilla_trains_on_the_labels_alone() -> None:
@@ -402,33 +781,52 @@ def host() -> Iterator[Callable[[str], types.ModuleType]]:
     yield lambda name: importlib.import_module(f"host_{name}")
 
 
-@pytest.mark.parametrize("name", ["KD", "DKD", "AT", "SP", "RKD"])
+@pytest.mark.parametrize("name", FROM_MDISTILLER)
 def test_defaults_are_those_of_mdistiller(name: str, host: Callable) -> None:
     assert CfgNode(copy.deepcopy(distiller_defaults[name])) == host("engine.cfg").CFG[name]
 
 
-HOST_MODULES = {"KD": "KD", "DKD": "DKD", "AT": "AT", "SP": "SP", "RKD": "RKD"}
+def host_twin(ours: Distiller, name: str, cfg: CfgNode, host: Callable) -> nn.Module:
+    """mdistiller's distiller with the same weights."""
+    module = "FitNet" if name == "FITNET" else name
+    networks = copy.deepcopy(ours.student), copy.deepcopy(ours.teacher)
+    extra = (NUM_DATA,) if name == "CRD" else ()
+    theirs = getattr(host(f"distillers.{module}"), module)(*networks, cfg, *extra)
+    state = {
+        key.replace("memory_s", "memory_v1").replace("memory_t", "memory_v2"): value.clone()
+        for key, value in ours.state_dict().items()
+        if key != "contrast.z"
+    }
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert set(missing) <= {"contrast.params"}
+    assert not unexpected
+    return theirs
 
 
 @pytest.mark.parametrize("student", ["resnet8", "vgg8"])
-@pytest.mark.parametrize("name", HOST_MODULES)
-def test_losses_and_gradients_are_those_of_mdistiller(name: str, student: str, host: Callable) -> None:
-    ours = build(name, student).train()
-    host_class = getattr(host(f"distillers.{HOST_MODULES[name]}"), HOST_MODULES[name])
-    theirs = host_class(copy.deepcopy(ours.student), copy.deepcopy(ours.teacher), host("engine.cfg").CFG).train()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # mdistiller's use of size_average
-        results = [distiller(**batch()) for distiller in (ours, theirs)]
-    (logits, losses), (expected_logits, expected) = results
-    torch.testing.assert_close(logits, expected_logits)
-    assert list(losses) == list(expected)
-    for key in expected:
-        torch.testing.assert_close(losses[key], expected[key].reshape(()), rtol=1e-4, atol=1e-6)
-    sum(losses.values()).backward()
-    sum(expected.values()).backward()
+@pytest.mark.parametrize("name", FROM_MDISTILLER)
+def test_losses_and_gradients_are_those_of_mdistiller(
+    name: str, student: str, host: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)  # mdistiller's CRD assumes a GPU
+    cfg = config(student, "wrn_16_2")
+    cfg.CRD.NCE.K = CONTRASTIVE_INDEX.shape[1] - 1
+    ours = build(name, student)
+    theirs = host_twin(ours, name, cfg, host).train()
+    ours.train()
+    for _ in range(2):  # the second step of CRD meets the memory that the first one left
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mdistiller's use of size_average
+            (logits, losses), (expected_logits, expected) = ours(**batch()), theirs(**batch())
+        torch.testing.assert_close(logits, expected_logits)
+        assert list(losses) == list(expected)
+        for key in expected:
+            torch.testing.assert_close(losses[key], expected[key].reshape(()), rtol=1e-4, atol=1e-6)
+        sum(losses.values()).backward()
+        sum(expected.values()).sum().backward()
     gradient, expected_gradient = (
-        torch.cat([p.grad.flatten() for p in distiller.student.parameters()]) for distiller in (ours, theirs)
+        torch.cat([p.grad.flatten() for p in distiller.get_learnable_parameters()]) for distiller in (ours, theirs)
     )
     assert (gradient - expected_gradient).norm() <= 1e-4 * expected_gradient.norm()
-    assert ours.get_extra_parameters() == theirs.get_extra_parameters()
-    assert len(ours.get_learnable_parameters()) == len(theirs.get_learnable_parameters())
+    scalars = 5 if name == "CRD" else 0  # mdistiller also counts K, T, momentum and two constants
+    assert ours.get_extra_parameters() == theirs.get_extra_parameters() - scalars

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from . import at, dkd, kd, rkd, sp
+from . import at, cc, crd, dist, dkd, fitnet, ft, itrd, kd, lskd, rkd, sp, wttm
 from ._base import Distiller, Vanilla
 
 __all__ = ["Distiller", "distiller_defaults", "distiller_dict"]
@@ -18,16 +18,37 @@ distiller_dict: dict[str, type[nn.Module]] = {
     "KD": kd.KD,
     "AT": at.AT,
     "RKD": rkd.RKD,
+    "FITNET": fitnet.FitNet,
+    "CRD": crd.CRD,
     "SP": sp.SP,
     "DKD": dkd.DKD,
+    # not in mdistiller
+    "DIST": dist.DIST,
+    "WTTM": wttm.WTTM,
+    "LSKD": lskd.LSKD,
+    "CC": cc.CC,
+    "FT": ft.FT,
+    "ITRD": itrd.ITRD,
 }
-"""``DISTILLER.TYPE -> class``, called with ``(student, teacher, cfg)``; ``NONE`` takes the student alone."""
+"""``DISTILLER.TYPE -> class``, called with ``(student, teacher, cfg)``.
+
+``NONE`` takes the student alone, ``CRD`` also the number of training images. A method with a ``pretrain`` method needs
+it called, with the training loader, before its first step.
+"""
 
 distiller_defaults: dict[str, dict[str, Any]] = {
     "KD": kd.DEFAULTS,
     "AT": at.DEFAULTS,
     "RKD": rkd.DEFAULTS,
+    "FITNET": fitnet.DEFAULTS,
+    "CRD": crd.DEFAULTS,
     "SP": sp.DEFAULTS,
     "DKD": dkd.DEFAULTS,
+    "DIST": dist.DEFAULTS,
+    "WTTM": wttm.DEFAULTS,
+    "LSKD": lskd.DEFAULTS,
+    "CC": cc.DEFAULTS,
+    "FT": ft.DEFAULTS,
+    "ITRD": itrd.DEFAULTS,
 }
 """The configuration node of each method that has one."""

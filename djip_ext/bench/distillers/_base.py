@@ -70,6 +70,8 @@ class Distiller(_Training):
     """
 
     ce_loss_weight: float
+    frozen: tuple[str, ...] = ("teacher.",)
+    """Prefixes of the parameters that the optimiser must not touch."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class Distiller(_Training):
         return self
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
-        return [p for name, p in self.named_parameters() if not name.startswith("teacher.")]
+        return [p for name, p in self.named_parameters() if not name.startswith(self.frozen)]
 
     def get_extra_parameters(self) -> int:
         own = (p for name, p in self.named_parameters() if not name.startswith(("student.", "teacher.")))

@@ -20,7 +20,7 @@ DEFAULTS = {
 
 @full_precision
 def rkd_distance_loss(f_s: Tensor, f_t: Tensor, eps: float = 1e-12, squared: bool = False) -> Tensor:
-    """Huber loss between pairwise distances, each divided by its mean, equations 5-7 of the paper.
+    """Huber loss between pairwise distances, each divided by its mean, section 3.2.1 of the paper.
 
     Shape:
         f_s, f_t: embeddings ``(B, D_s)`` and ``(B, D_t)``; output: scalar.
@@ -39,7 +39,7 @@ def _relative_distances(f: Tensor, eps: float, squared: bool) -> Tensor:
 
 @full_precision
 def rkd_angle_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """Huber loss between the cosines of the angles that triples of embeddings form, equations 8-9 of the paper.
+    """Huber loss between the cosines of the angles that triples of embeddings form, section 3.2.2 of the paper.
 
     Shape:
         f_s, f_t: embeddings ``(B, D_s)`` and ``(B, D_t)``; output: scalar.

@@ -14,7 +14,7 @@ DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 3000.0}}
 
 @full_precision
 def sp_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """||G_t - G_s||_F^2 / B^2 for the row-normalised similarities G of a batch, equation 4 of the paper.
+    """||G_t - G_s||_F^2 / B^2 for the row-normalised similarities G of a batch, section 3 of the paper.
 
     Shape:
         f_s, f_t: ``(B, ...)``, of any two sizes; output: scalar.

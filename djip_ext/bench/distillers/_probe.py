@@ -1,0 +1,21 @@
+"""The shapes of a network's features, found without disturbing the network."""
+
+import torch
+from torch import nn
+
+from ..models import Features
+
+
+@torch.no_grad()
+def probe(network: nn.Module, input_size: tuple[int, int]) -> Features:
+    """Features of one image of zeros, ``(1, 3, *input_size)``.
+
+    Runs in eval mode, so that no running statistic moves, and draws no random number; every mode is restored.
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    device = next((p.device for p in network.parameters()), None)
+    network.eval()
+    _, features = network(torch.zeros(1, 3, *input_size, device=device))
+    for module, mode in modes:
+        module.training = mode
+    return features
