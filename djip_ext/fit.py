@@ -35,9 +35,10 @@ class FitSettings:
     """How a lens is fitted; ``docs/defaults.md`` records what was tried for each default.
 
     Attributes:
-        target_cmi: the CMI (nats) to reach, low and high end of the band. The fit steers to the upper end.
+        cmi_gain: the band to reach, (low, high) nats of CMI above the plain teacher's. The fit steers to the upper end.
         max_accuracy_drop: percentage points of accuracy that the teacher may lose on the data of the fit.
-        lam: a fixed lambda; ``None`` lets a controller set it: lambda = lam_max clip((target - CMI) / (width target), -1, 1).
+        lam: a fixed lambda; ``None`` lets a controller set it: lambda = lam_max clip(missing / (0.25 high), -1, 1), missing = the
+            CMI still to gain.
         lam_max: the controller's largest lambda.
         rounds: alternations of a centre pass and a table pass.
         lr: Adam's or SGD's learning rate for ln q, with cosine decay over the rounds.
@@ -51,7 +52,7 @@ class FitSettings:
         seed: of the order in which a shuffling loader is read.
     """
 
-    target_cmi: tuple[float, float] = (0.2, 0.4)
+    cmi_gain: tuple[float, float] = (0.1, 0.3)
     max_accuracy_drop: float = 10.0
     lam: float | None = None
     lam_max: float = 2.0
@@ -66,16 +67,18 @@ class FitSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        low, high = self.target_cmi
+        low, high = self.cmi_gain
         choices = {"optimizer": ("adam", "sgd"), "variant": ("fresh", "literal", "fixed"), "precision": ("float32", "bfloat16")}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise DJIPError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(allowed)}")
         if not 0 < low <= high:
-            raise DJIPError(f"target_cmi is {self.target_cmi}; it must be (low, high) in nats with 0 < low <= high")
-        for name in ("rounds", "lr", "temperature", "q_min", "lam_max"):
+            raise DJIPError(f"cmi_gain is {self.cmi_gain}; it must be (low, high) in nats with 0 < low <= high")
+        for name in ("lr", "temperature", "q_min", "lam_max"):
             if not getattr(self, name) > 0:
                 raise DJIPError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.rounds < 0:
+            raise DJIPError(f"rounds is {self.rounds}; 0 only measures the starting tables, 20 is usual")
 
 
 @dataclass(frozen=True)
@@ -221,19 +224,21 @@ class _Fit:
             self.lens.q.copy_(self.ln_q.exp())
 
     def price(self, cmi: float) -> float:
-        """lambda: fixed, or proportional to what is missing to the target."""
+        """lambda: fixed, or proportional to the CMI that is still to gain."""
         settings = self.settings
         if settings.lam is not None:
             return settings.lam
-        target = settings.target_cmi[1]
-        return settings.lam_max * min(1.0, max(-1.0, (target - cmi) / (0.25 * target)))
+        high = settings.cmi_gain[1]
+        missing = self.before.cmi.total + high - cmi
+        return settings.lam_max * min(1.0, max(-1.0, missing / (0.25 * high)))
 
     def consider(self, index: int, tables: Tensor, now: Measurement) -> None:
         """Keep the round with the least cross entropy among those in the band and above the floor, else the nearest miss."""
         settings = self.settings
-        low, high = settings.target_cmi
+        low, high = settings.cmi_gain
+        gain = now.cmi.total - self.before.cmi.total
         below = max(0.0, self.before.accuracy - settings.max_accuracy_drop - now.accuracy)
-        outside = max(0.0, low - now.cmi.total, now.cmi.total - OVERSHOOT * high)
+        outside = max(0.0, low - gain, gain - OVERSHOOT * high)
         rank = (below, outside, now.ce)
         if self.best is None or rank < self.best.rank:
             self.best = _Best(rank, index, tables, now)

@@ -1,4 +1,4 @@
-"""``djip train | fit | inspect | demo``: the console command; ``tools/`` holds the same as scripts."""
+"""``djip demo | train | fit | compare | inspect``: the console command; ``tools/`` holds the same as scripts."""
 
 import argparse
 import importlib
@@ -11,13 +11,26 @@ COMMANDS = {
     "demo": "train a teacher, fit its lens, distil students with and without it, draw the pictures: five minutes, offline",
     "train": "train a teacher or distil a student on the embedded benchmark",
     "fit": "fit a lens for a teacher (tools/train_lens.py)",
+    "compare": "compare arms of students over paired seeds",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
-MODULES = {"demo": "demo", "train": "train", "fit": "train_lens", "inspect": "inspect_lens"}
+MODULES = {"demo": "demo", "train": "train", "fit": "train_lens", "compare": "compare", "inspect": "inspect_lens"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; what the user can mend ends as one line on stderr and exit status 2."""
+    try:
+        run_command(sys.argv[1:] if argv is None else argv)
+    except DJIPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; train and fit continue with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """Parse ``argv`` and run the command that it names; raises DJIPError for anything the user can mend."""
     parser = argparse.ArgumentParser("djip", description="Amplify a frozen teacher with a fitted JPEG lens.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     runners = {}
@@ -25,15 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         module = importlib.import_module(f".{MODULES[name]}", __package__)
         module.add_arguments(commands.add_parser(name, help=description, description=description))
         runners[name] = module.run
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    try:
-        runners[args.command](args)
-    except DJIPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume continues", file=sys.stderr)
-        sys.exit(130)
+    args, rest = parser.parse_known_args(argv)
+    if rest:  # KEY VALUE pairs may stand on either side of a flag
+        if not hasattr(args, "options") or any(word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.options += rest
+    runners[args.command](args)
 
 
 if __name__ == "__main__":

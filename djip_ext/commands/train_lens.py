@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     for field in dataclasses.fields(FitSettings):
         flag = "--" + field.name.replace("_", "-")
-        if field.name == "target_cmi":
+        if field.name == "cmi_gain":
             parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
         else:
             kind = {"int": int, "float": float}.get(getattr(field.type, "__name__", ""), float if field.name == "lam" else str)
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> None:
     train_set, test_set = load_image_sets(cfg)
     teacher = build_teacher(cfg, train_set.num_classes).to(device, memory_format=torch.channels_last)
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(FitSettings) if getattr(args, f.name) is not None}
-    if "target_cmi" in given:
-        given["target_cmi"] = tuple(given["target_cmi"])
+    if "cmi_gain" in given:
+        given["cmi_gain"] = tuple(given["cmi_gain"])
     settings = FitSettings(**{"precision": cfg.BENCH.PRECISION, **given})
     part = train_set.subset(min(1.0, args.images / len(train_set.labels)), seed=settings.seed) if args.images else train_set
     loader = DeviceLoader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
@@ -126,4 +126,4 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
         plain, lensed = about[before], about[after]
         print(f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %")
     if not in_band:
-        print("  note: no round met both the CMI band and the accuracy floor; this is the nearest. Try more --rounds or another --target-cmi")
+        print("  note: no round met both the CMI band and the accuracy floor; this is the nearest. Try more --rounds or another --cmi-gain")
