@@ -26,18 +26,16 @@ from .objective import lens_objective
 from .outputs import logits_of
 from .pixels import Normalisation
 
-DEFAULT_Q = 1.0
-OVERSHOOT = 1.15  # of the upper end of the band that the choice still accepts: the controller settles around it
-
 
 @dataclass(frozen=True)
 class FitSettings:
     """How a lens is fitted; ``docs/defaults.md`` records what was tried for each default.
 
     Attributes:
-        cmi_gain: the band to reach, (low, high) nats of CMI above the plain teacher's. The fit steers to the upper end.
+        cmi_gain: the band to reach, (low, high) nats of CMI above the plain teacher's. The fit steers to its middle and takes
+            the round in it that paid the least cross entropy per nat of CMI.
         max_accuracy_drop: percentage points of accuracy that the teacher may lose on the data of the fit.
-        lam: a fixed lambda; ``None`` lets a controller set it: lambda = lam_max clip(missing / (0.25 high), -1, 1), missing = the
+        lam: a fixed lambda; ``None`` lets a controller set it: lambda = lam_max clip(missing / (0.25 target), -1, 1), missing = the
             CMI still to gain.
         lam_max: the controller's largest lambda.
         rounds: alternations of a centre pass and a table pass.
@@ -46,22 +44,22 @@ class FitSettings:
         variant: "fresh" (reverse channel from the current prediction), "literal" (from the last pass; N x C floats) or
             "fixed" (centres of the plain teacher, never refreshed: MCMI's way).
         temperature: T at which CMI is raised and measured.
-        q_min: smallest step; below it an entry zeroes its coefficient or is dead.
+        q_min: smallest step. Coefficients reach 1024, so below 1024 / L the mean of bright and dark blocks saturates.
         ce_weight: weight of the cross entropy; 0 leaves CMI alone.
         precision: of the network, "float32" or "bfloat16"; the lens is always float32.
         seed: of the order in which a shuffling loader is read.
     """
 
-    cmi_gain: tuple[float, float] = (0.1, 0.3)
+    cmi_gain: tuple[float, float] = (0.2, 0.4)
     max_accuracy_drop: float = 10.0
     lam: float | None = None
     lam_max: float = 2.0
     rounds: int = 20
-    lr: float = 0.05
+    lr: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
     variant: Literal["fresh", "literal", "fixed"] = "fresh"
     temperature: float = 1.0
-    q_min: float = 0.5
+    q_min: float = 1.01
     ce_weight: float = 1.0
     precision: str = "float32"
     seed: int = 0
@@ -228,18 +226,19 @@ class _Fit:
         settings = self.settings
         if settings.lam is not None:
             return settings.lam
-        high = settings.cmi_gain[1]
-        missing = self.before.cmi.total + high - cmi
-        return settings.lam_max * min(1.0, max(-1.0, missing / (0.25 * high)))
+        target = sum(settings.cmi_gain) / 2
+        missing = self.before.cmi.total + target - cmi
+        return settings.lam_max * min(1.0, max(-1.0, missing / (0.25 * target)))
 
     def consider(self, index: int, tables: Tensor, now: Measurement) -> None:
-        """Keep the round with the least cross entropy among those in the band and above the floor, else the nearest miss."""
+        """Keep the cheapest round among those in the band and above the floor, else the nearest miss."""
         settings = self.settings
         low, high = settings.cmi_gain
         gain = now.cmi.total - self.before.cmi.total
         below = max(0.0, self.before.accuracy - settings.max_accuracy_drop - now.accuracy)
-        outside = max(0.0, low - gain, gain - OVERSHOOT * high)
-        rank = (below, outside, now.ce)
+        outside = max(0.0, low - gain, gain - high)
+        price = (now.ce - self.before.ce) / gain if gain > 0 else math.inf
+        rank = (below, outside, price)
         if self.best is None or rank < self.best.rank:
             self.best = _Best(rank, index, tables, now)
 
@@ -309,9 +308,14 @@ def _unpack(state: dict[str, Any]) -> Measurement:
     return Measurement(CMI(**cmi), state["ce"], state["accuracy"])
 
 
+def default_start() -> JPEGLens:
+    """Equal steps of 8 with alpha = 5 / q^2: soft enough for a quiet gradient at any step (see docs/defaults.md)."""
+    return JPEGLens(q=8.0, kappa=5.0)
+
+
 def _starting_lens(lens: JPEGLens | None) -> JPEGLens:
     """A copy to work on; its teacher-specific metadata are dropped."""
-    lens = JPEGLens(q=DEFAULT_Q) if lens is None else copy.deepcopy(lens)
+    lens = default_start() if lens is None else copy.deepcopy(lens)
     if lens.hard:
         raise DJIPError("a hard lens has no gradient; fit it soft (hard=False) and set lens.hard = True afterwards")
     lens.metadata = {}

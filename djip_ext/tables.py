@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .codec import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 from .errors import DJIPError
+from .lens import Q_MAX, Q_MIN
 from .outputs import logits_of
 from .pixels import Normalisation
 
@@ -26,6 +27,12 @@ def standard_jpeg(quality: int) -> Tensor:
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     base = torch.tensor([[int(step) for step in table.split()] for table in (_LUMA, _CHROMA)])
     return ((base * scale + 50) // 100).clamp(1, 255).float().view(2, BLOCK, BLOCK)
+
+
+def random_tables(median: float, seed: int) -> Tensor:
+    """Independent log-normal steps with sigma = 1: a control that knows nothing of the teacher."""
+    generator = torch.Generator().manual_seed(seed)
+    return (median * torch.randn(2, BLOCK, BLOCK, generator=generator).exp()).clamp(Q_MIN, Q_MAX)
 
 
 @torch.no_grad()

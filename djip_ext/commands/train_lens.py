@@ -15,19 +15,19 @@ from ..bench.loader import DeviceLoader
 from ..bench.run import build_teacher, code_version, resolve_device
 from ..errors import DJIPError
 from ..files import write_json
-from ..fit import DEFAULT_Q, FitSettings, fit_lens
+from ..fit import FitSettings, default_start, fit_lens
 from ..lens import JPEGLens
 from ..lens_file import lens_id
 from ..measure import measure
 from ..pixels import Normalisation
-from ..tables import mean_magnitude, sensitivity, standard_jpeg
+from ..tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
 from .options import add_benchmark_arguments, benchmark_cfg
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
     parser.add_argument("--out", required=True, metavar="LENS", help="where to write the lens (.safetensors)")
-    parser.add_argument("--start", default="", metavar="TABLES", help="start: a number, jpeg:QUALITY, magnitude or sensitivity:QMAX")
+    parser.add_argument("--start", default="", metavar="TABLES", help="start: a number, jpeg:QUALITY, magnitude, sensitivity:QMAX or random:MEDIAN")
     parser.add_argument("--alpha", type=float, help="fixed sharpness of the soft quantizer")
     parser.add_argument("--kappa", type=float, help="tie the sharpness to the step instead: alpha = kappa / q^2")
     parser.add_argument("--max-index", type=int, help="index range L")
@@ -100,8 +100,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def starting_lens(args: argparse.Namespace, teacher: nn.Module, loader: DeviceLoader, data: ImageSet) -> JPEGLens:
-    """The start that ``--start`` and the codec's flags describe."""
+    """The start that ``--start`` and the codec's flags describe; what they leave open is the default start's."""
+    default = default_start()
     codec = {name: getattr(args, name) for name in ("alpha", "kappa", "max_index", "window") if getattr(args, name) is not None}
+    if "alpha" not in codec:
+        codec.setdefault("kappa", default.kappa)
     kind, _, value = args.start.partition(":")
     try:
         if kind == "jpeg":
@@ -110,12 +113,14 @@ def starting_lens(args: argparse.Namespace, teacher: nn.Module, loader: DeviceLo
             q = mean_magnitude(loader, data.mean, data.std)
         elif kind == "sensitivity":
             q = sensitivity(teacher, loader, data.mean, data.std, float(value or 10))
+        elif kind == "random":
+            q = random_tables(float(value or 8), args.seed or 0)
         else:
-            q = float(kind or DEFAULT_Q)
+            q = float(kind) if kind else default.q
     except ValueError as error:
         if isinstance(error, DJIPError):
             raise
-        raise DJIPError(f"--start is '{args.start}'; give a number, jpeg:QUALITY, magnitude or sensitivity:QMAX") from error
+        raise DJIPError(f"--start is '{args.start}'; give a number, jpeg:QUALITY, magnitude, sensitivity:QMAX or random:MEDIAN") from error
     return JPEGLens(q, **codec)
 
 
