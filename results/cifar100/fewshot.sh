@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The few-shot students of results/README.md: every run is one call of tools/train.py; finished runs are skipped.
+#   bash results/cifar100/fewshot.sh [LAST_SEED [PROCESSES [PYTHON]]]      from the root of the checkout, CIFAR-100 in ./data
+set -u
+last=${1:-4} processes=${2:-2} python=${3:-python}
+lenses=results/cifar100/lenses
+common="DISTILLER.TEACHER wrn_16_2 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors BENCH.PRECISION bfloat16 BENCH.EVAL_EVERY 5"
+ten="SOLVER.EPOCHS 15 SOLVER.LR_DECAY_STAGES [9,12,14]"  # at 10 % of the data: the same number of steps
+
+plan() {
+  for seed in $(seq 0 "$last"); do
+    for lens in identity $lenses/gain03.safetensors $lenses/jpeg.safetensors $lenses/random.safetensors; do
+      echo "kd $seed $lens BENCH.FRACTION 0.05 EXPERIMENT.NAME kd-5 $common"
+    done
+    for method in at dkd; do
+      for lens in identity $lenses/gain03.safetensors; do
+        echo "$method $seed $lens BENCH.FRACTION 0.05 EXPERIMENT.NAME $method-5 $common"
+      done
+    done
+    for lens in identity $lenses/gain03.safetensors; do
+      echo "kd $seed $lens BENCH.FRACTION 0.1 EXPERIMENT.NAME kd-10 $ten $common"
+    done
+  done
+}
+
+one() {
+  method=$1 seed=$2 lens=$3; shift 3
+  "$python" tools/train.py --cfg configs/cifar100/fewshot/${method}_wrn_16_2_resnet8.yaml --djip-lens "$lens" --seed "$seed" --resume "$@" 2>/dev/null
+}
+export -f one; export python
+plan | OMP_NUM_THREADS=1 xargs -P "$processes" -I{} bash -c 'one {}'
