@@ -16,6 +16,8 @@ from .distillers import distiller_dict
 from .models import cifar_model_dict
 from .trainer import trainer_dict
 
+SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
+
 
 def resolve_device(name: str) -> torch.device:
     """``auto``: a GPU when there is one; anything else as torch spells it.  Raises DJIPError when it is not there."""
@@ -79,12 +81,13 @@ def run_folder(cfg: CfgNode) -> Path:
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What a reader needs to trust and to repeat a run; ``code`` and ``environment`` may differ when it is resumed."""
+    used = CfgNode({name: node for name, node in cfg.items() if name in SHARED_NODES or name == cfg.DISTILLER.TYPE})
     return {
-        "config": cfg.dump(),
+        "config": used.dump(),
         "code": code_version(),
         "environment": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a plain string: weights_only refuses to load torch's own class
             "threads": torch.get_num_threads(),
             "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
         },
@@ -100,6 +103,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         raise DJIPError(f"there is no distiller '{kind}'; choose from {', '.join(distiller_dict)}")
     if cfg.SOLVER.TRAINER not in trainer_dict:
         raise DJIPError(f"there is no trainer '{cfg.SOLVER.TRAINER}'; choose from {', '.join(trainer_dict)}")
+    if (kind == "CRD") != (cfg.SOLVER.TRAINER == "crd"):
+        raise DJIPError(f"DISTILLER.TYPE {kind} does not go with SOLVER.TRAINER {cfg.SOLVER.TRAINER}; CRD takes crd, all others take base")
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
     teacher = None if kind == "NONE" else build_teacher(cfg, num_classes)
     torch.manual_seed(cfg.BENCH.SEED)

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ class BaseTrainer:
             self._load(latest)
         elif latest.exists():
             raise DJIPError(f"{self.folder} already holds a run; continue it with --resume or choose another EXPERIMENT.NAME")
+        if not self.history and hasattr(self.distiller, "pretrain"):
+            torch.manual_seed(self._epoch_seed(0))
+            self.distiller.pretrain(self.train_loader)
         with SummaryWriter(str(self.folder / "train.events")) as writer:
             for epoch in range(len(self.history) + 1, self.cfg.SOLVER.EPOCHS + 1):
                 row = self.train_epoch(epoch)
@@ -96,8 +100,7 @@ class BaseTrainer:
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         cfg, started = self.cfg, time.perf_counter()
-        seed = 1_000_003 * cfg.BENCH.SEED + epoch
-        torch.manual_seed(seed)
+        torch.manual_seed(self._epoch_seed(epoch))
         self.train_loader.epoch = epoch
         lr = self.learning_rate(epoch)
         for group in self.optimizer.param_groups:
@@ -119,10 +122,17 @@ class BaseTrainer:
             row |= evaluate(self.distiller.student, self.test_loader, cfg.BENCH.PRECISION)
         return row | {"seconds": seconds, "images_per_second": count / seconds}
 
+    def _epoch_seed(self, epoch: int) -> int:
+        return 1_000_003 * self.cfg.BENCH.SEED + epoch
+
+    def distiller_input(self, batch: tuple[Tensor, ...], epoch: int) -> dict[str, Any]:
+        """What the distiller's forward takes in a training step."""
+        image, target, index = batch
+        return {"image": image, "target": target, "index": index, "epoch": epoch}
+
     def train_step(self, batch: tuple[Tensor, ...], epoch: int) -> tuple[Tensor, Tensor]:
-        image, target, index = batch[:3]
-        with autocast(image.device, self.cfg.BENCH.PRECISION):
-            logits, losses = self.distiller(image=image, target=target, index=index, epoch=epoch)
+        with autocast(batch[0].device, self.cfg.BENCH.PRECISION):
+            logits, losses = self.distiller(**self.distiller_input(batch, epoch))
         loss = sum(value.mean() for value in losses.values())
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -160,7 +170,7 @@ class BaseTrainer:
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.history = state["history"]
-        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
+        except (RuntimeError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             if isinstance(error, DJIPError):
                 raise
             raise DJIPError(f"{path} cannot be resumed ({str(error).splitlines()[0]}); delete the folder to start afresh") from error
@@ -186,4 +196,31 @@ class BaseTrainer:
         return result
 
 
-trainer_dict: dict[str, type[BaseTrainer]] = {"base": BaseTrainer}
+class CRDTrainer(BaseTrainer):
+    """Gives every image its ``contrastive_index`` (B, 1 + K): a positive first, then K negatives of other classes.
+
+    As in mdistiller, the positive is the image itself (``CRD.MODE`` "exact") or any of its class ("relax"), and the
+    negatives of an image differ from one another while there are enough of them.  They are drawn on the device, from a
+    generator of their own that is set anew at every epoch.
+    """
+
+    def train_epoch(self, epoch: int) -> dict[str, float]:
+        crd = self.cfg.CRD
+        if crd.MODE not in ("exact", "relax"):
+            raise DJIPError(f"CRD.MODE is '{crd.MODE}'; choose exact or relax")
+        device = self.train_loader.device
+        self.labels = self.train_loader.data.labels.to(device)
+        self.repeat = crd.NCE.K > len(self.labels) - int(self.labels.bincount().max())
+        self.generator = torch.Generator(device).manual_seed(self._epoch_seed(epoch) + 500_000)  # not the stream of the order
+        return super().train_epoch(epoch)
+
+    def distiller_input(self, batch: tuple[Tensor, ...], epoch: int) -> dict[str, Any]:
+        _, target, index = batch
+        same = (self.labels == target[:, None]).float()
+        positive = index[:, None] if self.cfg.CRD.MODE == "exact" else torch.multinomial(same, 1, generator=self.generator)
+        negative = torch.multinomial(1 - same, self.cfg.CRD.NCE.K, self.repeat, generator=self.generator)
+        return super().distiller_input(batch, epoch) | {"contrastive_index": torch.cat([positive, negative], dim=1)}
+
+
+trainer_dict: dict[str, type[BaseTrainer]] = {"base": BaseTrainer, "crd": CRDTrainer}
+"""``SOLVER.TRAINER -> class``, by mdistiller's names."""
