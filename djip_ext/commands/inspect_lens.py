@@ -1,2 +1,224 @@
-def add_arguments(parser): ...
-def run(args): ...
+"""``djip inspect``: what a lens is, what it does to images and, given the teacher, what it does to its predictions."""
+
+import argparse
+import json
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from ..bench.dataset import load_image_sets
+from ..bench.imageset import ImageSet
+from ..bench.loader import DeviceLoader
+from ..bench.run import build_teacher, resolve_device
+from ..bench.synthetic import TEXTURES
+from ..errors import DJIPError
+from ..files import write_json
+from ..lens import JPEGLens
+from ..lens_file import SETTINGS, check_belongs, lens_id, load_lens
+from ..measure import Measurement, measure
+from ..pixels import Normalisation
+from .options import add_benchmark_arguments, benchmark_cfg
+
+HEALTH_IMAGES = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("lens", metavar="LENS", help="lens file (.safetensors)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the pictures go; default: <stem>-inspect beside the lens")
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="test images to show (8)")
+    add_benchmark_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..pictures import images_figure, save_figure, tables_figure
+
+    if args.images < 1:
+        raise DJIPError(f"--images is {args.images}; show at least one")
+    path = Path(args.lens)
+    lens, cfg = load_lens(path), benchmark_cfg(args)
+    out = Path(args.out) if args.out else path.with_name(f"{path.stem}-inspect")
+    name, about = lens_id(lens), lens.metadata
+    print(f"{path}: lens {name}\n{identity_text(lens)}\n{tables_text(lens)}")
+    written = [save_figure(tables_figure(lens, f"Lens {name}, fitted for {fitted_for(about)}"), out / "tables.png")]
+    written += draw_fit(path, about, out)
+
+    has_teacher = bool(args.cfg or cfg.BENCH.TEACHER_CHECKPOINT)
+    train_set, test_set, dataset = image_sets(cfg) if has_teacher else image_sets_of(lens, cfg)
+    names = class_names(dataset, cfg.BENCH.DATA_ROOT)
+    images, _ = spread(test_set, HEALTH_IMAGES)
+    health = lens.health(images) | {"dataset": dataset, "images": len(images)}
+    print(health_text(health))
+    images, labels = spread(test_set, args.images)
+    with torch.no_grad():
+        figure = images_figure(images, lens(images), [names[y] for y in labels.tolist()])
+    written.append(save_figure(figure, out / "images.png"))
+
+    if has_teacher:
+        teacher, pictures = inspect_teacher(lens, cfg, train_set, names, out)
+        settings = {key: getattr(lens, key) for key in SETTINGS}
+        summary = {"id": name, "lens": settings, "about": about, "tables": table_summary(lens), "health": health, "teacher": teacher}
+        written += [*pictures, write_json(out / "summary.json", summary)]
+    print(f"written to {out}: {', '.join(file.name for file in written)}")
+
+
+def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet, names: list[str], out: Path) -> tuple[dict[str, Any], list[Path]]:
+    """Measure the teacher on ``data`` without and with the lens, draw CMI and one class' predictions.
+
+    Returns the numbers for ``summary.json`` and the pictures' paths.
+    """
+    from ..pictures import cmi_figure, save_figure, simplex_figure
+
+    device = resolve_device(cfg.BENCH.DEVICE)
+    teacher = build_teacher(cfg, data.num_classes).to(device, memory_format=torch.channels_last)
+    try:
+        check_belongs(lens, teacher, data.mean, data.std)
+    except DJIPError as error:
+        print(f"note: {str(error).split(';')[0]}; measured all the same")
+    temperature = (lens.metadata.get("fit") or {}).get("temperature", 1.0)
+    loader = DeviceLoader(data, 250, device, shuffle=True)  # shuffled batches carry the indices
+    normalisation, lens = Normalisation(data.mean, data.std), lens.to(device)
+
+    def measured(look: Callable[[Tensor], Tensor] | None) -> tuple[Measurement, Tensor]:
+        f = torch.empty(len(data.labels), data.num_classes, device=device)
+
+        def keep(index: Tensor, ln_f: Tensor) -> None:
+            f[index] = ln_f.exp()
+
+        return measure(teacher, loader, data.num_classes, look, temperature, cfg.BENCH.PRECISION, keep), f.cpu()
+
+    before, f_before = measured(None)
+    after, f_after = measured(lambda image: normalisation.through(lens, image))
+    plain, lensed = before.cmi.per_class, after.cmi.per_class
+    label = int((lensed - plain).argmax())
+    members = data.labels == label
+    print(f"{cfg.DISTILLER.TEACHER} on {len(data.labels)} {cfg.DATASET.TYPE} training images, T = {temperature:g}:")
+    print(f"  {change_text(before.summary(), after.summary())}")
+    print(f"  CMI rises most in class {names[label]}: {plain[label]:.4f} -> {lensed[label]:.4f} nats (simplex.png)")
+    pictures = [
+        save_figure(cmi_figure(before.cmi, after.cmi, names), out / "cmi.png"),
+        save_figure(simplex_figure(f_before[members], f_after[members], label, names), out / "simplex.png"),
+    ]
+    numbers = {
+        "name": cfg.DISTILLER.TEACHER,
+        "dataset": cfg.DATASET.TYPE,
+        "images": len(data.labels),
+        "temperature": temperature,
+        "before": before.summary() | {"cmi_per_class": plain.tolist()},
+        "after": after.summary() | {"cmi_per_class": lensed.tolist()},
+    }
+    return numbers, pictures
+
+
+def draw_fit(path: Path, about: dict[str, Any], out: Path) -> list[Path]:
+    """Draw the fit when its report still lies beside the lens, as ``djip fit`` leaves it."""
+    from ..pictures import fit_figure, save_figure
+
+    try:
+        report = json.loads(path.with_suffix(".json").read_text())
+        if report["about"] != about:
+            return []  # the report of another lens
+        history, fit, before = report["history"], about["fit"], about["before"]
+        target = tuple(before["cmi"] + gain for gain in fit["cmi_gain"])
+        floor = before["accuracy"] - fit["max_accuracy_drop"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [save_figure(fit_figure(history, target, floor, fit["chosen"]), out / "fit.png")]
+
+
+def identity_text(lens: JPEGLens) -> str:
+    """What the lens is and what it was made for, one fact a line; ``unknown`` where the file does not say."""
+    about = lens.metadata
+    sharpness = f"alpha = {lens.alpha:g}" if lens.kappa is None else f"alpha = {lens.kappa:g} / q^2"
+    quantizer = "hard rounding" if lens.hard else f"soft, {sharpness}, {f'{lens.window} nearest bins' if lens.window else 'all bins'}"
+    fit = about.get("fit") or {}
+    facts = {
+        "quantizer": f"{quantizer}, index range L = {lens.max_index}, output {'clamped to [0, 255]' if lens.clamp else 'not clamped'}",
+        "fitted for": fitted_for(about),
+        "weights": about.get("teacher_hash", "unknown"),
+        "pixels": f"mean {tuple(about['mean'])}, std {tuple(about['std'])}" if {"mean", "std"} <= about.keys() else "unknown",
+        "training": change_text(about.get("before"), about.get("after")),
+        "test": change_text(about.get("test_before"), about.get("test_after")),
+        "fit": ", ".join(f"{key} {value}" for key, value in fit.items()) or "unknown",
+        "took": f"{about['seconds']:.0f} s on {about.get('images', 'unknown')} images" if "seconds" in about else "unknown",
+    }
+    return "\n".join(textwrap.fill(f"  {name:<11}{fact}", 120, subsequent_indent=13 * " ") for name, fact in facts.items())
+
+
+def fitted_for(about: dict[str, Any]) -> str:
+    return f"{about.get('teacher', 'an unknown teacher')} on {about.get('dataset', 'unknown data')}"
+
+
+def change_text(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
+    if not before or not after:
+        return "unknown"
+    cmi = f"CMI {before['cmi']:.4f} -> {after['cmi']:.4f} nats"
+    return f"{cmi}, CE {before['ce']:.4f} -> {after['ce']:.4f} nats, accuracy {before['accuracy']:.2f} -> {after['accuracy']:.2f} %"
+
+
+def table_summary(lens: JPEGLens) -> dict[str, dict[str, Any]]:
+    """Smallest, median and largest step, the number of dead steps and the steps themselves, for luma and chroma."""
+    from ..pictures import dead_steps
+
+    return {
+        name: {"min": q.min().item(), "median": q.median().item(), "max": q.max().item(), "dead": int(dead.sum()), "q": q.tolist()}
+        for name, q, dead in zip(("luma", "chroma"), lens.q.detach(), dead_steps(lens))
+    }
+
+
+def tables_text(lens: JPEGLens) -> str:
+    """Both tables, vertical frequencies down, horizontal ones across."""
+    from ..pictures import step_text
+
+    lines = []
+    for name, table in table_summary(lens).items():
+        span = ", ".join(f"{key} {table[key]:.3g}" for key in ("min", "median", "max"))
+        lines.append(f"{name} steps: {span}, {table['dead']} of 64 dead")
+        lines += ["  " + " ".join(f"{step_text(step):>6}" for step in row) for row in table["q"]]
+    return "\n".join(lines)
+
+
+def health_text(health: dict[str, Any]) -> str:
+    """The numbers of :meth:`JPEGLens.health` with what they mean."""
+    return "\n".join([
+        f"on {health['images']} {health['dataset']} test images:",
+        f"  dead       {health['dead']} of 128 steps have alpha q^2 < 1: too small to round anything, and out of reach of a fit",
+        f"  saturated  {100 * health['saturated']:.2f} % of the coefficients exceed the range L q and are cut off there",
+        f"  zeroed     {100 * health['zeroed']:.2f} % of the visible coefficients (above half a grey level) vanish",
+    ])
+
+
+def image_sets(cfg: CfgNode) -> tuple[ImageSet, ImageSet, str]:
+    """Training set, test set and name of the data that ``cfg`` names."""
+    return *load_image_sets(cfg), cfg.DATASET.TYPE
+
+
+def image_sets_of(lens: JPEGLens, cfg: CfgNode) -> tuple[ImageSet, ImageSet, str]:
+    """The same for the data that ``lens`` was fitted for; the synthetic set where these are unknown or not there."""
+    cfg = cfg.clone()
+    cfg.DATASET.TYPE = lens.metadata.get("dataset", "unknown")
+    try:
+        return image_sets(cfg)
+    except DJIPError as error:
+        reason = error if "dataset" in lens.metadata else "the lens does not say which images it was fitted for"
+        print(f"note: {reason}; showing synthetic ones")
+        cfg.DATASET.TYPE = "synthetic"
+        return image_sets(cfg)
+
+
+def spread(data: ImageSet, count: int) -> tuple[Tensor, Tensor]:
+    """Up to ``count`` images, float (N, 3, H, W) in [0, 255], and their labels, evenly spread over the set."""
+    index = torch.linspace(0, len(data.labels) - 1, min(count, len(data.labels))).long()
+    return data.images[index].permute(0, 3, 1, 2).float(), data.labels[index]
+
+
+def class_names(dataset: str, root: str) -> list[str]:
+    if dataset == "cifar100":
+        from torchvision.datasets import CIFAR100
+
+        return CIFAR100(root, train=False).classes
+    return [f"{shape} {frequency:g} {angle:g}°" for frequency, angle in TEXTURES for shape in ("disc", "square", "triangle", "ring")]
