@@ -273,7 +273,7 @@ def simplex_figure(probabilities_before: Tensor, probabilities_after: Tensor, la
         _triangle(axes, [class_names[y] for y in corners])
         points, centre = _to_plane(f[:, corners]), _to_plane(f.mean(0)[corners][None])[0]
         axes.scatter(*points.T.numpy(), s=16, color=colour, alpha=0.45, linewidth=0, zorder=2, label="a sample")
-        axes.scatter(*centre.tolist(), s=60, facecolor="none", edgecolor="black", linewidth=1.3, marker="D", zorder=3, label="class centre $S_y$")
+        axes.scatter(*centre.tolist(), s=60, color="none", edgecolor="black", marker="D", zorder=3, label="class centre $S_y$")
         right, share = (f.argmax(1) == label).double().mean().item(), f[:, corners].sum(1).mean().item()
         axes.set_title(f"{name}: {100 * right:.0f} % right, the three hold {100 * share:.0f} % of the probability")
         axes.legend(loc="upper left", bbox_to_anchor=(-0.05, 0.97), handletextpad=0.2)
