@@ -1,5 +1,6 @@
 """Writing files so that a crash, a kill -9 or a full disk never leaves half of one."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     except RuntimeError as error:  # torch.save and safetensors wrap a full disk into a RuntimeError of their own
         raise DJIPError(f"cannot write {path}: {str(error).splitlines()[0]}; nothing was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not there, nor can be: the error above says why
+            temporary.unlink()
     return path
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from .errors import DJIPError
@@ -27,7 +27,8 @@ def save_lens(lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
     """Write ``lens`` and its ``metadata`` atomically; raises DJIPError when the place cannot be written."""
     header = {"format": FORMAT, "lens": {name: getattr(lens, name) for name in SETTINGS}, "about": lens.metadata}
     tensors = {"q": lens.q.detach().cpu().float().contiguous()}
-    return atomic_write(path, lambda p: save_file(tensors, p, metadata={"djip": json.dumps(header)}))
+    content = save(tensors, metadata={"djip": json.dumps(header)})  # bytes: a full disk then is a plain OSError
+    return atomic_write(path, lambda p: p.write_bytes(content))
 
 
 def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
@@ -50,14 +51,16 @@ def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
     try:
         header = json.loads(text)
         version = int(header["format"])
-        if version > FORMAT:
-            raise DJIPError(f"{path} has lens format {version}, this djip_ext reads up to {FORMAT}; upgrade djip_ext")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DJIPError(f"{path} has a damaged header ({error!r}); fit the lens again") from error
+    if version > FORMAT:
+        raise DJIPError(f"{path} has lens format {version}, this djip_ext reads up to {FORMAT}; upgrade djip_ext")
+    try:
         lens = JPEGLens(q, **{name: header["lens"][name] for name in SETTINGS})
         lens.metadata = dict(header["about"])
     except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DJIPError):
-            raise
-        raise DJIPError(f"{path} has a damaged header ({error!r}); fit the lens again") from error
+        reason = str(error) if isinstance(error, DJIPError) else repr(error)
+        raise DJIPError(f"{path} does not describe a lens: {reason}; fit the lens again") from error
     return lens
 
 
