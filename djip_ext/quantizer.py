@@ -165,4 +165,4 @@ def _edge_reach(u: Tensor, kappa: Tensor, max_index: int) -> int:
     """How many bins from the nearest existing one still weigh something: 2 k d x + k d^2 > TAIL, x = how far beyond."""
     beyond = (u.abs() - max_index).clamp_min(0)
     distance = TAIL / (kappa * beyond + torch.sqrt((kappa * beyond) ** 2 + TAIL * kappa))
-    return min(2 * max_index, math.ceil(float(distance.max())) + 1)
+    return math.ceil(min(2.0 * max_index, float(distance.max()) + 1))
