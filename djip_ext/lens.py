@@ -103,8 +103,10 @@ class JPEGLens(nn.Module):
         if self._range_checked or image.numel() == 0:
             return
         low, high = image.detach().amin().item(), image.detach().amax().item()
-        if high <= 1.0 and low >= -1.0 and high > low:
-            raise DJIPError(f"the images lie in [{low:.2f}, {high:.2f}]; a lens takes [0, 255]: multiply by 255")
+        if high <= 1.0 and low >= -1.0:
+            if high > low:
+                raise DJIPError(f"the images lie in [{low:.2f}, {high:.2f}]; a lens takes [0, 255]: multiply by 255")
+            return  # one flat black image tells nothing: look again next time
         self._range_checked = True  # once: the look costs a GPU a stall
 
     @torch.no_grad()
