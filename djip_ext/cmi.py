@@ -40,8 +40,8 @@ class CMI:
 
     @property
     def ncmi(self) -> float:
-        """CMI / Gamma."""
-        return self.total / self.gamma
+        """CMI / Gamma; nan where Gamma is nan or 0."""
+        return self.total / self.gamma if self.gamma else float("nan")
 
 
 class ClassStatistics:
