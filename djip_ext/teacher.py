@@ -1,7 +1,7 @@
 """A frozen teacher behind a lens, which a distiller cannot tell from the teacher alone."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -133,6 +133,12 @@ class _Bypass:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self._target, name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._target[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise DJIPError(f"the teacher's {self._name}() would bypass the lens; call the teacher itself, or {self._name} on teacher.look(images)")
