@@ -36,6 +36,7 @@ CFG = CfgNode({
         "DOWNLOAD": False,  # nothing is fetched unless the user says so
         "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
         "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
+        "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)
         "TEACHER_CHECKPOINT": "",  # .pth or .safetensors; "" is mdistiller's path for that teacher
         "STUDENT_CHECKPOINT": "",  # where the student starts from; "": fresh weights
         "EVAL_EVERY": 1,  # epochs between two evaluations; the last epoch is always evaluated

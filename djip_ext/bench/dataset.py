@@ -48,6 +48,6 @@ def get_dataset(cfg: CfgNode) -> tuple[DeviceLoader, DeviceLoader, int, int]:
     """mdistiller's entry: ``(train_loader, test_loader, num_data, num_classes)``."""
     train, test = load_image_sets(cfg)
     device = cfg.BENCH.DEVICE
-    train_loader = DeviceLoader(train, cfg.SOLVER.BATCH_SIZE, device, augment=True, seed=cfg.BENCH.SEED)
+    train_loader = DeviceLoader(train, cfg.SOLVER.BATCH_SIZE, device, augment=True, seed=cfg.BENCH.SEED, views=cfg.BENCH.VIEWS)
     test_loader = DeviceLoader(test, cfg.DATASET.TEST.BATCH_SIZE, device)
     return train_loader, test_loader, train_loader.num_images, train.num_classes

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .augment import crop_and_flip
+from .augment import crop_and_flip, draw
 from .imageset import ImageSet
 
 
@@ -26,6 +26,8 @@ class DeviceLoader:
         shuffle: fresh order every epoch, and ``(image, target, index)`` batches; ``augment`` implies it.
         augment: random crop with a zero border of ``padding`` pixels and horizontal flip. Without
             either: the stored order and ``(image, target)`` batches.
+        views: with ``augment``: 0 augments afresh every epoch; K > 0 goes round K fixed augmentations of every image, the same
+            for all seeds, so that a teacher's answers can be kept.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class DeviceLoader:
         augment: bool = False,
         seed: int = 0,
         padding: int = 4,
+        views: int = 0,
     ) -> None:
         self.data, self.batch_size, self.shuffle, self.augment, self.seed = data, batch_size, shuffle or augment, augment, seed
+        self.views, self.padding = views, padding
         self.device = torch.device(device)
         self.epoch = 0
         images = data.images
@@ -68,9 +72,29 @@ class DeviceLoader:
                 yield self.normalise(self._images[start:stop]), self._labels[start:stop]
             return
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        view = self.view(self.epoch)
         self.epoch += 1
-        size = self.data.images.shape[1]
         order = torch.randperm(self.num_images, generator=generator).to(self.device)
         for index in order.split(self.batch_size):
-            images = crop_and_flip(self._images, index, size, generator) if self.augment else self._images[index]
+            if not self.augment:
+                images = self._images[index]
+            elif view is None:
+                images = self._augmented(index, *draw(len(index), 2 * self.padding + 1, generator))
+            else:
+                images = self._augmented(index, *(choice[index.cpu()] for choice in view))
             yield self.normalise(images), self._labels[index], index
+
+    def view(self, epoch: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The fixed augmentation of every image in that epoch; ``None`` when epochs are augmented afresh."""
+        if not self.views:
+            return None
+        return draw(self.num_images, 2 * self.padding + 1, torch.Generator().manual_seed(epoch % self.views))
+
+    def view_batches(self, epoch: int) -> Iterator[Tensor]:
+        """The normalised images of that epoch's view in their stored order."""
+        view = self.view(epoch)
+        for index in torch.arange(self.num_images).split(self.batch_size):
+            yield self.normalise(self._augmented(index.to(self.device), *(choice[index] for choice in view)))
+
+    def _augmented(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+        return crop_and_flip(self._images, index, self.data.images.shape[1], top, left, mirrored)

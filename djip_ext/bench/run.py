@@ -14,6 +14,7 @@ from ..errors import DJIPError
 from .dataset import get_dataset
 from .distillers import distiller_dict
 from .models import cifar_model_dict
+from .teacher_cache import cached_teacher
 from .trainer import trainer_dict
 
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
@@ -118,6 +119,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     else:
         distiller = distiller_dict[kind](student, teacher, cfg)
     distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    if teacher is not None and cfg.BENCH.VIEWS:
+        distiller.teacher = cached_teacher(distiller.teacher, train_loader, Path(cfg.LOG.PREFIX, "teacher_cache"), cfg.BENCH.PRECISION)
     record = run_record(cfg) | {"lens": getattr(getattr(distiller, "teacher", None), "djip_id", "none")}
     trainer = trainer_dict[cfg.SOLVER.TRAINER](run_folder(cfg), distiller, train_loader, test_loader, cfg, record)
     return trainer.train(resume)

@@ -18,6 +18,7 @@ from ..errors import DJIPError
 from ..files import atomic_write, write_json
 from ..measure import autocast
 from .loader import DeviceLoader
+from .teacher_cache import CachedTeacher
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_top5", "seconds", "images_per_second")
 
@@ -131,6 +132,9 @@ class BaseTrainer:
         return {"image": image, "target": target, "index": index, "epoch": epoch}
 
     def train_step(self, batch: tuple[Tensor, ...], epoch: int) -> tuple[Tensor, Tensor]:
+        teacher = getattr(self.distiller, "teacher", None)
+        if isinstance(teacher, CachedTeacher):
+            teacher.select(batch[2], epoch)
         with autocast(batch[0].device, self.cfg.BENCH.PRECISION):
             logits, losses = self.distiller(**self.distiller_input(batch, epoch))
         loss = sum(value.mean() for value in losses.values())

@@ -4,21 +4,22 @@
 set -u
 last=${1:-4} processes=${2:-2} python=${3:-python}
 lenses=results/cifar100/lenses
-common="DISTILLER.TEACHER wrn_16_2 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors BENCH.PRECISION bfloat16 BENCH.EVAL_EVERY 5"
-ten="SOLVER.EPOCHS 15 SOLVER.LR_DECAY_STAGES [9,12,14]"  # at 10 % of the data: the same number of steps
+common="DISTILLER.TEACHER wrn_16_2 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors BENCH.PRECISION bfloat16 BENCH.VIEWS 16"
+five="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 10"
+ten="BENCH.FRACTION 0.1 BENCH.EVAL_EVERY 5 SOLVER.EPOCHS 35 SOLVER.LR_DECAY_STAGES [21,28,33]"  # the same number of steps
 
 plan() {
   for seed in $(seq 0 "$last"); do
     for lens in identity $lenses/gain03.safetensors $lenses/jpeg.safetensors $lenses/random.safetensors; do
-      echo "kd $seed $lens BENCH.FRACTION 0.05 EXPERIMENT.NAME kd-5 $common"
+      echo "kd $seed $lens $five EXPERIMENT.NAME kd-5 $common"
     done
-    for method in at dkd; do
+    for method in dkd rkd; do
       for lens in identity $lenses/gain03.safetensors; do
-        echo "$method $seed $lens BENCH.FRACTION 0.05 EXPERIMENT.NAME $method-5 $common"
+        echo "$method $seed $lens $five EXPERIMENT.NAME $method-5 $common"
       done
     done
     for lens in identity $lenses/gain03.safetensors; do
-      echo "kd $seed $lens BENCH.FRACTION 0.1 EXPERIMENT.NAME kd-10 $ten $common"
+      echo "kd $seed $lens $ten EXPERIMENT.NAME kd-10 $common"
     done
   done
 }
