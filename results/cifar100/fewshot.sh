@@ -6,9 +6,9 @@ last=${1:-4} processes=${2:-2} python=${3:-python}
 lenses=results/cifar100/lenses
 common="DISTILLER.TEACHER wrn_16_2 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors BENCH.PRECISION bfloat16 BENCH.VIEWS 16"
 five="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 10"
-ten="BENCH.FRACTION 0.1 BENCH.EVAL_EVERY 5 SOLVER.EPOCHS 35 SOLVER.LR_DECAY_STAGES [21,28,33]"  # the same number of steps
+ten="BENCH.FRACTION 0.1 BENCH.EVAL_EVERY 5 SOLVER.EPOCHS 25 SOLVER.LR_DECAY_STAGES [15,20,23]"  # the same number of steps
 
-plan() {
+plan() {  # the seeds are the outer loop: stopped anywhere, the arms have nearly the same seeds
   for seed in $(seq 0 "$last"); do
     for lens in identity $lenses/gain03.safetensors $lenses/jpeg.safetensors $lenses/random.safetensors; do
       echo "kd $seed $lens $five EXPERIMENT.NAME kd-5 $common"
@@ -18,6 +18,8 @@ plan() {
         echo "$method $seed $lens $five EXPERIMENT.NAME $method-5 $common"
       done
     done
+  done
+  for seed in $(seq 0 "$last"); do
     for lens in identity $lenses/gain03.safetensors; do
       echo "kd $seed $lens $ten EXPERIMENT.NAME kd-10 $common"
     done
