@@ -6,6 +6,7 @@ Importing this package imports torch and nothing of torchvision, matplotlib or a
 from .cmi import CMI, ClassStatistics, conditional_mutual_information
 from .errors import DJIPError
 from .fit import FitResult, FitSettings, fit_lens
+from .install import install, uninstall
 from .lens import JPEGLens
 from .lens_file import load_lens
 from .quantizer import hard_quantize, soft_quantize
@@ -23,6 +24,8 @@ __all__ = [
     "conditional_mutual_information",
     "fit_lens",
     "hard_quantize",
+    "install",
     "load_lens",
     "soft_quantize",
+    "uninstall",
 ]

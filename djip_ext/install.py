@@ -8,11 +8,13 @@ references to the dict itself.
 import functools
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from .additions import add_missing
 from .errors import DJIPError
 from .lens import JPEGLens
 from .lens_file import lens_id, load_lens
@@ -25,16 +27,27 @@ NORMALISATIONS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
     "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
     "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
 }
-_ORIGINALS: dict[str, dict[str, Any]] = {}  # package -> its registry as it was
+
+
+@dataclass
+class _Installation:
+    originals: dict[str, Any]  # the registry as it was
+    remove_additions: Callable[[], None]
+    teachers: int = 0  # how many have been put behind the lens
+
+
+_INSTALLED: dict[str, _Installation] = {}  # by package
 
 
 def install(lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller", any_teacher: bool = False) -> str:
     """Put ``lens`` in front of the teacher of every distiller that ``package`` will build from now on.
 
+    Also registers the distillers of this project that the package lacks, with their configuration nodes.
+
     Args:
         lens: a path, a :class:`JPEGLens`, or ``"identity"``, the fair baseline: the same wrapper, no change of the images.
         package: the benchmark, imported if need be; it must have ``<package>.distillers.distiller_dict``.
-        any_teacher: accept a lens that was fitted for other weights.
+        any_teacher: accept a lens that was fitted for other weights or another data set.
 
     Returns:
         one line that says what is active.  Installing again replaces the lens.
@@ -46,20 +59,26 @@ def install(lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller"
         lens = load_lens(lens)
     registry = find_registry(package)
     uninstall(package)
-    _ORIGINALS[package] = dict(registry)
+    installation = _INSTALLED[package] = _Installation(dict(registry), add_missing(package, registry))
     for name, build in list(registry.items()):
         if name != "NONE":  # the one entry without a teacher
-            registry[name] = _with_lens(build, lens, any_teacher)
+            registry[name] = _with_lens(build, lens, any_teacher, installation)
     return describe(lens, package, len(registry) - ("NONE" in registry))
 
 
 def uninstall(package: str = "mdistiller") -> None:
     """Restore the registry of ``package`` exactly; does nothing when no lens is installed."""
-    originals = _ORIGINALS.pop(package, None)
-    if originals is not None:
+    installation = _INSTALLED.pop(package, None)
+    if installation is not None:
+        installation.remove_additions()
         registry = find_registry(package)
         registry.clear()
-        registry.update(originals)
+        registry.update(installation.originals)
+
+
+def teachers_behind_lens(package: str) -> int:
+    """How many teachers have been put behind the lens since it was installed in ``package``."""
+    return _INSTALLED[package].teachers if package in _INSTALLED else 0
 
 
 def find_registry(package: str) -> dict[str, Any]:
@@ -76,7 +95,7 @@ def find_registry(package: str) -> dict[str, Any]:
 
 def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
     """The line that says a lens is active: its id, CMI and the teacher's accuracy without and with it."""
-    if lens == "identity":
+    if isinstance(lens, str):
         return f"djip: identity lens in front of the teacher of {distillers} distillers of {package}"
     line = f"djip: lens {lens_id(lens)} in front of the teacher of {distillers} distillers of {package}"
     before, after = lens.metadata.get("before"), lens.metadata.get("after")
@@ -85,24 +104,34 @@ def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
     return line
 
 
-def _with_lens(build: Any, lens: JPEGLens | str, any_teacher: bool) -> Any:
+def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: bool = False) -> DJIPTeacher:
+    """``teacher`` behind ``lens`` with the normalisation of the benchmark's data set ``cfg.DATASET.TYPE``.
+
+    Raises:
+        DJIPError: the lens was fitted for another data set, normalisation or teacher, or the normalisation is unknown.
+    """
+    dataset = getattr(getattr(cfg, "DATASET", None), "TYPE", None)
+    about = {} if isinstance(lens, str) else lens.metadata
+    if dataset and about.get("dataset", dataset) != dataset and not any_teacher:
+        raise DJIPError(f"the lens was fitted on {about['dataset']}, this run is on {dataset}; fit one on {dataset}, or insist with --djip-any-teacher")
+    if dataset in NORMALISATIONS:
+        mean, std = NORMALISATIONS[dataset]
+    elif "mean" in about:
+        mean, std = about["mean"], about["std"]
+    elif lens == "identity":
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # never used: the images pass untouched
+    else:
+        raise DJIPError(f"DATASET.TYPE is '{dataset}', whose normalisation is unknown, and the lens does not say; fit it with fit_lens or djip fit")
+    return DJIPTeacher(teacher, lens, mean, std, any_teacher)  # type: ignore[arg-type]
+
+
+def _with_lens(build: Any, lens: JPEGLens | str, any_teacher: bool, installation: _Installation) -> Any:
     """``build`` with its second argument, the teacher, behind the lens."""
 
     @functools.wraps(build, updated=())
     def build_with_lens(student: nn.Module, teacher: nn.Module, cfg: Any, *args: Any, **kwargs: Any) -> nn.Module:
-        mean, std = _normalisation(lens, cfg)
-        return build(student, DJIPTeacher(teacher, lens, mean, std, any_teacher), cfg, *args, **kwargs)
+        amplified = put_behind(teacher, lens, cfg, any_teacher)
+        installation.teachers += 1
+        return build(student, amplified, cfg, *args, **kwargs)
 
     return build_with_lens
-
-
-def _normalisation(lens: JPEGLens | str, cfg: Any) -> tuple[Sequence[float], Sequence[float]]:
-    """The normalisation of the benchmark's images: by data set, which the lens must agree with, else the lens's own."""
-    kind = getattr(getattr(cfg, "DATASET", None), "TYPE", None)
-    if kind in NORMALISATIONS:
-        return NORMALISATIONS[kind]
-    if lens == "identity":
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # never used: the images pass untouched
-    if "mean" in lens.metadata:
-        return lens.metadata["mean"], lens.metadata["std"]
-    raise DJIPError(f"DATASET.TYPE is '{kind}', whose normalisation is unknown, and the lens does not say; fit it with fit_lens or djip fit")
