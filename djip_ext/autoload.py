@@ -1,0 +1,40 @@
+"""``import djip_ext.autoload``, one line in a benchmark's train.py, gives the script the flag ``--djip-lens``.
+
+Importing takes ``--djip-lens LENS``, ``--djip-any-teacher``, ``--djip-seed N`` and ``--djip-no-cure NAME`` out of ``sys.argv``,
+wherever they stand, and puts the lens in place.  Without ``--djip-lens`` and ``--djip-seed`` nothing changes at all.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .activate import activate, add_flags
+from .errors import DJIPError
+
+
+def take_flags(argv: list[str]) -> argparse.Namespace:
+    """Remove this package's flags from ``argv``, in place; the rest keeps its order."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_flags(parser, prefix="djip-")
+    flags, argv[1:] = parser.parse_known_args(argv[1:])
+    return flags
+
+
+def benchmark() -> str:
+    """The package, imported already, that has ``<package>.distillers.distiller_dict``; mdistiller when there is none yet."""
+    found = [
+        name.removesuffix(".distillers")
+        for name, module in list(sys.modules.items())
+        if name.endswith(".distillers") and not name.startswith(f"{__package__}.") and isinstance(getattr(module, "distiller_dict", None), dict)
+    ]
+    if len(found) > 1:
+        raise DJIPError(f"{', '.join(found)} all have a distiller_dict; use python -m djip_ext.launch --host PACKAGE")
+    return found[0] if found else "mdistiller"
+
+
+_flags = take_flags(sys.argv)
+if _flags.djip_lens is not None or _flags.seed is not None:
+    try:
+        activate(_flags, benchmark(), Path(sys.argv[0]), sys.argv)
+    except DJIPError as error:
+        sys.exit(f"error: {error}")
