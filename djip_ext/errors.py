@@ -6,3 +6,8 @@ class DJIPError(ValueError):
 
     The command line prints the message alone; anything else that is raised is a bug and keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, in one line; its type when it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__

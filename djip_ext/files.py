@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import DJIPError
+from .errors import DJIPError, first_line
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
@@ -32,7 +32,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         reason = error.strerror or str(error)
         raise DJIPError(f"cannot write {path}: {reason}; free space or choose another place. Nothing was changed") from error
     except RuntimeError as error:  # torch.save and safetensors wrap a full disk into a RuntimeError of their own
-        raise DJIPError(f"cannot write {path}: {str(error).splitlines()[0]}; nothing was changed") from error
+        raise DJIPError(f"cannot write {path}: {first_line(error)}; nothing was changed") from error
     finally:
         with contextlib.suppress(OSError):  # not there, nor can be: the error above says why
             temporary.unlink()

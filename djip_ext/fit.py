@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .cmi import CMI, check_logits
-from .errors import DJIPError
+from .errors import DJIPError, first_line
 from .files import atomic_write
 from .lens import Q_MAX, JPEGLens
 from .lens_file import weight_hash
@@ -288,7 +288,7 @@ class _Fit:
             best = state["best"]
             self.best = _Best(tuple(best["rank"]), best["index"], best["tables"].cpu(), _unpack(best["measured"]))
         except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise DJIPError(f"{path} is not a checkpoint of a fit ({str(error).splitlines()[0]}); delete it to start afresh") from error
+            raise DJIPError(f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh") from error
 
 
 @dataclass(frozen=True)

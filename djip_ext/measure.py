@@ -67,6 +67,8 @@ def measure(
         hits += (logits.argmax(1) == label).sum().item()
         count += len(label)
         if keep_ln_f is not None:
+            if not rest:
+                raise DJIPError("the literal variant needs each batch to carry its images' indices third; add them or use variant='fresh'")
             keep_ln_f(rest[0], torch.log_softmax(logits / temperature, dim=1))
     result = statistics.result()
     return Measurement(result, ce / count, 100 * hits / count)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from yacs.config import CfgNode
 
-from ..errors import DJIPError
+from ..errors import DJIPError, first_line
 from .dataset import get_dataset
 from .distillers import distiller_dict
 from .models import cifar_model_dict
@@ -56,7 +56,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             state = state.get("model", state)
         state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     except Exception as error:  # torch.load raises a dozen types for damaged files
-        raise DJIPError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}); fetch or train it again") from error
+        raise DJIPError(f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

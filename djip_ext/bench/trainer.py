@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from ..errors import DJIPError
+from ..errors import DJIPError, first_line
 from ..files import atomic_write, write_json
 from ..measure import autocast
 from .loader import DeviceLoader
@@ -177,7 +177,7 @@ class BaseTrainer:
         except (RuntimeError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             if isinstance(error, DJIPError):
                 raise
-            raise DJIPError(f"{path} cannot be resumed ({str(error).splitlines()[0]}); delete the folder to start afresh") from error
+            raise DJIPError(f"{path} cannot be resumed ({first_line(error)}); delete the folder to start afresh") from error
 
     def _write_csv(self, path: Path) -> None:
         with open(path, "w", newline="") as file:

@@ -1,0 +1,222 @@
+"""The fit: it raises CMI, meets its band, leaves the teacher alone, and survives any interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from djip_ext import DJIPError, FitSettings, JPEGLens, fit_lens
+from djip_ext.fit import default_start
+from djip_ext.measure import measure
+from djip_ext.pixels import Normalisation
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
+CLASSES = 3
+QUICK = {"rounds": 3, "lr": 0.3, "cmi_gain": (0.002, 0.01), "max_accuracy_drop": 100.0, "progress": False}
+
+
+class Teacher(nn.Module):
+    """A confident little network whose decision rests on high frequencies that a lens can take away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, CLASSES)
+        nn.init.normal_(self.fc.weight, std=5.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def data(images: int = 24, batch: int = 8, indexed: bool = False) -> list[tuple[Tensor, ...]]:
+    """Random textured images, labelled by the teacher itself, as a list of batches."""
+    generator = torch.Generator().manual_seed(0)
+    contrast = torch.rand(images, 1, 1, 1, generator=generator) * 100
+    colour = torch.rand(images, 3, 1, 1, generator=generator) * 155 + 50
+    pixels = (colour + contrast * torch.randn(images, 3, 16, 16, generator=generator)).clamp(0, 255)
+    x = Normalisation(MEAN, STD).to_network(pixels)
+    labels = Teacher().eval()(x).argmax(1).detach()
+    index = torch.arange(images)
+    batches = list(zip(x.split(batch), labels.split(batch), index.split(batch)))
+    return batches if indexed else [batch[:2] for batch in batches]
+
+
+def fit(loader=None, **settings):
+    return fit_lens(Teacher(), loader or data(), CLASSES, mean=MEAN, std=STD, **(QUICK | settings))
+
+
+def test_cmi_rises_when_the_cross_entropy_is_off() -> None:
+    result = fit(ce_weight=0.0, lam=1.0, rounds=4, cmi_gain=(1e-4, 10.0))
+    cmi = [row["cmi"] for row in result.history]
+    assert cmi[-1] > cmi[0] + 0.003
+
+
+def test_lambda_zero_never_pays_cross_entropy_for_cmi() -> None:
+    result = fit(lam=0.0, lens=JPEGLens(q=60.0, kappa=5.0), rounds=4)
+    assert result.history[-1]["ce"] < result.history[0]["ce"]
+
+
+def test_the_controller_settles_near_the_middle_of_the_band() -> None:
+    result = fit(rounds=12, cmi_gain=(0.002, 0.004))
+    gain = result.after.cmi.total - result.before.cmi.total
+    assert result.in_band and 0.002 <= gain <= 0.004
+
+
+def test_a_round_above_the_accuracy_floor_is_preferred_to_any_in_the_band() -> None:
+    result = fit(max_accuracy_drop=0.0, cmi_gain=(5.0, 6.0), lam=20.0)
+    assert result.after.accuracy >= result.before.accuracy
+    assert not result.in_band
+
+
+def test_the_chosen_lens_measures_what_the_result_says() -> None:
+    result, loader, normalisation = fit(), data(), Normalisation(MEAN, STD)
+    with torch.no_grad():
+        again = measure(Teacher().eval(), loader, CLASSES, lambda x: normalisation.through(result.lens, x))
+    assert again.cmi.total == result.after.cmi.total and again.ce == result.after.ce
+    assert result.lens.metadata["after"]["cmi"] == result.after.cmi.total
+
+
+def test_no_rounds_only_measures_the_start() -> None:
+    start = JPEGLens(q=7.0)
+    result = fit(rounds=0, lens=start)
+    assert torch.equal(result.lens.q, start.q) and len(result.history) == 1
+
+
+def test_the_teacher_keeps_weights_statistics_mode_and_flags() -> None:
+    teacher = Teacher().train()
+    teacher.fc.bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    fit_lens(teacher, data(), CLASSES, mean=MEAN, std=STD, **QUICK)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert teacher.training and teacher.bn.training
+    assert teacher.fc.weight.requires_grad and not teacher.fc.bias.requires_grad
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_the_given_lens_is_not_changed() -> None:
+    start = JPEGLens(q=8.0, kappa=5.0)
+    result = fit(lens=start)
+    assert torch.equal(start.q, torch.full((2, 8, 8), 8.0)) and not torch.equal(result.lens.q, start.q)
+
+
+def test_steps_stay_between_their_smallest_and_255() -> None:
+    result = fit(lr=3.0, q_min=2.0)
+    assert result.lens.q.min() >= 2.0 * (1 - 1e-6) and result.lens.q.max() <= 255.0 * (1 + 1e-6)
+
+
+def test_equal_seeds_give_equal_lenses() -> None:
+    assert torch.equal(fit(seed=5).lens.q, fit(seed=5).lens.q)
+
+
+def test_a_shuffling_loader_is_read_in_an_order_that_only_the_seed_sets() -> None:
+    x, labels = (torch.cat(parts) for parts in zip(*data()))
+
+    def shuffled() -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), 8, shuffle=True)
+
+    torch.manual_seed(1)
+    first = fit(shuffled(), seed=2).lens.q
+    torch.manual_seed(9)
+    assert torch.equal(first, fit(shuffled(), seed=2).lens.q)
+    assert not torch.equal(first, fit(shuffled(), seed=3).lens.q)
+
+
+def test_literal_needs_indices_and_uses_them() -> None:
+    with pytest.raises(DJIPError, match="ind"):
+        fit(variant="literal")
+    assert fit(data(indexed=True), variant="literal").history[-1]["cmi"] != fit(data(indexed=True)).history[-1]["cmi"]
+
+
+def test_fixed_keeps_the_plain_teachers_centres() -> None:
+    settings = {"lam": 1.0, "rounds": 4, "lens": JPEGLens(q=40.0, kappa=5.0)}
+    assert not torch.equal(fit(variant="fixed", **settings).lens.q, fit(variant="fresh", **settings).lens.q)
+
+
+@pytest.mark.parametrize("name, value", [("optimizer", "lion"), ("variant", "stale"), ("precision", "int8"), ("cmi_gain", (0.3, 0.1)), ("lr", 0.0)])
+def test_a_wrong_setting_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(DJIPError, match=name):
+        FitSettings(**{name: value})
+
+
+def test_nan_from_the_teacher_is_refused() -> None:
+    teacher = Teacher()
+    with torch.no_grad():
+        teacher.fc.bias[0] = float("nan")
+    with pytest.raises(DJIPError, match="NaN"):
+        fit_lens(teacher, data(), CLASSES, mean=MEAN, std=STD, **QUICK)
+
+
+def test_a_wrong_number_of_classes_is_refused() -> None:
+    with pytest.raises(DJIPError, match="num_classes is 7"):
+        fit_lens(Teacher(), data(), 7, mean=MEAN, std=STD, **QUICK)
+
+
+def test_an_empty_loader_is_refused() -> None:
+    with pytest.raises(DJIPError, match="empty"):
+        fit_lens(Teacher(), [], CLASSES, mean=MEAN, std=STD, **QUICK)
+
+
+def test_a_hard_lens_is_refused() -> None:
+    with pytest.raises(DJIPError, match="hard"):
+        fit(lens=JPEGLens(q=4.0, hard=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_damaged_or_foreign_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "fit.pth"
+    if content is None:
+        torch.save({"weights": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DJIPError, match="fit.pth"):
+        fit(checkpoint=path)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    fit(checkpoint=tmp_path / "fit.pth")
+    with pytest.raises(DJIPError, match="settings"):
+        fit(checkpoint=tmp_path / "fit.pth", lr=0.2)
+
+
+def test_the_default_start_is_alive_and_unsaturated() -> None:
+    health = default_start().health(torch.rand(4, 3, 16, 16) * 255)
+    assert health["dead"] == 0 and health["saturated"] == 0
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+from test_fit import QUICK, CLASSES, MEAN, STD, Teacher, data, fit_lens
+torch.set_num_threads(1)
+
+class Mortal(Teacher):
+    calls = 0
+    def forward(self, x):
+        Mortal.calls += 1
+        if Mortal.calls == {calls}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+fit_lens(Mortal(), data(), CLASSES, mean=MEAN, std=STD, checkpoint={checkpoint!r}, **QUICK)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize("calls", [8, 17])  # in a centre pass and in a pass of steps
+def test_a_fit_killed_anywhere_resumes_to_the_same_lens(calls: int, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fit.pth"
+    script = KILLED.format(tests=str(Path(__file__).parent), calls=calls, checkpoint=str(checkpoint))
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert checkpoint.exists() == (calls > 9)
+    resumed, whole = fit(checkpoint=checkpoint), fit()
+    assert torch.equal(resumed.lens.q, whole.lens.q)
+    assert [row["cmi"] for row in resumed.history] == [row["cmi"] for row in whole.history]
