@@ -1,0 +1,47 @@
+"""Configurations: mdistiller's files load, and every mistake is one line that names it."""
+
+from pathlib import Path
+
+import pytest
+
+from djip_ext.bench.cfg import load_cfg
+from djip_ext.errors import DJIPError
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path: Path) -> None:
+    assert load_cfg(str(path)).EXPERIMENT.TAG
+
+
+def test_a_file_in_mdistillers_layout_loads(tmp_path: Path) -> None:
+    path = tmp_path / "dkd.yaml"
+    path.write_text("DISTILLER: {TYPE: DKD, TEACHER: resnet32x4, STUDENT: resnet8x4}\nSOLVER: {LR: 0.05}\nDKD: {BETA: 8.0}\n")
+    cfg = load_cfg(str(path), ["SOLVER.EPOCHS", "7"])
+    assert (cfg.DISTILLER.TYPE, cfg.DKD.BETA, cfg.SOLVER.EPOCHS) == ("DKD", 8.0, 7)
+
+
+@pytest.mark.parametrize(
+    "text, options, names",
+    [
+        ("SOLVER: {EPOCH: 3}", [], "EPOCH"),
+        ("SOLVER: {EPOCHS: many}", [], "EPOCHS"),
+        ("SOLVER: [", [], "YAML"),
+        ("just words", [], "cfg.yaml"),
+        ("", ["SOLVER.EPOCH", "3"], "EPOCH"),
+        ("", ["SOLVER.EPOCHS"], "SOLVER.EPOCHS"),
+        ("", ["SOLVER.EPOCHS", "x"], "SOLVER.EPOCHS"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(text: str, options: list[str], names: str, tmp_path: Path) -> None:
+    path = tmp_path / "cfg.yaml"
+    path.write_text(text)
+    with pytest.raises(DJIPError, match=names) as caught:
+        load_cfg(str(path), options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(DJIPError, match="nowhere.yaml"):
+        load_cfg("nowhere.yaml")
