@@ -1,0 +1,190 @@
+"""Runs and what they leave: checkpoints that fit or are refused, records, kept teachers, paired comparison."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from djip_ext.bench import dataset
+from djip_ext.bench.cfg import load_cfg
+from djip_ext.bench.compare import compare, markdown, summarise
+from djip_ext.bench.run import build_model, load_weights, resolve_device, train
+from djip_ext.bench.synthetic import make_synthetic
+from djip_ext.errors import DJIPError
+from djip_ext.install import install, uninstall
+from djip_ext.lens import JPEGLens
+
+SMALL = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 3, "SOLVER.BATCH_SIZE", 20, "SOLVER.LR", 0.01]
+SMALL += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+    """Three epochs on forty images, with a teacher of random weights."""
+    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    teacher = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet8", 20).state_dict(), teacher)
+    return [*SMALL, "BENCH.TEACHER_CHECKPOINT", str(teacher), "LOG.PREFIX", str(tmp_path)]
+
+
+def test_a_run_leaves_its_record(options: list, tmp_path: Path) -> None:
+    result = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run", "BENCH.SEED", 3, "BENCH.EVAL_EVERY", 2]))
+    folder = tmp_path / "distill" / "run" / "seed-3"
+    with open(folder / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert [bool(row["test_acc"]) for row in rows] == [False, True, True]
+    on_disk = json.loads((folder / "result.json").read_text())
+    assert on_disk == result and on_disk["best_acc"] >= on_disk["last_acc"] == float(rows[-1]["test_acc"])
+    assert "SEED: 3" in on_disk["config"] and on_disk["environment"]["torch"] == torch.__version__
+    for name in ("student_last.pth", "student_best.pth"):
+        load_weights(build_model("resnet8", 20), folder / name)
+    assert list((folder / "train.events").iterdir()) and not list(folder.glob(".*partial"))
+
+
+def test_a_finished_folder_is_not_overwritten(options: list) -> None:
+    cfg = load_cfg(None, [*options, "EXPERIMENT.NAME", "run"])
+    train(cfg)
+    with pytest.raises(DJIPError, match="--resume"):
+        train(cfg)
+
+
+def test_a_run_with_other_settings_does_not_resume(options: list) -> None:
+    train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run"]))
+    with pytest.raises(DJIPError, match="config"):
+        train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run", "SOLVER.LR", 0.5]), resume=True)
+
+
+def test_seeds_differ_and_repeat(options: list) -> None:
+    def student(name: str, seed: int) -> torch.Tensor:
+        result = train(load_cfg(None, [*options, "EXPERIMENT.NAME", name, "BENCH.SEED", seed]))
+        return torch.load(Path(result["folder"]) / "student_last.pth", weights_only=True)["model"]["fc.weight"]
+
+    first = student("a", 1)
+    assert torch.equal(first, student("b", 1)) and not torch.equal(first, student("a", 2))
+
+
+def test_an_exploding_run_stops_with_the_epoch(options: list) -> None:
+    with pytest.raises(DJIPError, match="epoch 1.*SOLVER.LR"):
+        train(load_cfg(None, [*options, "SOLVER.LR", 1e30]))
+
+
+@pytest.mark.parametrize(
+    "change, names",
+    [
+        (["DISTILLER.TYPE", "MAGIC"], "MAGIC"),
+        (["DISTILLER.STUDENT", "resnet9"], "resnet9"),
+        (["SOLVER.TYPE", "LION"], "LION"),
+        (["BENCH.PRECISION", "int3"], "int3"),
+        (["BENCH.DEVICE", "tpu9"], "tpu9"),
+        (["DISTILLER.TYPE", "KD", "BENCH.TEACHER_CHECKPOINT", ""], "TEACHER_CHECKPOINT"),
+        (["DISTILLER.TYPE", "KD", "BENCH.TEACHER_CHECKPOINT", "nowhere.pth"], "nowhere.pth"),
+        (["DISTILLER.TYPE", "KD", "DISTILLER.TEACHER", "resnet14"], "does not fit"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(change: list, names: str, options: list) -> None:
+    with pytest.raises(DJIPError, match=names) as caught:
+        train(load_cfg(None, [*options, *change]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_for_another_number_of_classes_is_refused(options: list, tmp_path: Path) -> None:
+    torch.save({"model": build_model("resnet8", 7).state_dict()}, tmp_path / "seven.pth")
+    with pytest.raises(DJIPError, match="size mismatch"):
+        load_weights(build_model("resnet8", 20), tmp_path / "seven.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_checkpoint_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DJIPError, match="damaged"):
+        load_weights(build_model("resnet8", 20), path)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "pwned",))
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(DJIPError, match="evil.pth"):
+        load_weights(build_model("resnet8", 20), tmp_path / "evil.pth")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_auto_finds_a_device() -> None:
+    assert resolve_device("auto").type in ("cpu", "cuda")
+
+
+def test_a_lens_changes_the_student_and_identity_does_not(options: list) -> None:
+    def last_loss(name: str, lens) -> float:
+        if lens is not None:
+            install(lens, "djip_ext.bench", any_teacher=True)
+        try:
+            result = train(load_cfg(None, [*options, "DISTILLER.TYPE", "KD", "EXPERIMENT.NAME", name]))
+        finally:
+            uninstall("djip_ext.bench")
+        with open(Path(result["folder"]) / "log.csv") as file:
+            return float(list(csv.DictReader(file))[-1]["train_loss"])
+
+    plain = last_loss("plain", None)
+    assert last_loss("identity", "identity") == plain
+    assert last_loss("lens", JPEGLens(q=60.0)) != plain
+
+
+def test_a_kept_teacher_gives_nearly_the_students_of_a_live_one(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*options, "DISTILLER.TYPE", "RKD", "BENCH.VIEWS", 2]
+    kept = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "kept"]))
+    assert len(list((tmp_path / "teacher_cache").iterdir())) == 1
+    monkeypatch.setattr("djip_ext.bench.run.cached_teacher", lambda teacher, *_: teacher)  # live, on the same views
+    live = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "live"]))
+
+    def losses(result: dict) -> list[float]:
+        with open(Path(result["folder"]) / "log.csv") as file:
+            return [float(row["train_loss"]) for row in csv.DictReader(file)]
+
+    assert losses(kept) == pytest.approx(losses(live), rel=2e-3)  # kept as float16
+
+
+def test_a_kept_teacher_refuses_methods_that_need_maps(options: list) -> None:
+    with pytest.raises(DJIPError, match="BENCH.VIEWS 0"):
+        train(load_cfg(None, [*options, "DISTILLER.TYPE", "AT", "BENCH.VIEWS", 2]))
+
+
+def test_summaries_match_a_table_of_students_t() -> None:
+    summary = summarise([1.0, 2.0, 4.0, 5.0])
+    assert (summary.n, summary.mean) == (4, 3.0)
+    assert summary.spread == pytest.approx(math.sqrt(10 / 3))
+    assert summary.half_width == pytest.approx(3.182446 * math.sqrt(10 / 3) / 2, rel=5e-4)  # the table has three decimals
+    assert math.isnan(summarise([1.0]).half_width)
+
+
+def record(folder: Path, accuracies: dict[int, float]) -> Path:
+    for seed, accuracy in accuracies.items():
+        (folder / f"seed-{seed}").mkdir(parents=True)
+        (folder / f"seed-{seed}" / "result.json").write_text(json.dumps({"last_acc": accuracy, "best_acc": accuracy + 1}))
+    return folder
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
+    plain = record(tmp_path / "plain", {0: 10.0, 1: 20.0, 2: 30.0})
+    lens = record(tmp_path / "lens", {1: 21.0, 2: 32.0, 5: 99.0})
+    first, second = compare({"plain": plain, "lens": lens})
+    assert (first["n"], second["n"], second["pairs"]) == (3, 3, 2)
+    assert second["last_acc_diff"] == pytest.approx(1.5)
+    assert second["last_acc_ci95"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
+    assert "+1.50 ± 6.35" in markdown([first, second])
+
+
+def test_arms_without_runs_or_common_seeds_are_refused(tmp_path: Path) -> None:
+    plain = record(tmp_path / "plain", {0: 10.0})
+    with pytest.raises(DJIPError, match="no finished run"):
+        compare({"plain": plain, "lens": tmp_path / "empty"})
+    with pytest.raises(DJIPError, match="no seed in common"):
+        compare({"plain": plain, "lens": record(tmp_path / "lens", {4: 10.0})})
