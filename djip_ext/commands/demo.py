@@ -10,8 +10,8 @@ from pathlib import Path
 from ..errors import DJIPError
 from ..files import atomic_write, write_json
 
-RECIPE = ["SOLVER.BATCH_SIZE", "64", "SOLVER.LR", "0.05", "SOLVER.LR_DECAY_STAGES", "[9,12]", "SOLVER.EPOCHS", "14", "SOLVER.WEIGHT_DECAY", "0.0005"]
-FEW_SHOT = ["BENCH.FRACTION", "0.2"]
+SOLVER = ["SOLVER.BATCH_SIZE", "64", "SOLVER.LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.0005", "SOLVER.LR_DECAY_STAGES", "[8,10]", "SOLVER.EPOCHS", "12"]
+FEW_SHOT = ["BENCH.FRACTION", "0.25"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,15 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     out, started = Path(args.out), time.perf_counter()
     _claim(out, args.overwrite)
-    data = ["DATASET.TYPE", "synthetic", "LOG.PREFIX", str(out), "EXPERIMENT.PROJECT", "runs", *RECIPE]
+    data = ["DATASET.TYPE", "synthetic", "LOG.PREFIX", str(out), "EXPERIMENT.PROJECT", "runs", *SOLVER]
     seed = ["--seed", str(args.seed)]
     lens, teacher = out / "lens.safetensors", out / "runs/teacher" / f"seed-{args.seed}" / "student_last.pth"
-    pair = ["DISTILLER.TEACHER", "resnet20", "DISTILLER.STUDENT", "resnet8", "BENCH.TEACHER_CHECKPOINT", str(teacher)]
+    pair = ["DISTILLER.TEACHER", "resnet14", "DISTILLER.STUDENT", "resnet8", "BENCH.TEACHER_CHECKPOINT", str(teacher)]
 
-    _step("1. Train a teacher", ["train", *seed, *data, "EXPERIMENT.NAME", "teacher", "DISTILLER.STUDENT", "resnet20"])
-    _step("2. Fit a lens for it", ["fit", "--out", str(lens), "--images", "1000", "--rounds", "10", *seed, *data, *pair])
+    _step("1. Train a teacher", ["train", *seed, *data, "EXPERIMENT.NAME", "teacher", "DISTILLER.STUDENT", "resnet14"])
+    _step("2. Fit a lens for it", ["fit", "--out", str(lens), "--images", "1000", "--rounds", "8", *seed, *data, *pair])
     students = ["train", *seed, *data, *pair, *FEW_SHOT, "EXPERIMENT.NAME", "KD", "DISTILLER.TYPE", "KD"]
-    _step("3. Distil a student from the plain teacher, on a fifth of the images", [*students, "--djip-lens", "identity"])
+    _step("3. Distil a student from the plain teacher, on a quarter of the images", [*students, "--djip-lens", "identity"])
     _step("4. Distil the same student from the teacher behind the lens", [*students, "--djip-lens", str(lens)])
     _step("5. Look at the lens", ["inspect", str(lens), "--out", str(out / "pictures"), *data, *pair])
     _compare(out, lens, args.seed, time.perf_counter() - started)

@@ -122,7 +122,7 @@ def draw_fit(path: Path, about: dict[str, Any], out: Path) -> list[Path]:
         report = json.loads(path.with_suffix(".json").read_text())
         if report["about"] != about:
             return []  # the report of another lens
-        history, fit, before = report["history"], about["fit"], about["before"]
+        history, fit, before = report["history"], about["fit"], about.get("fit_before") or about["before"]
         target = tuple(before["cmi"] + gain for gain in fit["cmi_gain"])
         floor = before["accuracy"] - fit["max_accuracy_drop"]
     except (OSError, ValueError, KeyError, TypeError):

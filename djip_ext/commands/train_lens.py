@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         "fraction": cfg.BENCH.FRACTION,
         "input_size": list(train_set.images.shape[1:3]),
         "teacher": cfg.DISTILLER.TEACHER,
+        "fit_before": result.before.summary(),  # on the images of the fit, where the band and the floor were measured
         "before": summary(train_set, None),
         "after": summary(train_set, look),
         "test_before": summary(test_set, None),
