@@ -1,6 +1,7 @@
 """``djip demo | train | fit | compare | inspect``: the console command; ``tools/`` holds the same as scripts."""
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_command(sys.argv[1:] if argv is None else argv)
     except DJIPError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print("error: No space left on device; free some, then go on with --resume: what was finished is safe", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; train and fit continue with --resume", file=sys.stderr)

@@ -1,0 +1,67 @@
+"""What CMI costs in cross entropy, by start, quantizer, variant and price: the table in docs/defaults.md.
+
+    python results/cifar100/frontier.py [NAME ...]     from the root of the checkout, CIFAR-100 in ./data
+
+fits (or, with ``--rounds 0``, only measures) each named row or all of them, skipping rows that are done, on 1,500 of the 2,500
+images of the 5 % set, measures on all 2,500, and prints the table of every row that is done.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from djip_ext.commands.main import run_command  # noqa: E402
+
+FOLDER = Path("results/cifar100/frontier")
+COMMON = "--cfg configs/cifar100/fewshot/kd_wrn_16_2_resnet8.yaml --images 1500 DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16 "
+COMMON += "BENCH.FRACTION 0.05 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
+FIT = "--rounds 10 --cmi-gain 0.15 0.25 --max-accuracy-drop 20"
+ROWS = {
+    "JPEG, quality 92": "--rounds 0 --alpha 5 --start jpeg:92",
+    "JPEG, quality 85": "--rounds 0 --alpha 5 --start jpeg:85",
+    "equal steps of 10": "--rounds 0 --alpha 5 --start 10",
+    "random, median 6": "--rounds 0 --alpha 5 --start random:6 --seed 0",
+    "random, median 8": "--rounds 0 --alpha 5 --start random:8 --seed 0",
+    "default": FIT,
+    "start JPEG 70": f"{FIT} --start jpeg:70",
+    "start sensitivity": f"{FIT} --start sensitivity:20",
+    "alpha = 5": f"{FIT} --alpha 5",
+    "JPEG-DL's code": f"{FIT} --alpha 5 --max-index 127 --window 5 --start 1 --q-min 0.01",
+    "fixed centres": f"{FIT} --variant fixed",
+    "literal": f"{FIT} --variant literal",
+    "T = 4": f"{FIT} --temperature 4",
+    "lambda 0.5": f"{FIT} --lam 0.5",
+    "lambda 1": f"{FIT} --lam 1",
+    "batch 500, lr 0.2": f"{FIT} --batch-size 500 --lr 0.2",
+}
+
+
+def path_of(name: str) -> Path:
+    return FOLDER / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
+
+
+def main(names: list[str]) -> None:
+    for name in names or ROWS:
+        if not path_of(name).exists():
+            lens = path_of(name).with_suffix(".safetensors")
+            run_command(["fit", "--out", str(lens), *shlex.split(ROWS[name]), *shlex.split(COMMON)])
+    print("| row | CMI (nats) | CE (nats) | accuracy (%) | price: dCE / dCMI | seconds | flags |")
+    print("|---|---|---|---|---|---|---|")
+    plain = None
+    for name in ROWS:
+        if not path_of(name).exists():
+            continue
+        about = json.loads(path_of(name).read_text())["about"]
+        before, after = about["before"], about["after"]
+        if plain is None:
+            plain = before
+            print(f"| plain teacher | {before['cmi']:.4f} | {before['ce']:.4f} | {before['accuracy']:.2f} | | | |")
+        gain = after["cmi"] - before["cmi"]
+        price = f"{(after['ce'] - before['ce']) / gain:.3f}" if gain > 0.02 else "-"
+        print(f"| {name} | {after['cmi']:.4f} | {after['ce']:.4f} | {after['accuracy']:.2f} | {price} | {about['seconds']:.0f} | `{ROWS[name]}` |")
+
+
+main(sys.argv[1:])
