@@ -5,7 +5,8 @@ Importing this package imports torch and nothing of torchvision, matplotlib or a
 
 from .cmi import CMI, ClassStatistics, conditional_mutual_information
 from .errors import DJIPError
-from .fit import FitResult, FitSettings, fit_lens
+from .fit import FitResult, fit_lens
+from .fit_settings import FitSettings
 from .install import install, uninstall
 from .lens import JPEGLens
 from .lens_file import load_lens

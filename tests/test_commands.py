@@ -10,7 +10,7 @@ from djip_ext.bench import dataset
 from djip_ext.bench.synthetic import make_synthetic
 from djip_ext.commands import demo
 from djip_ext.commands.main import main, run_command
-from djip_ext.fit import FitSettings
+from djip_ext.fit_settings import FitSettings
 
 TINY = ["DATASET.TYPE", "synthetic", "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "20", "DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
 

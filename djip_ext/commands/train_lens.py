@@ -15,7 +15,8 @@ from ..bench.loader import DeviceLoader
 from ..bench.run import build_teacher, code_version, resolve_device
 from ..errors import DJIPError
 from ..files import write_json
-from ..fit import FitSettings, default_start, fit_lens
+from ..fit import default_start, fit_lens
+from ..fit_settings import FitSettings
 from ..lens import JPEGLens
 from ..lens_file import lens_id
 from ..measure import measure
