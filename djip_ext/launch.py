@@ -57,8 +57,8 @@ def run_script(path: str, arguments: list[str]) -> None:
     except DJIPError:
         raise
     except Exception as error:
-        traceback = error.__traceback__
-        sys.excepthook(type(error), error, traceback.tb_next if traceback else None)  # without this frame
+        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
+        sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
 
 

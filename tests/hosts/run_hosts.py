@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,6 +56,7 @@ NODES = {
     "FT": {"PRETRAIN": {"EPOCHS": 1}},
 }
 SECONDS = 180
+HEAD = ("| checkout | distiller | launcher | one line | identity = plain |", "|---|---|---|---|---|")
 
 
 @dataclass
@@ -80,11 +82,13 @@ def main() -> None:
     for checkout in sorted(args.checkouts.iterdir()):
         package = next((p.parent.parent.name for p in checkout.glob("*/distillers/__init__.py")), None)
         name = checkout.name.replace("+", "/")
-        if package is None or any(f"| {name} |" in row for row in rows):
+        if package is None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            rows += run_checkout(name, prepare(checkout, Path(scratch) / "host", args.data), package, args.only)
-        args.out.write_text("\n".join(["| checkout | distiller | launcher | one line | identity = plain |", "|---|---|---|---|---|", *rows]) + "\n")
+            for row in run_checkout(name, prepare(checkout, Path(scratch) / "host", args.data), package, args.only, rows):
+                print(row, flush=True)
+                rows.append(row)
+                args.out.write_text("\n".join([*HEAD, *rows]) + "\n")
 
 
 def prepare(checkout: Path, copy: Path, data: Path) -> Path:
@@ -110,22 +114,20 @@ def prepare(checkout: Path, copy: Path, data: Path) -> Path:
     with torch.no_grad():
         teacher((images - 127.5) / 64)
     torch.save({"model": teacher.state_dict()}, weights)
-    JPEGLens(12.0).save(copy / "lens.safetensors")
+    JPEGLens(12.0, window=5).save(copy / "lens.safetensors")
     return copy
 
 
-def run_checkout(name: str, host: Path, package: str, only: list[str]) -> list[str]:
+def run_checkout(name: str, host: Path, package: str, only: list[str], done: list[str]) -> Iterator[str]:
     listing = host / "distillers.txt"
     error = in_fork(host, lambda: listing.write_text("\n".join(registered(package))))
     if error:
-        return [f"| {name} | all | no: {error} | no: {error} | |"]
-    rows = []
+        yield f"| {name} | all | no: {error} | no: {error} | |"
+        return
     for kind in listing.read_text().split():
-        if not only or kind in only:
-            outcome = run_distiller(host, package, kind)
-            rows.append(f"| {name} | {kind} | {cells(outcome)} |")
-            print(rows[-1], flush=True)
-    return rows
+        start = f"| {name} | {kind} |"
+        if (not only or kind in only) and not any(row.startswith(start) for row in done):
+            yield f"{start} {cells(run_distiller(host, package, kind))} |"
 
 
 def registered(package: str) -> list[str]:
@@ -187,7 +189,7 @@ def overlaid(under: dict, over: dict) -> dict:
     return {**under, **both}
 
 
-def in_fork(host: Path, run) -> str:
+def in_fork(host: Path, run: Callable[[], object]) -> str:
     """``run()`` in a child process inside ``host``; the last line of its error, or nothing when it ended well."""
     log = host / "log.txt"
     child = os.fork()
@@ -224,7 +226,7 @@ def newest_student(host: Path) -> Path:
 
 def equal(one: Path, other: Path) -> bool:
     a, b = (torch.load(path, map_location="cpu", weights_only=True)["model"] for path in (one, other))
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    return a.keys() == b.keys() and all(torch.allclose(a[key], b[key], rtol=0, atol=0, equal_nan=True) for key in a)
 
 
 def cells(outcome: Outcome) -> str:
