@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The tables and pictures of results/README.md from the records: bash results/cifar100/tables.sh [DJIP]     (no training)
+set -eu
+cd "$(dirname "$0")"
+djip=${1:-djip}
+plain=records/djip-identity lens=records/djip-554685ee jpeg=records/djip-dec9c692 random=records/djip-addaec9b
+mkdir -p tables
+$djip compare plain=$plain/kd-5 lens=$lens/kd-5 jpeg=$jpeg/kd-5 random=$random/kd-5 --out tables/kd-5 --title "KD, 5 % of CIFAR-100, wrn_16_2 to resnet8"
+$djip compare jpeg=$jpeg/kd-5 lens=$lens/kd-5 --out tables/kd-5-against-jpeg --title "KD, 5 %: the lens against JPEG at the same teacher accuracy"
+for method in dkd rkd; do
+  $djip compare plain=$plain/$method-5 lens=$lens/$method-5 --out tables/$method-5 --title "${method^^}, 5 % of CIFAR-100, wrn_16_2 to resnet8"
+done
+if [ -d $plain/kd-10 ]; then
+  $djip compare plain=$plain/kd-10 lens=$lens/kd-10 --out tables/kd-10 --title "KD, 10 % of CIFAR-100, wrn_16_2 to resnet8"
+fi
