@@ -110,12 +110,17 @@ class JPEGLens(nn.Module):
         self._range_checked = True  # once: the look costs a GPU a stall
 
     @torch.no_grad()
+    def dead(self) -> Tensor:
+        """Which steps have kappa = alpha q^2 < 1: the exact quantizer is then the identity to 3e-4 q, and the step has no
+        gradient but through saturation.  bool (2, 8, 8), all False for a hard lens."""
+        return torch.full_like(self.q, not self.hard, dtype=torch.bool) & (self.sharpness() * self.q.square() < 1)
+
+    @torch.no_grad()
     def health(self, image: Tensor) -> dict[str, float]:
         """What the tables do to ``image`` (B, 3, H, W) in [0, 255].
 
         Returns:
-            ``dead``: how many of the 128 steps have kappa = alpha q^2 < 1: the exact quantizer is then the identity to
-            3e-4 q and the step has no gradient but through saturation.
+            ``dead``: how many of the 128 steps are :meth:`dead`.
             ``saturated``: fraction of the coefficients beyond the range, |z| > L q.
             ``zeroed``: fraction of the coefficients with 0.5 < |z| that come out as |Q(z)| < 0.5.
         """
@@ -124,9 +129,8 @@ class JPEGLens(nn.Module):
         alpha = self._tile(torch.as_tensor(self.sharpness()).expand_as(self.q), z)
         out = hard_quantize(z, q, self.max_index) if self.hard else soft_quantize(z, q, alpha, self.max_index, self.window)
         visible = z.abs() > 0.5
-        dead = 0 if self.hard else int((torch.as_tensor(self.sharpness()) * self.q.square() < 1).sum())
         return {
-            "dead": dead,
+            "dead": int(self.dead().sum()),
             "saturated": (z.abs() > self.max_index * q).float().mean().item(),
             "zeroed": ((out.abs() < 0.5) & visible).sum().item() / max(1, visible.sum().item()),
         }

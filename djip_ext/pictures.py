@@ -53,18 +53,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return atomic_write(path, lambda p: figure.savefig(p, format=kind, dpi=DPI))
 
 
-def dead_steps(lens: JPEGLens) -> Tensor:
-    """Which steps are dead, alpha q^2 < 1: the soft quantizer is the identity there.  bool (2, 8, 8)."""
-    q = lens.q.detach().cpu()
-    if lens.hard:
-        return torch.zeros_like(q, dtype=torch.bool)
-    return torch.as_tensor(lens.sharpness()).detach().cpu() * q.square() < 1
-
-
 @matplotlib.rc_context(STYLE)
 def tables_figure(lens: JPEGLens, title: str) -> Figure:
     """The two quantization tables as heat maps on one logarithmic scale, every step written out, dead steps framed."""
-    q, dead = lens.q.detach().cpu(), dead_steps(lens)
+    q, dead = lens.q.detach().cpu(), lens.dead().cpu()
     low, high = q.min().item(), q.max().item()
     scale = LogNorm(low, high) if high > 1.01 * low else LogNorm(low / 2, high * 2)
     colours = colormaps["cividis"]

@@ -14,7 +14,6 @@ from djip_ext.lens import JPEGLens
 from djip_ext.pictures import (
     cmi_figure,
     comparison_figure,
-    dead_steps,
     fit_figure,
     images_figure,
     save_figure,
@@ -44,7 +43,7 @@ def test_tables_write_every_step_and_frame_the_dead_ones() -> None:
     luma, chroma, _ = tables_figure(lens, "a title").axes
     assert texts(luma) == [step_text(q) for q in lens.q[0].flatten().tolist()]
     assert texts(chroma) == [step_text(q) for q in lens.q[1].flatten().tolist()]
-    assert len(luma.patches) + len(chroma.patches) == dead_steps(lens).sum() == lens.health(torch.rand(1, 3, 8, 8) * 255)["dead"] > 0
+    assert len(luma.patches) + len(chroma.patches) == lens.dead().sum() == lens.health(torch.rand(1, 3, 8, 8) * 255)["dead"] > 0
 
 
 @pytest.mark.parametrize("lens", [JPEGLens(0.1, hard=True), JPEGLens(0.1, kappa=2.0), JPEGLens(4.0)])

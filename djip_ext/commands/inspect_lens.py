@@ -162,11 +162,9 @@ def change_text(before: dict[str, float] | None, after: dict[str, float] | None)
 
 def table_summary(lens: JPEGLens) -> dict[str, dict[str, Any]]:
     """Smallest, median and largest step, the number of dead steps and the steps themselves, for luma and chroma."""
-    from ..pictures import dead_steps
-
     return {
         name: {"min": q.min().item(), "median": q.median().item(), "max": q.max().item(), "dead": int(dead.sum()), "q": q.tolist()}
-        for name, q, dead in zip(("luma", "chroma"), lens.q.detach(), dead_steps(lens))
+        for name, q, dead in zip(("luma", "chroma"), lens.q.detach(), lens.dead())
     }
 
 
