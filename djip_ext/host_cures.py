@@ -138,7 +138,7 @@ def separate_folders(host: Host) -> str | None:
         start(self, logdir, *args, **kwargs)
 
     tensorboardX.SummaryWriter.__init__ = check_and_start
-    return f"the run's folder ends in {host.tag}" if host.tag else None
+    return f"run folders end in {host.tag}" if host.tag else None
 
 
 def _before_freeze(change: Callable[[Any], None]) -> None:

@@ -1,10 +1,7 @@
 """The launcher, the one added line and the cures, on a host of a few lines.  Every run is a fork of the test's process."""
 
 import importlib.util
-import os
 import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 import tensorboardX  # noqa: F401  (here once, not in every fork)
 import torch
 import yacs.config  # noqa: F401
+from forks import forked
 
 from djip_ext import JPEGLens
 from djip_ext.host_cures import CURES
@@ -75,31 +73,6 @@ def checkout(tmp_path: Path) -> Path:
         path.write_text(text)
     JPEGLens(40.0, window=5).save(tmp_path / "checkout" / "lens.safetensors")
     return tmp_path / "checkout"
-
-
-def forked(folder: Path, run: Callable[[], object]) -> tuple[int, str]:
-    """Exit status and output of ``run()`` in a child process that works in ``folder``."""
-    log = folder / "log.txt"
-    child = os.fork()
-    if child == 0:
-        with open(log, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr, sys.excepthook = open(1, "w"), open(2, "w"), sys.__excepthook__
-        os.chdir(folder)
-        status = 0
-        try:
-            run()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else int(end.code is not None)
-            print(end.code if isinstance(end.code, str) else "", file=sys.stderr)
-        except BaseException:
-            status = 99
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
 
 
 def launched(folder: Path, *argv: str) -> tuple[int, str]:
@@ -257,3 +230,9 @@ def test_missing_scipy_stops_with_the_cure(checkout: Path, monkeypatch: pytest.M
 
 def test_every_cure_has_a_fault_and_a_name_of_its_own() -> None:
     assert len({cure.name for cure in CURES}) == len(CURES) == len({cure.fault for cure in CURES})
+
+
+def test_the_documentation_lists_every_cure() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
+    listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert listed == [cure.name for cure in CURES]

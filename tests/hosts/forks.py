@@ -1,0 +1,32 @@
+"""Running host code in a child process, since it changes the process it runs in."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+
+def forked(folder: Path, run: Callable[[], object]) -> tuple[int, str]:
+    """Exit status and output of ``run()`` in a child process that works in ``folder``."""
+    log = folder / "log.txt"
+    child = os.fork()
+    if child == 0:
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr, sys.excepthook = open(1, "w"), open(2, "w"), sys.__excepthook__
+        os.chdir(folder)
+        status = 0
+        try:
+            run()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+            print(end.code if isinstance(end.code, str) else "", file=sys.stderr)
+        except BaseException:
+            status = 99
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
