@@ -7,10 +7,12 @@ import pytest
 
 from djip_ext import load_lens
 from djip_ext.bench import dataset
+from djip_ext.bench.run import build_model
 from djip_ext.bench.synthetic import make_synthetic
-from djip_ext.commands import demo
+from djip_ext.commands import demo, train_lens
 from djip_ext.commands.main import main, run_command
 from djip_ext.fit_settings import FitSettings
+from djip_ext.host_fit import HostTask
 
 TINY = ["DATASET.TYPE", "synthetic", "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "20", "DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
 
@@ -75,6 +77,20 @@ def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(teacher: st
         capsys, "train", *TINY, "BENCH.TEACHER_CHECKPOINT", other, "DISTILLER.TYPE", "KD", "--djip-lens", "a.safetensors", "EXPERIMENT.NAME", "x"
     )
     assert "--djip-any-teacher" in message
+
+
+def test_fit_takes_teacher_and_images_from_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read_host(*arguments: object) -> HostTask:
+        asked.append(arguments)
+        return HostTask(build_model("resnet8", 20), make_synthetic(2, 0), make_synthetic(1, 1), "cifar100", "resnet8")
+
+    monkeypatch.setattr(train_lens, "read_host", read_host)
+    run_command(["fit", "--host", "checkout", "--cfg", "theirs.yaml", "--images", "20", "--rounds", "1", "--out", "a.safetensors", "BENCH.DEVICE", "cpu"])
+    assert asked == [("checkout", "theirs.yaml", "mdistiller", 20)]
+    about = load_lens("a.safetensors").metadata
+    assert (about["dataset"], about["teacher"], about["images"]) == ("cifar100", "resnet8", 20)
 
 
 @pytest.mark.parametrize("start", ["6", "jpeg:70", "magnitude", "sensitivity:20", "random:9"])

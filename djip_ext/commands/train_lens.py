@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from ..bench.dataset import load_image_sets
 from ..bench.imageset import ImageSet
@@ -17,6 +18,7 @@ from ..errors import DJIPError
 from ..files import write_json
 from ..fit import default_start, fit_lens
 from ..fit_settings import FitSettings
+from ..host_fit import HostTask, read_host
 from ..lens import JPEGLens
 from ..lens_file import lens_id
 from ..measure import measure
@@ -28,6 +30,8 @@ from .options import add_benchmark_arguments, benchmark_cfg
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
     parser.add_argument("--out", required=True, metavar="LENS", help="where to write the lens (.safetensors)")
+    parser.add_argument("--host", metavar="CHECKOUT", help="take teacher, checkpoint and data from this checkout; --cfg is then one of its files")
+    parser.add_argument("--host-package", default="mdistiller", metavar="PACKAGE", help="its package (default: %(default)s)")
     parser.add_argument("--start", default="", metavar="TABLES", help="start: a number, jpeg:QUALITY, magnitude, sensitivity:QMAX or random:MEDIAN")
     parser.add_argument("--alpha", type=float, help="fixed sharpness of the soft quantizer")
     parser.add_argument("--kappa", type=float, help="tie the sharpness to the step instead: alpha = kappa / q^2")
@@ -46,14 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg = benchmark_cfg(args)
+    cfg, task = read_task(args)
     out = Path(args.out)
     checkpoint = out.with_suffix(".fit.pth")
     if checkpoint.exists() and not args.resume:
         checkpoint.unlink()
     device = resolve_device(cfg.BENCH.DEVICE)
-    train_set, test_set = load_image_sets(cfg)
-    teacher = build_teacher(cfg, train_set.num_classes).to(device, memory_format=torch.channels_last)
+    train_set, test_set = task.train, task.test
+    teacher = task.teacher.to(device, memory_format=torch.channels_last)
     given = {f.name: getattr(args, f.name) for f in dataclasses.fields(FitSettings) if getattr(args, f.name) is not None}
     if "cmi_gain" in given:
         given["cmi_gain"] = tuple(given["cmi_gain"])
@@ -83,10 +87,10 @@ def run(args: argparse.Namespace) -> None:
         return normalisation.through(lens, image)
 
     lens.metadata |= {
-        "dataset": cfg.DATASET.TYPE,
+        "dataset": task.dataset,
         "fraction": cfg.BENCH.FRACTION,
         "input_size": list(train_set.images.shape[1:3]),
-        "teacher": cfg.DISTILLER.TEACHER,
+        "teacher": task.teacher_name,
         "fit_before": result.before.summary(),  # on the images of the fit, where the band and the floor were measured
         "before": summary(train_set, None),
         "after": summary(train_set, look),
@@ -99,6 +103,17 @@ def run(args: argparse.Namespace) -> None:
     write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history})
     checkpoint.unlink(missing_ok=True)
     report(out, lens, result.in_band)
+
+
+def read_task(args: argparse.Namespace) -> tuple[CfgNode, HostTask]:
+    """Teacher and images: from the host's checkout with ``--host``, else from the embedded benchmark."""
+    if args.host:
+        task = read_host(args.host, args.cfg or "", args.host_package, args.images)
+        args.cfg = None  # what is left are settings of ours
+        return benchmark_cfg(args), task
+    cfg = benchmark_cfg(args)
+    train_set, test_set = load_image_sets(cfg)
+    return cfg, HostTask(build_teacher(cfg, train_set.num_classes), train_set, test_set, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)
 
 
 def starting_lens(args: argparse.Namespace, teacher: nn.Module, loader: DeviceLoader, data: ImageSet) -> JPEGLens:

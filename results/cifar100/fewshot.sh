@@ -8,11 +8,13 @@ common="DISTILLER.TEACHER wrn_16_2 BENCH.TEACHER_CHECKPOINT results/cifar100/tea
 five="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 10"
 ten="BENCH.FRACTION 0.1 BENCH.EVAL_EVERY 5 SOLVER.EPOCHS 25 SOLVER.LR_DECAY_STAGES [15,20,23]"  # the same number of steps
 
-plan() {  # the seeds are the outer loop: stopped anywhere, the arms have nearly the same seeds
+plan() {
   for seed in $(seq 0 "$last"); do
     for lens in identity $lenses/gain03.safetensors $lenses/jpeg.safetensors $lenses/random.safetensors; do
       echo "kd $seed $lens $five EXPERIMENT.NAME kd-5 $common"
     done
+  done
+  for seed in $(seq 0 "$last"); do
     for method in dkd rkd; do
       for lens in identity $lenses/gain03.safetensors; do
         echo "$method $seed $lens $five EXPERIMENT.NAME $method-5 $common"
