@@ -74,7 +74,10 @@ def own_checkout_first(host: Host) -> str | None:
 
 def require_scipy(host: Host) -> str | None:
     """OFD imports scipy, which the requirements of mdistiller do not name."""
-    if importlib.util.find_spec("scipy") is None:
+    spec = importlib.util.find_spec(host.package)
+    folders = [] if spec is None else list(spec.submodule_search_locations or [])
+    sources = (path.read_text(errors="replace") for folder in folders for path in Path(folder, "distillers").glob("*.py"))
+    if importlib.util.find_spec("scipy") is None and any("from scipy" in text or "import scipy" in text for text in sources):
         raise DJIPError(f"{host.package} imports scipy, which its requirements forget; pip install scipy")
     return None
 

@@ -124,6 +124,19 @@ def test_gradient_of_all_128_steps_equals_central_differences() -> None:
     torch.testing.assert_close(exact.flatten(), numeric, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("settings", ({"kappa": 2.0}, {"alpha": 1.3, "clamp": True}))
+def test_gradient_of_the_steps_equals_the_difference_along_a_direction(settings: dict[str, float]) -> None:
+    image, weight = images(1, 3, 16, 16).double(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    lens = JPEGLens(random_tables(), **settings).double()
+    direction = torch.randn(2, 8, 8, dtype=torch.float64)
+    exact = (torch.autograd.grad((weight * lens(image)).sum(), lens.q)[0] * direction).sum().item()
+    tables, ends = lens.q.data, []
+    for h in (1e-6, -1e-6):
+        lens.q.data = tables + h * direction
+        ends.append((weight * lens(image)).sum().item())
+    assert exact == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5)
+
+
 @pytest.mark.parametrize("settings", ({"alpha": 2.0}, {"kappa": 3.0}, {"alpha": 2.0, "window": 5}))
 def test_gradcheck_of_the_image(settings: dict[str, float]) -> None:
     lens = JPEGLens(1.4, **settings).double()

@@ -82,8 +82,12 @@ def test_sensitivity_equals_central_differences(temperature: float, q_max: float
 
 
 def test_largest_luma_step_of_sensitivity_is_q_max() -> None:
+    network = Tiny()
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None] * torch.tensor(STD)[:, None]
+    network.first.weight.data = (luma * torch.randn(5, 1, 64) + 0.01 * torch.randn(5, 3, 64)).flatten(1)  # all but blind to colour
     loader = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))]
-    assert sensitivity(Tiny(), loader, MEAN, STD, q_max=7.0)[0].max().item() == pytest.approx(7.0)
+    tables = sensitivity(network, loader, MEAN, STD, q_max=7.0)
+    assert tables[0].max().item() == pytest.approx(7.0) and tables[1].max() > 7.0
 
 
 def test_sensitivity_leaves_the_network_s_gradients_alone() -> None:
