@@ -20,6 +20,8 @@ def test_to_network_is_torchvision_s_formula() -> None:
 def test_to_pixels_undoes_to_network() -> None:
     pixels, normalisation = torch.rand(2, 3, 4, 5) * 255, Normalisation(MEAN, STD)
     assert (normalisation.to_pixels(normalisation.to_network(pixels)) - pixels).abs().max() < 1e-4
+    pixels = pixels.double()
+    assert (normalisation.to_pixels(normalisation.to_network(pixels)) - pixels).abs().max() < 1e-10
 
 
 def test_half_precision_images_become_float32_and_float64_stays() -> None:

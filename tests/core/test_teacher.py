@@ -175,7 +175,12 @@ def test_attributes_and_methods_are_the_teacher_s(network: Network) -> None:
 
 def test_missing_attribute_is_missing(network: Network) -> None:
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
-    assert not hasattr(teacher, "get_bn_before_relu") and not hasattr(teacher, "__len__")
+    assert not hasattr(teacher, "get_bn_before_relu")
+
+
+def test_special_methods_are_not_delegated() -> None:
+    teacher = DJIPTeacher(nn.Sequential(Network()), lens(), MEAN, STD)
+    assert not hasattr(teacher, "__len__") and not hasattr(teacher, "__getitem__")
 
 
 def test_entry_point_that_bypasses_the_lens_raises_when_called(network: Network, images: Tensor) -> None:
@@ -267,7 +272,7 @@ def test_loading_leaves_the_checkpoint_as_it_was(network: Network) -> None:
 CHOICES = {"none": None, "identity": "identity", "lens": lens(), "other": lens(31.0)}
 
 
-@pytest.mark.parametrize("old, new", itertools.permutations(CHOICES, 2))
+@pytest.mark.parametrize("old, new", list(itertools.permutations(CHOICES, 2)))
 def test_checkpoint_does_not_resume_with_another_lens(network: Network, old: str, new: str) -> None:
     state = wrapped(network, CHOICES[old]).state_dict()
     with pytest.raises(RuntimeError, match="djip_fingerprint" if new == "none" else "without a lens" if old == "none" else "another lens"):
