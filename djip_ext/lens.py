@@ -55,8 +55,8 @@ class JPEGLens(nn.Module):
             raise DJIPError(f"the tables have shape {tuple(tables.shape)}; a lens takes a number or (2, 8, 8): luma, chroma")
         if not bool(torch.isfinite(tables).all() and (tables > 0).all()):
             raise DJIPError("the tables hold steps that are not positive numbers; every q must lie in (0, 255]")
-        for name, value in (("alpha", alpha), ("kappa", kappa)):
-            if value is not None and not value > 0:
+        for name, value in (("alpha", alpha), ("kappa", 1.0 if kappa is None else kappa)):
+            if value is None or not value > 0:
                 raise DJIPError(f"{name} is {value}; the sharpness must be positive")
         if max_index < 1 or (window is not None and (window < 1 or window % 2 == 0)):
             raise DJIPError(f"max_index is {max_index} and window {window}; L must be at least 1 and the window odd or None")
@@ -134,6 +134,14 @@ class JPEGLens(nn.Module):
             "saturated": (z.abs() > self.max_index * q).float().mean().item(),
             "zeroed": ((out.abs() < 0.5) & visible).sum().item() / max(1, visible.sum().item()),
         }
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> "JPEGLens":
+        """Follow ``.to(device)`` and ``.double()``, but never ``.half()`` or ``.bfloat16()``: rounded tables are another lens."""
+        before = self.q.detach()
+        super()._apply(fn, *args, **kwargs)
+        if self.q.dtype in (torch.float16, torch.bfloat16):
+            self.q.data = before.to(self.q.device)
+        return self
 
     def freeze(self) -> "JPEGLens":
         """Turn the tables from a parameter into a buffer that is not saved with the network; returns the lens itself."""

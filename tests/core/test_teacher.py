@@ -331,3 +331,13 @@ def test_refuses_what_is_no_lens(network: Network, chosen: Any) -> None:
 def test_id_tells_lenses_apart(network: Network) -> None:
     ids = [DJIPTeacher(copy.deepcopy(network), chosen, MEAN, STD).djip_id for chosen in (lens(), lens(31.0), "identity")]
     assert len(set(ids)) == 3 and ids[2] == "identity" and ids[0] in repr(DJIPTeacher(network, lens(), MEAN, STD))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_half_precision_leaves_the_tables_alone(dtype: torch.dtype, frozen: bool) -> None:
+    lens = JPEGLens(torch.rand(2, 8, 8) * 20 + 0.1)
+    tables = lens.q.detach().clone()
+    lens = (lens.freeze() if frozen else lens).to(dtype)
+    assert lens.q.dtype == torch.float32 and torch.equal(lens.q, tables)
+    assert lens.double().q.dtype == torch.float64
