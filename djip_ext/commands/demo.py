@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     pair = ["DISTILLER.TEACHER", "resnet14", "DISTILLER.STUDENT", "resnet8", "BENCH.TEACHER_CHECKPOINT", str(teacher)]
 
     _step("1. Train a teacher", ["train", *seed, *data, "EXPERIMENT.NAME", "teacher", "DISTILLER.STUDENT", "resnet14"])
-    _step("2. Fit a lens for it", ["fit", "--out", str(lens), "--images", "1000", "--rounds", "8", *seed, *data, *pair])
+    _step("2. Fit a lens for it", ["fit", "--out", str(lens), "--images", "1000", "--rounds", "10", "--lr", "0.4", "--cmi-gain", "0.03", "0.1", *seed, *data, *pair])
     students = ["train", *seed, *data, *pair, *FEW_SHOT, "EXPERIMENT.NAME", "KD", "DISTILLER.TYPE", "KD"]
     _step("3. Distil a student from the plain teacher, on a quarter of the images", [*students, "--djip-lens", "identity"])
     _step("4. Distil the same student from the teacher behind the lens", [*students, "--djip-lens", str(lens)])

@@ -15,10 +15,11 @@ plan() {
     done
   done
   for seed in $(seq 0 "$last"); do
-    for method in dkd rkd; do
-      for lens in identity $lenses/gain03.safetensors; do
-        echo "$method $seed $lens $five EXPERIMENT.NAME $method-5 $common"
-      done
+    for lens in identity $lenses/gain03.safetensors $lenses/jpeg.safetensors; do
+      echo "rkd $seed $lens $five EXPERIMENT.NAME rkd-5 $common"
+    done
+    for lens in identity $lenses/gain03.safetensors; do
+      echo "dkd $seed $lens $five EXPERIMENT.NAME dkd-5 $common"
     done
   done
   for seed in $(seq 0 "$last"); do
