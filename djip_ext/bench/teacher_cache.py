@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -64,7 +64,7 @@ def cached_teacher(teacher: nn.Module, loader: DeviceLoader, folder: Path, preci
     path = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         kept = _ask(teacher, loader, precision)
-        atomic_write(path, lambda temporary: save_file(kept, temporary))
+        atomic_write(path, lambda temporary: temporary.write_bytes(save(kept)))
     try:
         return CachedTeacher({name: values.to(loader.device) for name, values in load_file(path).items()}, djip_id)
     except Exception as error:  # safetensors raises several types for damaged files

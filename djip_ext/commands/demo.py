@@ -7,8 +7,10 @@ import shutil
 import time
 from pathlib import Path
 
+from ..bench.compare import read_arm
 from ..errors import DJIPError
 from ..files import atomic_write, write_json
+from ..lens_file import lens_id, load_lens
 
 SOLVER = ["SOLVER.BATCH_SIZE", "64", "SOLVER.LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.0005", "SOLVER.LR_DECAY_STAGES", "[8,10]", "SOLVER.EPOCHS", "12"]
 FEW_SHOT = ["BENCH.FRACTION", "0.25"]
@@ -59,10 +61,8 @@ def _step(title: str, command: list[str]) -> None:
 def _compare(out: Path, lens: Path, seed: int, seconds: float) -> None:
     """Print and write the table that the demo is about."""
     about = json.loads(lens.with_suffix(".json").read_text())["about"]
-    rows = {}
-    for name, folder in (("plain", "djip-identity"), ("lens", "djip-*[0-9a-f]")):
-        path = next(p for p in sorted((out / "runs").glob(f"{folder}/KD/seed-{seed}/result.json")) if name == "plain" or "identity" not in str(p))
-        rows[name] = json.loads(path.read_text())
+    arms = {"plain": "identity", "lens": lens_id(load_lens(lens))}
+    rows = {name: read_arm(out / "runs" / f"djip-{arm}" / "KD")[seed] for name, arm in arms.items()}
     lines = [
         "| teacher | CMI (nats) | teacher's accuracy (%) | student, last epoch (%) | student, best epoch (%) |",
         "|---|---|---|---|---|",
