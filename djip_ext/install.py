@@ -74,6 +74,12 @@ def teachers_behind_lens(package: str) -> int:
     return _INSTALLED[package].teachers if package in _INSTALLED else 0
 
 
+def count_teachers(package: str, number: int) -> None:
+    """Note that ``number`` teachers were put behind the lens, in processes of their own."""
+    if package in _INSTALLED:
+        _INSTALLED[package].teachers += number
+
+
 def find_registry(package: str) -> dict[str, Any]:
     """``<package>.distillers.distiller_dict``; raises DJIPError that names what was looked for."""
     try:
