@@ -23,9 +23,9 @@ def take_flags(argv: list[str]) -> argparse.Namespace:
 def benchmark() -> str:
     """The package, imported already, that has ``<package>.distillers.distiller_dict``; mdistiller when there is none yet."""
     found = [
-        name.removesuffix(".distillers")
+        name.removesuffix("distillers").removesuffix(".") or "."
         for name, module in list(sys.modules.items())
-        if name.endswith(".distillers") and not name.startswith(f"{__package__}.") and isinstance(getattr(module, "distiller_dict", None), dict)
+        if f".{name}".endswith(".distillers") and not name.startswith(f"{__package__}.") and isinstance(getattr(module, "distiller_dict", None), dict)
     ]
     if len(found) > 1:
         raise DJIPError(f"{', '.join(found)} all have a distiller_dict; use python -m djip_ext.launch --host PACKAGE")

@@ -2,8 +2,8 @@
 
     python tests/hosts/run_hosts.py CHECKOUTS --data FOLDER_OF_CIFAR --out docs/hosts_table.csv
 
-Each run is the checkout's own train.py in a copy of the checkout, one epoch on 100 training and 20 test images of the
-real CIFAR-100, resnet56 -> resnet20, a teacher of random weights, on a CPU, seed 0, one process as torchrun starts it:
+Each run is the checkout's own train.py in a copy of the checkout, one epoch of two steps on 20 training images of the real
+CIFAR-100 (100, one of each class, where a CRD draws its negatives) and 10 test images, resnet56 -> resnet20, a teacher of random weights, on a CPU, seed 0, one process as torchrun starts it:
 
 - plain, identity, lens: by ``djip_ext.launch``, without a lens, with the identity lens and with a lens;
 - one line: with the same lens, by the line that patches/djip_flag.py adds.
@@ -49,7 +49,7 @@ SHARED = {
     "EXPERIMENT": {"PROJECT": "hosts"},
     "DATASET": {"TYPE": "cifar100", "NUM_WORKERS": 0, "TEST": {"BATCH_SIZE": 50}},
     "DISTILLER": {"TEACHER": TEACHER, "STUDENT": STUDENT},
-    "SOLVER": {"BATCH_SIZE": 50, "EPOCHS": 1, "LR": 0.05},
+    "SOLVER": {"BATCH_SIZE": 10, "EPOCHS": 1, "LR": 0.05},
 }
 NODES = {
     "CRD": {"FEAT": {"STUDENT_DIM": 64, "TEACHER_DIM": 64}, "NCE": {"K": 50}},
@@ -91,10 +91,9 @@ def prepare(checkout: Path, copy: Path, data: Path) -> Path:
     folder = copy / "data" / "cifar-100-python"
     folder.mkdir(parents=True)
     shutil.copy(data / "cifar-100-python" / "meta", folder)
-    for part in ("train", "test"):
-        entry = pickle.loads((data / "cifar-100-python" / part).read_bytes(), encoding="latin1")
-        first = [entry["fine_labels"].index(label) for label in range(100)]
-        first = first if part == "train" else first[:20]
+    for part, size in (("train-20", 20), ("train-100", 100), ("test", 10)):
+        entry = pickle.loads((data / "cifar-100-python" / part.partition("-")[0]).read_bytes(), encoding="latin1")
+        first = [entry["fine_labels"].index(label) for label in range(size)]
         subset = {"data": entry["data"][first], "fine_labels": [entry["fine_labels"][i] for i in first]}
         (folder / part).write_bytes(pickle.dumps(subset))
     weights = copy / "download_ckpts" / "cifar_teachers" / f"{TEACHER}_vanilla" / "ckpt_epoch_240.pth"
@@ -134,6 +133,8 @@ def listed(host: Path) -> list[str]:
 def run_distiller(host: Path, row: Row) -> Row:
     """``row`` with what became of the four runs."""
     kind = row.distiller.rstrip("+")
+    folder = host / "data" / "cifar-100-python"
+    shutil.copy(folder / ("train-100" if "CRD" in kind else "train-20"), folder / "train")
     cfg = host / f"{kind}.yaml"
     cfg.write_text(yaml.safe_dump(configuration(host, kind)))
     arms = {"plain": [], "identity": ["--djip-lens", "identity"], "lens": ["--djip-lens", "lens.safetensors"]}
@@ -167,8 +168,8 @@ def configuration(host: Path, kind: str) -> dict:
             break
     tag = f"{kind.lower()},res56,res20"  # in the form that one of the forks asserts
     own = {"EXPERIMENT": {"NAME": kind, "TAG": tag}, "DISTILLER": {"TYPE": kind}, **({kind: NODES[kind]} if kind in NODES else {})}
-    trainer = {"SOLVER": {"TRAINER": "crd"}} if kind == "CRD" else {}
-    for layer in (SHARED, own, trainer):
+    solver = {"SOLVER": {"BATCH_SIZE": 50, **({"TRAINER": "crd"} if kind == "CRD" else {})}} if "CRD" in kind else {}
+    for layer in (SHARED, own, solver):
         merged = overlaid(merged, layer)
     return merged
 
@@ -190,8 +191,11 @@ def attempt(host: Path, run: Callable[[], object]) -> str:
     status, output = forked(host, as_installed, SECONDS)
     if status == 0:
         return WORKS
+    if status < 0:
+        return f"killed after {SECONDS} s"
     lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", output)) if line.strip()]
-    return f"killed after {SECONDS} s" if status < 0 else (lines[-1] if lines else "no message")[:200].replace("|", "/")
+    errors = [line for line in lines if re.match(r"error: |[\w.]+(Error|Exception|Exit)\b", line)]
+    return (errors or lines or ["no message"])[-1][:200].replace("|", "/")
 
 
 def student(host: Path) -> dict[str, torch.Tensor]:
