@@ -1,6 +1,7 @@
 """What a fit needs, taken from a host: its teacher with the host's checkpoint, and its images without augmentation."""
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ class HostTask:
     teacher_name: str
 
 
-def read_host(checkout: str | Path, cfg_path: str | Path, package: str = "mdistiller", limit: int = 0) -> HostTask:
+def read_host(checkout: str | Path, cfg_path: str | Path, package: str = "mdistiller", limit: int = 0, options: Sequence[str] = ()) -> HostTask:
     """Read the task that ``cfg_path``, a YAML file of the host, describes.
 
     Args:
         checkout: folder of mdistiller or of a fork; its ``package`` is imported.
         limit: read at most this many images of each set, spread evenly over it; 0: all.  Images that the host keeps in
             files (ImageNet) are held in memory, so a limit is asked for there.
+        options: keys and values in turn that override the file.
 
     Raises:
         DJIPError: no such package, file, teacher or checkpoint; a data set without a Normalize to take the scale from.
@@ -47,6 +49,7 @@ def read_host(checkout: str | Path, cfg_path: str | Path, package: str = "mdisti
     cfg = _member(package, "engine.cfg").CFG.clone()
     try:
         cfg.merge_from_file(str(cfg_path))
+        cfg.merge_from_list(list(options))
     except (KeyError, ValueError, AssertionError) as error:
         raise DJIPError(f"{cfg_path}: {error.args[0] if error.args else error}; is it a file of this host?") from error
     train_loader, test_loader, _, num_classes = _member(package, "dataset").get_dataset(cfg)
@@ -73,6 +76,8 @@ def _teacher(package: str, cfg: Any, num_classes: int) -> nn.Module:
     build, checkpoint = known[name]
     if checkpoint is None:
         raise DJIPError(f"the host has no checkpoint for '{name}'; choose a DISTILLER.TEACHER that it has trained")
+    if not Path(checkpoint).is_file():
+        raise DJIPError(f"the host's teacher {Path(checkpoint).resolve()} is missing; fetch its checkpoints into download_ckpts, as its README says")
     return load_weights(build(num_classes=num_classes), checkpoint).eval()
 
 
