@@ -15,6 +15,8 @@ Rows already in the file are kept, so that a run continues where it was interrup
 """
 
 import argparse
+import importlib
+import json
 import os
 import pickle
 import re
@@ -25,6 +27,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -56,6 +59,7 @@ NODES = {
     "REVIEWKD": {"IN_CHANNELS": WIDTHS, "OUT_CHANNELS": WIDTHS, "SHAPES": [1, 8, 16, 32], "OUT_SHAPES": [1, 8, 16, 32], "MAX_MID_CHANNEL": 64},
     "FT": {"PRETRAIN": {"EPOCHS": 1}},
 }
+SCRIPTS = {"KD_ours": "tools/train_ours.py", "MLKD": "tools/train_mlkd.py"}  # where a checkout has one of its own for them
 SECONDS = 120  # of computing
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -77,10 +81,11 @@ def main() -> None:
         start = Row(checkout.name.replace("+", "/"), subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip(), "")
         with tempfile.TemporaryDirectory() as scratch:
             host = prepare(checkout, Path(scratch) / "host", args.data)
-            for kind in listed(host):
+            kinds, error = listed(host)
+            for kind in kinds:
                 done = any((row.checkout, row.distiller) == (start.checkout, kind) for row in rows)
                 if not done and (not args.only or kind in args.only):
-                    rows.append(run_distiller(host, replace(start, distiller=kind)))
+                    rows.append(replace(start, distiller=kind, plain=error) if error else run_distiller(host, replace(start, distiller=kind)))
                     print(rows[-1], flush=True)
                     write_rows(args.out, rows)
 
@@ -111,23 +116,40 @@ def prepare(checkout: Path, copy: Path, data: Path) -> Path:
     return copy
 
 
-def listed(host: Path) -> list[str]:
-    """The host's own distillers, then those that djip_ext adds, with a +."""
-    listing = host / "distillers.txt"
+def listed(host: Path) -> tuple[list[str], str]:
+    """The host's own distillers, then those that djip_ext adds, with a +; or "all" and why the host cannot be imported.
+
+    Leaves in configurations.json which YAML file of the host's own, one that its schema accepts, is for which distiller.
+    """
+    listing, (nothing, found) = host / "distillers.txt", (host / "nothing.py", host / "configurations.json")
 
     def write() -> None:
-        launch_nothing = host / "nothing.py"
-        launch_nothing.write_text("")
-        launch([str(launch_nothing)])  # for the cures alone
+        nothing.write_text("")
+        launch([str(nothing)])  # for the cures alone
         own = list(find_registry("mdistiller"))
+        found.write_text(json.dumps(configurations(host, importlib.import_module("mdistiller.engine.cfg").CFG)))
         install("identity")
         added = [f"{name}+" for name in find_registry("mdistiller") if name not in own]
         listing.write_text("\n".join([name for name in own if name != "NONE"] + added))
 
     error = attempt(host, write)
-    if error != WORKS:
-        raise SystemExit(f"{host}: {error}")
-    return listing.read_text().split()
+    return (listing.read_text().split(), "") if error == WORKS else (["all"], error)
+
+
+def configurations(host: Path, cfg: Any) -> dict[str, str]:
+    """Distiller -> the first of the host's YAML files for it that ``cfg`` accepts; CIFAR-100 before others."""
+    found: dict[str, str] = {}
+    for path in sorted((host / "configs").glob("**/*.yaml"), key=lambda path: ("cifar100" not in path.parts, path)):
+        node = yaml.safe_load(path.read_text()) or {}
+        kind = node.get("DISTILLER", {}).get("TYPE")
+        if kind in found or "DOT" in node.get("SOLVER", {}) or "imagenet" in str(path):
+            continue
+        try:
+            cfg.clone().merge_from_file(str(path))
+        except (KeyError, ValueError, AssertionError):
+            continue
+        found[kind] = str(path)
+    return found
 
 
 def run_distiller(host: Path, row: Row) -> Row:
@@ -137,20 +159,22 @@ def run_distiller(host: Path, row: Row) -> Row:
     shutil.copy(folder / ("train-100" if "CRD" in kind else "train-20"), folder / "train")
     cfg = host / f"{kind}.yaml"
     cfg.write_text(yaml.safe_dump(configuration(host, kind)))
+    script = SCRIPTS.get(kind, "tools/train.py")
+    script = script if (host / script).exists() else "tools/train.py"
     arms = {"plain": [], "identity": ["--djip-lens", "identity"], "lens": ["--djip-lens", "lens.safetensors"]}
     outcome, students = {}, {}
     for arm, flags in arms.items():
         if arm == "plain" and row.added:
             continue
-        outcome[arm] = attempt(host, lambda: launch(["--seed", "0", *flags, "tools/train.py", "--cfg", str(cfg)]))
+        outcome[arm] = attempt(host, lambda: launch(["--seed", "0", *flags, script, "--cfg", str(cfg)]))
         if arm == "plain" and outcome[arm] != WORKS:
             return replace(row, **outcome)
         students[arm] = student(host) if outcome[arm] == WORKS else None
-    subprocess.run([sys.executable, PATCH, "add", host], check=True, capture_output=True)
+    subprocess.run([sys.executable, PATCH, "add", host, "--script", script], check=True, capture_output=True)
     flags = ["--djip-lens", "lens.safetensors", "--djip-seed", "0", "--djip-no-cure", "folders"]
-    outcome["one_line"] = attempt(host, lambda: run_script("tools/train.py", ["--cfg", str(cfg), *flags]))
+    outcome["one_line"] = attempt(host, lambda: run_script(script, ["--cfg", str(cfg), *flags]))
     students["one_line"] = student(host) if outcome["one_line"] == WORKS else None
-    subprocess.run([sys.executable, PATCH, "remove", host], check=True, capture_output=True)
+    subprocess.run([sys.executable, PATCH, "remove", host, "--script", script], check=True, capture_output=True)
     for arm in ("lens", "one_line"):
         if outcome[arm] == WORKS and equal(students[arm], students["identity"]):
             outcome[arm] = "the lens changes nothing"
@@ -160,12 +184,8 @@ def run_distiller(host: Path, row: Row) -> Row:
 
 def configuration(host: Path, kind: str) -> dict:
     """The host's own YAML for this distiller on CIFAR-100, where it has one, for our pair and one epoch."""
-    merged: dict = {}
-    for path in sorted((host / "configs").glob("**/*.yaml")):
-        found = yaml.safe_load(path.read_text()) or {}
-        if found.get("DISTILLER", {}).get("TYPE") == kind and "DOT" not in found.get("SOLVER", {}) and "imagenet" not in str(path):
-            merged = found
-            break
+    found = json.loads((host / "configurations.json").read_text())
+    merged = yaml.safe_load(Path(found[kind]).read_text()) if kind in found else {}
     tag = f"{kind.lower()},res56,res20"  # in the form that one of the forks asserts
     own = {"EXPERIMENT": {"NAME": kind, "TAG": tag}, "DISTILLER": {"TYPE": kind}, **({kind: NODES[kind]} if kind in NODES else {})}
     solver = {"SOLVER": {"BATCH_SIZE": 50, **({"TRAINER": "crd"} if kind == "CRD" else {})}} if "CRD" in kind else {}
