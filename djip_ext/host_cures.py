@@ -169,10 +169,12 @@ def separate_folders(host: Host) -> str | None:
                 raise DJIPError(f"the run would go to {folder}, among runs without {host.tag}; let the host freeze its configuration first")
             if (folder / "latest").exists() and not host.resume:
                 raise DJIPError(f"{folder} holds a run already; add --resume, move it away, or write over it with --no-cure folders")
+            if host.tag:
+                print(f"djip: the run goes to {folder} [cure folders]", file=sys.stderr, flush=True)
         start(self, logdir, *args, **kwargs)
 
     tensorboardX.SummaryWriter.__init__ = check_and_start
-    return f"run folders end in {host.tag}" if host.tag else None
+    return None  # said when the folder is known
 
 
 def _before_freeze(change: Callable[[Any], None]) -> None:

@@ -108,6 +108,7 @@ def test_the_launcher_puts_the_lens_before_the_teacher(lens: str, changed: bool,
     tag = "identity" if lens == "identity" else lens_id(JPEGLens(40.0, window=5))
     assert f"djip: {'identity lens' if lens == 'identity' else f'lens {tag}'} in front of the teacher" in output
     assert (checkout / "output/project" / f"djip-{tag}" / "name/latest").exists()
+    assert f"djip: the run goes to output/project/djip-{tag}/name" in output
 
 
 @pytest.mark.parametrize("lens, changed", [("lens.safetensors", True), ("identity", False)])
