@@ -3,14 +3,16 @@
     python tests/hosts/run_hosts.py CHECKOUTS --data FOLDER_OF_CIFAR --out docs/hosts_table.csv
 
 Each run is the checkout's own train.py in a copy of the checkout, one epoch of two steps on 20 training images of the real
-CIFAR-100 (100, one of each class, where a CRD draws its negatives) and 10 test images, resnet56 -> resnet20, a teacher of random weights, on a CPU, seed 0, one process as torchrun starts it:
+CIFAR-100 (100, one of each class, where a CRD draws its negatives) and 10 test images, resnet56 -> resnet20, a teacher of
+random weights, on a CPU, seed 0, one process with the environment of torchrun:
 
 - plain, identity, lens: by ``djip_ext.launch``, without a lens, with the identity lens and with a lens;
 - one line: with the same lens, by the line that patches/djip_flag.py adds.
 
 A run with the lens "works" when it ends well and its student differs from that of the identity lens.  "identity = plain":
 the student of the identity lens is bit for bit the plain one; not so where the distiller moves the statistics of a bare
-teacher.  A name with + is a distiller that djip_ext adds.  Where a host fails without a lens the others are not run.
+teacher.  A name with + is a distiller that djip_ext adds.  Where a host fails without a lens the others are not run.  The row
+"djip fit --host" reads teacher and images for a fit.
 Rows already in the file are kept, so that a run continues where it was interrupted.
 """
 
@@ -37,10 +39,11 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 import yaml  # noqa: E402
 from forks import forked  # noqa: E402
-from hosts_table import WORKS, Row, read_rows, write_rows  # noqa: E402
+from hosts_table import FIT, WORKS, Row, read_rows, write_rows  # noqa: E402
 
 from djip_ext import JPEGLens, install  # noqa: E402
 from djip_ext.bench.models import cifar_model_dict  # noqa: E402
+from djip_ext.host_fit import read_host  # noqa: E402
 from djip_ext.install import find_registry  # noqa: E402
 from djip_ext.launch import main as launch  # noqa: E402
 from djip_ext.launch import run_script  # noqa: E402
@@ -121,7 +124,7 @@ def listed(host: Path) -> tuple[list[str], str]:
 
     Leaves in configurations.json which YAML file of the host's own, one that its schema accepts, is for which distiller.
     """
-    listing, (nothing, found) = host / "distillers.txt", (host / "nothing.py", host / "configurations.json")
+    listing, nothing, found = (host / name for name in ("distillers.txt", "nothing.py", "configurations.json"))
 
     def write() -> None:
         nothing.write_text("")
@@ -130,10 +133,10 @@ def listed(host: Path) -> tuple[list[str], str]:
         found.write_text(json.dumps(configurations(host, importlib.import_module("mdistiller.engine.cfg").CFG)))
         install("identity")
         added = [f"{name}+" for name in find_registry("mdistiller") if name not in own]
-        listing.write_text("\n".join([name for name in own if name != "NONE"] + added))
+        listing.write_text("\n".join([name for name in own if name != "NONE"] + added + [FIT]))
 
     error = attempt(host, write)
-    return (listing.read_text().split(), "") if error == WORKS else (["all"], error)
+    return (listing.read_text().splitlines(), "") if error == WORKS else (["all"], error)
 
 
 def configurations(host: Path, cfg: Any) -> dict[str, str]:
@@ -153,7 +156,11 @@ def configurations(host: Path, cfg: Any) -> dict[str, str]:
 
 
 def run_distiller(host: Path, row: Row) -> Row:
-    """``row`` with what became of the four runs."""
+    """``row`` with what became of the four runs; of the row FIT, whether its teacher and images can be read."""
+    if row.distiller == FIT:
+        cfg = next(iter(json.loads((host / "configurations.json").read_text()).values()))
+        options = ["DATASET.TYPE", "cifar100", "DISTILLER.TEACHER", TEACHER]
+        return replace(row, lens=attempt(host, lambda: read_host(host, cfg, limit=10, options=options)))
     kind = row.distiller.rstrip("+")
     folder = host / "data" / "cifar-100-python"
     shutil.copy(folder / ("train-100" if "CRD" in kind else "train-20"), folder / "train")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hosts_table import WORKS, Row, exceptions, read_rows, summary, write_rows
+from hosts_table import FIT, WORKS, Row, exceptions, read_rows, summary, write_rows
 
 ROWS = [
     Row("a/host", "1234567, 2023-11", "KD", WORKS, WORKS, WORKS, WORKS, "yes"),
@@ -10,6 +10,7 @@ ROWS = [
     Row("a/host", "1234567, 2023-11", "AT", "KeyError: 'AT'"),
     Row("a/host", "1234567, 2023-11", "RKD", "KeyError: 'AT'"),
     Row("a/host", "1234567, 2023-11", "DIST+", "", WORKS, WORKS, WORKS),
+    Row("a/host", "1234567, 2023-11", FIT, lens=WORKS),
     Row("b/host", "89abcde, 2024-01", "KD", WORKS, WORKS, "the lens changes nothing", WORKS, "yes"),
 ]
 
@@ -23,8 +24,8 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
 
 def test_the_summary_counts_each_door_among_what_runs_without_a_lens() -> None:
     assert summary(ROWS)[2:] == [
-        "| a/host | 1234567, 2023-11 | 4 | 2 | 2 of 2 | 1 of 2 | 1 of 2 | 1 of 1 |",
-        "| b/host | 89abcde, 2024-01 | 1 | 1 | 0 of 1 | 1 of 1 | 1 of 1 | 0 of 0 |",
+        "| a/host | 1234567, 2023-11 | 4 | 2 | 2 of 2 | 1 of 2 | 1 of 2 | 1 of 1 | yes |",
+        "| b/host | 89abcde, 2024-01 | 1 | 1 | 0 of 1 | 1 of 1 | 1 of 1 | 0 of 0 |  |",
     ]
 
 
