@@ -62,7 +62,8 @@ NODES = {
     "REVIEWKD": {"IN_CHANNELS": WIDTHS, "OUT_CHANNELS": WIDTHS, "SHAPES": [1, 8, 16, 32], "OUT_SHAPES": [1, 8, 16, 32], "MAX_MID_CHANNEL": 64},
     "FT": {"PRETRAIN": {"EPOCHS": 1}},
 }
-SCRIPTS = {"KD_ours": "tools/train_ours.py", "MLKD": "tools/train_mlkd.py"}  # where a checkout has one of its own for them
+STRONG = dict.fromkeys(("MLKD", "UniMLKD", "KR_MLKD", "KD_strong", "MixKD"), "tools/train_mlkd.py")
+SCRIPTS = {"KD_ours": "tools/train_ours.py", **STRONG}  # where a checkout has a script of its own for them
 SECONDS = 120  # of computing
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -220,8 +221,10 @@ def attempt(host: Path, run: Callable[[], object]) -> str:
         return WORKS
     if status < 0:
         return f"killed after {SECONDS} s"
+    output = output.replace(f"{host}/", "")
     lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", output)) if line.strip()]
-    errors = [line for line in lines if re.match(r"error: |[\w.]+(Error|Exception|Exit)\b", line)]
+    joined = [f"{line} {after}" if line.endswith(":") else line for line, after in zip(lines, [*lines[1:], ""])]
+    errors = [line for line in joined if re.match(r"error: |[\w.]+(Error|Exception|Exit)\b", line)]
     return (errors or lines or ["no message"])[-1][:200].replace("|", "/")
 
 
