@@ -52,16 +52,15 @@ def write_rows(path: Path, rows: list[Row]) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    parts = (INTRODUCTION, *summary(rows), "", "## What does not work, and why", "", *exceptions(rows), "", "## Every row", "", *everything(rows))
+    failures = ("## What does not work, and why", "", *exceptions(rows))
+    parts = (INTRODUCTION, *summary(rows), "", *failures, "", "## Every row", "", *everything(rows))
     path.with_suffix(".md").write_text("\n".join(parts) + "\n")
 
 
 def summary(rows: list[Row]) -> list[str]:
     """One line a checkout: of the distillers that run there without a lens, how many run with one."""
-    lines = [
-        "| checkout | at | distillers | run without a lens | with a lens, launcher | with a lens, one line | identity = plain | added | `djip fit --host` |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    counts = "distillers | run without a lens | with a lens, launcher | with a lens, one line | identity = plain | added"
+    lines = [f"| checkout | at | {counts} | `djip fit --host` |", "|---|---|---|---|---|---|---|---|---|"]
     for checkout in dict.fromkeys(row.checkout for row in rows):
         own = [row for row in rows if row.checkout == checkout and not row.added and row.distiller != FIT]
         added = [row for row in rows if row.checkout == checkout and row.added]
@@ -95,6 +94,6 @@ def everything(rows: list[Row]) -> list[str]:
     """All rows; of a reason that is told above there is a "no" here."""
     lines = ["| checkout | distiller | plain | identity | lens | one line | identity = plain |", "|---|---|---|---|---|---|---|"]
     for row in (row for row in rows if row.distiller != FIT):
-        arms = ["no" if arm not in ("", WORKS) else arm for arm in (row.plain, row.identity, row.lens, row.one_line)]
+        arms = [arm if arm in ("", WORKS) else "no" for arm in (row.plain, row.identity, row.lens, row.one_line)]
         lines.append(f"| {row.checkout} | {row.distiller} | {' | '.join(arms)} | {row.identity_is_plain} |")
     return lines

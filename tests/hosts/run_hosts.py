@@ -20,7 +20,6 @@ import argparse
 import importlib
 import json
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -29,7 +28,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -40,28 +38,15 @@ import torchvision  # noqa: E402
 import yaml  # noqa: E402
 from forks import forked  # noqa: E402
 from hosts_table import FIT, WORKS, Row, read_rows, write_rows  # noqa: E402
+from small_host import TEACHER, configuration, configurations, prepare, train_set  # noqa: E402
 
-from djip_ext import JPEGLens, install  # noqa: E402
-from djip_ext.bench.models import cifar_model_dict  # noqa: E402
+from djip_ext import install  # noqa: E402
 from djip_ext.host_fit import read_host  # noqa: E402
 from djip_ext.install import find_registry  # noqa: E402
 from djip_ext.launch import main as launch  # noqa: E402
 from djip_ext.launch import run_script  # noqa: E402
 
 PATCH = Path(__file__).resolve().parents[2] / "patches" / "djip_flag.py"
-TEACHER, STUDENT = "resnet56", "resnet20"
-WIDTHS = [16, 32, 64, 64]  # of both alike, with the pooled feature
-SHARED = {
-    "EXPERIMENT": {"PROJECT": "hosts"},
-    "DATASET": {"TYPE": "cifar100", "NUM_WORKERS": 0, "TEST": {"BATCH_SIZE": 50}},
-    "DISTILLER": {"TEACHER": TEACHER, "STUDENT": STUDENT},
-    "SOLVER": {"BATCH_SIZE": 10, "EPOCHS": 1, "LR": 0.05},
-}
-NODES = {
-    "CRD": {"FEAT": {"STUDENT_DIM": 64, "TEACHER_DIM": 64}, "NCE": {"K": 50}},
-    "REVIEWKD": {"IN_CHANNELS": WIDTHS, "OUT_CHANNELS": WIDTHS, "SHAPES": [1, 8, 16, 32], "OUT_SHAPES": [1, 8, 16, 32], "MAX_MID_CHANNEL": 64},
-    "FT": {"PRETRAIN": {"EPOCHS": 1}},
-}
 STRONG = dict.fromkeys(("MLKD", "UniMLKD", "KR_MLKD", "KD_strong", "MixKD"), "tools/train_mlkd.py")
 SCRIPTS = {"KD_ours": "tools/train_ours.py", **STRONG}  # where a checkout has a script of its own for them
 SECONDS = 120  # of computing
@@ -89,35 +74,10 @@ def main() -> None:
             for kind in kinds:
                 done = any((row.checkout, row.distiller) == (start.checkout, kind) for row in rows)
                 if not done and (not args.only or kind in args.only):
-                    rows.append(replace(start, distiller=kind, plain=error) if error else run_distiller(host, replace(start, distiller=kind)))
+                    row = replace(start, distiller=kind)
+                    rows.append(replace(row, plain=error) if error else run_distiller(host, row))
                     print(rows[-1], flush=True)
                     write_rows(args.out, rows)
-
-
-def prepare(checkout: Path, copy: Path, data: Path) -> Path:
-    """A copy of the checkout with a subset of CIFAR-100, a teacher and a lens beside it."""
-    shutil.copytree(checkout, copy, ignore=shutil.ignore_patterns(".git", "data", "download_ckpts", "output"))
-    folder = copy / "data" / "cifar-100-python"
-    folder.mkdir(parents=True)
-    shutil.copy(data / "cifar-100-python" / "meta", folder)
-    for part, size in (("train-20", 20), ("train-100", 100), ("test", 10)):
-        entry = pickle.loads((data / "cifar-100-python" / part.partition("-")[0]).read_bytes(), encoding="latin1")
-        first = [entry["fine_labels"].index(label) for label in range(size)]
-        subset = {"data": entry["data"][first], "fine_labels": [entry["fine_labels"][i] for i in first]}
-        (folder / part).write_bytes(pickle.dumps(subset))
-    weights = copy / "download_ckpts" / "cifar_teachers" / f"{TEACHER}_vanilla" / "ckpt_epoch_240.pth"
-    weights.parent.mkdir(parents=True)
-    torch.manual_seed(0)
-    teacher = cifar_model_dict[TEACHER][0](num_classes=100)
-    for module in teacher.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # a plain mean: one pass then gives statistics under which images differ
-    images = torch.from_numpy(entry["data"][:50]).view(-1, 3, 32, 32).float()
-    with torch.no_grad():
-        teacher((images - 127.5) / 64)
-    torch.save({"model": teacher.state_dict()}, weights)
-    JPEGLens(12.0, window=5).save(copy / "lens.safetensors")
-    return copy
 
 
 def listed(host: Path) -> tuple[list[str], str]:
@@ -140,31 +100,15 @@ def listed(host: Path) -> tuple[list[str], str]:
     return (listing.read_text().splitlines(), "") if error == WORKS else (["all"], error)
 
 
-def configurations(host: Path, cfg: Any) -> dict[str, str]:
-    """Distiller -> the first of the host's YAML files for it that ``cfg`` accepts; CIFAR-100 before others."""
-    found: dict[str, str] = {}
-    for path in sorted((host / "configs").glob("**/*.yaml"), key=lambda path: ("cifar100" not in path.parts, path)):
-        node = yaml.safe_load(path.read_text()) or {}
-        kind = node.get("DISTILLER", {}).get("TYPE")
-        if kind in found or "DOT" in node.get("SOLVER", {}) or "imagenet" in str(path):
-            continue
-        try:
-            cfg.clone().merge_from_file(str(path))
-        except (KeyError, ValueError, AssertionError):
-            continue
-        found[kind] = str(path)
-    return found
-
-
 def run_distiller(host: Path, row: Row) -> Row:
     """``row`` with what became of the four runs; of the row FIT, whether its teacher and images can be read."""
     if row.distiller == FIT:
         cfg = next(iter(json.loads((host / "configurations.json").read_text()).values()))
+        train_set(host, 20)
         options = ["DATASET.TYPE", "cifar100", "DISTILLER.TEACHER", TEACHER]
         return replace(row, lens=attempt(host, lambda: read_host(host, cfg, limit=10, options=options)))
     kind = row.distiller.rstrip("+")
-    folder = host / "data" / "cifar-100-python"
-    shutil.copy(folder / ("train-100" if "CRD" in kind else "train-20"), folder / "train")
+    train_set(host, 100 if "CRD" in kind else 20)
     cfg = host / f"{kind}.yaml"
     cfg.write_text(yaml.safe_dump(configuration(host, kind)))
     script = SCRIPTS.get(kind, "tools/train.py")
@@ -188,23 +132,6 @@ def run_distiller(host: Path, row: Row) -> Row:
             outcome[arm] = "the lens changes nothing"
     same = "" if row.added or outcome["identity"] != WORKS else "yes" if equal(students["plain"], students["identity"]) else "no"
     return replace(row, **outcome, identity_is_plain=same)
-
-
-def configuration(host: Path, kind: str) -> dict:
-    """The host's own YAML for this distiller on CIFAR-100, where it has one, for our pair and one epoch."""
-    found = json.loads((host / "configurations.json").read_text())
-    merged = yaml.safe_load(Path(found[kind]).read_text()) if kind in found else {}
-    tag = f"{kind.lower()},res56,res20"  # in the form that one of the forks asserts
-    own = {"EXPERIMENT": {"NAME": kind, "TAG": tag}, "DISTILLER": {"TYPE": kind}, **({kind: NODES[kind]} if kind in NODES else {})}
-    solver = {"SOLVER": {"BATCH_SIZE": 50, **({"TRAINER": "crd"} if kind == "CRD" else {})}} if "CRD" in kind else {}
-    for layer in (SHARED, own, solver):
-        merged = overlaid(merged, layer)
-    return merged
-
-
-def overlaid(under: dict, over: dict) -> dict:
-    both = {key: overlaid(under[key], value) if isinstance(value, dict) and key in under else value for key, value in over.items()}
-    return {**under, **both}
 
 
 def attempt(host: Path, run: Callable[[], object]) -> str:
