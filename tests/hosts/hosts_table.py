@@ -77,16 +77,18 @@ def summary(rows: list[Row]) -> list[str]:
 
 
 def exceptions(rows: list[Row]) -> list[str]:
-    """Every run that did not work, with its reason; the same reason of several distillers is one line."""
-    reasons: dict[tuple[str, str, str], list[str]] = {}
+    """Every run that did not work, with its reason; what several distillers or arms have in common is one line."""
+    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}  # (checkout, reason) -> distiller -> arms
     for row in rows:
         for arm in ("plain", "identity", "lens", "one_line"):
-            reason = getattr(row, arm)
+            reason = getattr(row, arm).replace(f"'{row.distiller.rstrip('+').lower()}'", "'...'")  # a host that misses the name itself
             if reason not in ("", WORKS):
-                reasons.setdefault((row.checkout, arm, reason), []).append(row.distiller)
-    lines = ["| checkout | distillers | arm | reason |", "|---|---|---|---|"]
-    for (checkout, arm, reason), distillers in reasons.items():
-        lines.append(f"| {checkout} | {', '.join(distillers)} | {arm.replace('_', ' ')} | {reason} |")
+                reasons.setdefault((row.checkout, reason), {}).setdefault(row.distiller, []).append(arm.replace("_", " "))
+    lines = ["| checkout | distillers | runs | reason |", "|---|---|---|---|"]
+    for (checkout, reason), found in reasons.items():
+        for arms in dict.fromkeys(tuple(arms) for arms in found.values()):
+            distillers = [distiller for distiller, failed in found.items() if tuple(failed) == arms]
+            lines.append(f"| {checkout} | {', '.join(distillers)} | {', '.join(arms)} | {reason} |")
     return lines if reasons else ["Every run worked."]
 
 

@@ -10,6 +10,8 @@ ROWS = [
     Row("a/host", "1234567, 2023-11", "AT", "KeyError: 'AT'"),
     Row("a/host", "1234567, 2023-11", "RKD", "KeyError: 'AT'"),
     Row("a/host", "1234567, 2023-11", "DIST+", "", WORKS, WORKS, WORKS),
+    Row("b/host", "89abcde, 2024-01", "CC+", "", "KeyError: 'cc'", "KeyError: 'cc'", WORKS),
+    Row("b/host", "89abcde, 2024-01", "FT+", "", "KeyError: 'ft'", "KeyError: 'ft'", WORKS),
     Row("a/host", "1234567, 2023-11", FIT, lens=WORKS),
     Row("b/host", "89abcde, 2024-01", "KD", WORKS, WORKS, "the lens changes nothing", WORKS, "yes"),
 ]
@@ -25,7 +27,7 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
 def test_the_summary_counts_each_door_among_what_runs_without_a_lens() -> None:
     assert summary(ROWS)[2:] == [
         "| a/host | 1234567, 2023-11 | 4 | 2 | 2 of 2 | 1 of 2 | 1 of 2 | 1 of 1 | yes |",
-        "| b/host | 89abcde, 2024-01 | 1 | 1 | 0 of 1 | 1 of 1 | 1 of 1 | 0 of 0 |  |",
+        "| b/host | 89abcde, 2024-01 | 1 | 1 | 0 of 1 | 1 of 1 | 1 of 1 | 0 of 2 |  |",
     ]
 
 
@@ -33,6 +35,7 @@ def test_every_failure_is_told_once_with_its_reason() -> None:
     assert exceptions(ROWS)[2:] == [
         "| a/host | OFD | one line | no such flag, really |",
         "| a/host | AT, RKD | plain | KeyError: 'AT' |",
+        "| b/host | CC+, FT+ | identity, lens | KeyError: '...' |",
         "| b/host | KD | lens | the lens changes nothing |",
     ]
     assert exceptions(ROWS[:1]) == ["Every run worked."]
