@@ -6,7 +6,7 @@ length=$1 last=${2:-4} processes=${3:-2} python=${4:-python}
 lens=results/cifar100/lenses/gain03.safetensors jpeg=results/cifar100/lenses/jpeg.safetensors random=results/cifar100/lenses/random.safetensors
 common="DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16"
 plain="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
-mcmi="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/mcmi_1.safetensors"
+mcmi="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/mcmi_gain_0.3.safetensors"
 five="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 10 BENCH.VIEWS 16"
 ten="BENCH.FRACTION 0.1 BENCH.EVAL_EVERY 5 SOLVER.EPOCHS 25 SOLVER.LR_DECAY_STAGES [15,20,23] BENCH.VIEWS 16"  # the same number of steps
 five_long="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 20 SOLVER.EPOCHS 240 SOLVER.LR_DECAY_STAGES [150,180,210] BENCH.VIEWS 40"  # the published schedule
