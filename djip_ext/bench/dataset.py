@@ -6,11 +6,10 @@ import torch
 from yacs.config import CfgNode
 
 from ..errors import DJIPError
+from ..pixels import NORMALISATIONS
 from .imageset import ImageSet
 from .loader import DeviceLoader
 from .synthetic import make_synthetic
-
-CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 def load_cifar100(root: str, train: bool, download: bool = False) -> ImageSet:
@@ -24,7 +23,7 @@ def load_cifar100(root: str, train: bool, download: bool = False) -> ImageSet:
             f"CIFAR-100 is missing or damaged in {Path(root).resolve()}: put the official cifar-100-python folder there, "
             "name its parent with --data-root, or add BENCH.DOWNLOAD True to fetch it"
         ) from error
-    return ImageSet(torch.from_numpy(data.data), torch.tensor(data.targets), 100, CIFAR100_MEAN, CIFAR100_STD)
+    return ImageSet(torch.from_numpy(data.data), torch.tensor(data.targets), 100, *NORMALISATIONS["cifar100"])
 
 
 def load_image_sets(cfg: CfgNode) -> tuple[ImageSet, ImageSet]:
