@@ -1,5 +1,6 @@
 """From a configuration to a finished run: what mdistiller's tools/train.py does, as functions."""
 
+import hashlib
 import platform
 import subprocess
 from pathlib import Path
@@ -11,13 +12,16 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ..errors import DJIPError, first_line
+from ..files import claimed
 from .dataset import get_dataset
 from .distillers import distiller_dict
+from .imageset import ImageSet
 from .models import cifar_model_dict
 from .teacher_cache import cached_teacher
 from .trainer import trainer_dict
 
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
+ABOUT_LENS = ("teacher_hash", "before", "after", "test_before", "test_after")  # what a record repeats of a lens' metadata
 
 
 def resolve_device(name: str) -> torch.device:
@@ -80,6 +84,11 @@ def run_folder(cfg: CfgNode) -> Path:
     return Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG, f"seed-{cfg.BENCH.SEED}")
 
 
+def behind_lens(project: str, lens: str) -> str:
+    """The project folder of runs with that lens (id or "identity"): they must never continue or overwrite plain ones."""
+    return f"{project}/djip-{lens}"
+
+
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What a reader needs to trust and to repeat a run; ``code`` and ``environment`` may differ when it is resumed."""
     used = CfgNode({name: node for name, node in cfg.items() if name in SHARED_NODES or name == cfg.DISTILLER.TYPE})
@@ -95,10 +104,19 @@ def run_record(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
-    """Run ``cfg`` to its end and return its result (see :class:`~djip_ext.bench.trainer.BaseTrainer`)."""
-    cfg = cfg.clone()
-    cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+def fingerprint(data: ImageSet) -> dict[str, Any]:
+    """How many images, and sixteen hex digits over pixels and labels: two records with equal ones saw the same data."""
+    digest = hashlib.sha256(data.images.numpy().tobytes())
+    digest.update(data.labels.numpy().tobytes())
+    return {"images": len(data.labels), "sha256": digest.hexdigest()[:16]}
+
+
+def build_distiller(cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_classes: int) -> nn.Module:
+    """The method that ``cfg`` names on a student with weights of ``BENCH.SEED`` (or ``BENCH.STUDENT_CHECKPOINT``), on its device.
+
+    Raises:
+        DJIPError: an unknown method, trainer or student, or a method and a trainer that do not go together.
+    """
     kind = cfg.DISTILLER.TYPE
     if kind not in distiller_dict:
         raise DJIPError(f"there is no distiller '{kind}'; choose from {', '.join(distiller_dict)}")
@@ -106,8 +124,6 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         raise DJIPError(f"there is no trainer '{cfg.SOLVER.TRAINER}'; choose from {', '.join(trainer_dict)}")
     if (kind == "CRD") != (cfg.SOLVER.TRAINER == "crd"):
         raise DJIPError(f"DISTILLER.TYPE {kind} does not go with SOLVER.TRAINER {cfg.SOLVER.TRAINER}; CRD takes crd, all others take base")
-    train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
-    teacher = None if kind == "NONE" else build_teacher(cfg, num_classes)
     torch.manual_seed(cfg.BENCH.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes)
     if cfg.BENCH.STUDENT_CHECKPOINT:
@@ -118,12 +134,39 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         distiller = distiller_dict[kind](student, teacher, cfg, num_data)
     else:
         distiller = distiller_dict[kind](student, teacher, cfg)
-    distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    return distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Run ``cfg`` to its end and return its result (see :class:`~djip_ext.bench.trainer.BaseTrainer`).
+
+    Raises:
+        Busy: another process is at work on the same run.
+        DJIPError: as the parts do.
+    """
+    folder = run_folder(cfg)
+    with claimed(folder / ".lock", str(folder)):
+        return _train(cfg, folder, resume)
+
+
+def _train(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any]:
+    cfg = cfg.clone()
+    cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+    train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
+    teacher = None if cfg.DISTILLER.TYPE == "NONE" else build_teacher(cfg, num_classes)
+    distiller = build_distiller(cfg, teacher, num_data, num_classes)
+    data = {"train": fingerprint(train_loader.data), "test": fingerprint(test_loader.data)}
+    record = run_record(cfg) | {"data": data} | lens_record(getattr(distiller, "teacher", None))
     if teacher is not None and cfg.BENCH.VIEWS:
         distiller.teacher = cached_teacher(distiller.teacher, train_loader, Path(cfg.LOG.PREFIX, "teacher_cache"), cfg.BENCH.PRECISION)
-    record = run_record(cfg) | {"lens": getattr(getattr(distiller, "teacher", None), "djip_id", "none")}
-    trainer = trainer_dict[cfg.SOLVER.TRAINER](run_folder(cfg), distiller, train_loader, test_loader, cfg, record)
-    return trainer.train(resume)
+    return trainer_dict[cfg.SOLVER.TRAINER](folder, distiller, train_loader, test_loader, cfg, record).train(resume)
+
+
+def lens_record(teacher: nn.Module | None) -> dict[str, Any]:
+    """The id of the lens in front of ``teacher``, and what it was measured to do to it."""
+    lens = getattr(teacher, "djip_lens", None)
+    about = {} if lens is None else {key: value for key in ABOUT_LENS if (value := lens.metadata.get(key)) is not None}
+    return {"lens": getattr(teacher, "djip_id", "none"), "about_lens": about}
 
 
 def code_version() -> str:

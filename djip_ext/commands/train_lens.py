@@ -15,7 +15,7 @@ from ..bench.imageset import ImageSet
 from ..bench.loader import DeviceLoader
 from ..bench.run import build_teacher, code_version, resolve_device
 from ..errors import DJIPError
-from ..files import write_json
+from ..files import claimed, write_json
 from ..fit import default_start, fit_lens
 from ..fit_settings import FitSettings
 from ..host_fit import HostTask, read_host
@@ -50,8 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg, task = read_task(args)
     out = Path(args.out)
+    with claimed(out.with_suffix(".lock"), str(out)):
+        if args.resume and out.exists() and not out.with_suffix(".fit.pth").exists():
+            print(f"{out} is finished; delete it or leave out --resume to fit it again")
+        else:
+            fit(args, out)
+
+
+def fit(args: argparse.Namespace, out: Path) -> None:
+    cfg, task = read_task(args)
     checkpoint = out.with_suffix(".fit.pth")
     if checkpoint.exists() and not args.resume:
         checkpoint.unlink()

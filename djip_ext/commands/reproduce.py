@@ -1,0 +1,82 @@
+"""``djip reproduce``: a table from its file: data, teachers, lenses, students, report; stopped and started anywhere."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import yaml
+
+from ..bench.dataset import load_image_sets
+from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
+from ..bench.plan import Step, make_plan
+from ..bench.run import fingerprint
+from ..bench.table import load_table
+from ..errors import DJIPError
+from .report import write_report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", metavar="TABLE", help="YAML file, see docs/tables.md and results/cifar100/fewshot13.yaml")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the table's")
+    parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: output/NAME_OF_TABLE)")
+    parser.add_argument("--data-root", metavar="DIR", default="", help="folder that holds cifar-100-python (BENCH.DATA_ROOT)")
+    parser.add_argument("--workers", type=int, metavar="N", help="commands at a time (default: 1; on a cluster all that can run)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, their cost and an estimate of the hours; run none")
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), help="hand the commands to submitit; local and debug try that without a cluster")
+    parser.add_argument("--job", nargs="+", default=[], metavar="KEY=VALUE", help="of submitit, e.g. timeout_min=240 slurm_partition=gpu gpus_per_node=1")
+
+
+def run(args: argparse.Namespace) -> None:
+    table = load_table(args.table)
+    if args.seeds is not None:
+        if args.seeds < 1:
+            raise DJIPError(f"--seeds is {args.seeds}; it must be at least 1")
+        table = dataclasses.replace(table, seeds=args.seeds)
+    out = args.out or f"output/{table.name}"
+    steps = make_plan(table, out, args.data_root)
+    check_data(steps)
+    if args.dry_run:
+        dry_run(steps)
+        return
+    workers = args.workers or (len(steps) if args.cluster else 1)
+    start = cluster_start(args.cluster, out, parameters(args.job)) if args.cluster else local_start(out, workers)
+    outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
+    if any(step.kind == "student" for step in [*outcome.here, *outcome.found]):
+        print(f"\n{write_report(Path(out), table, Path(out, 'report'))}")
+    finish(outcome, out)
+
+
+def check_data(steps: list[Step]) -> None:
+    """Load what the commands will read, once each, before the first of them is started; prints what was found."""
+    seen = set()
+    for step in steps:
+        cfg = step.settings()
+        key = (cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED)
+        if key not in seen:
+            seen.add(key)
+            train, test = (fingerprint(data) for data in load_image_sets(cfg))
+            print(f"data: {key[0]}, {train['images']} training images ({train['sha256']}), {test['images']} test images ({test['sha256']})")
+
+
+def dry_run(steps: list[Step]) -> None:
+    for step in steps:
+        epochs = 0 if step.result() else step.epochs_done()
+        state = "done" if step.result() else f"{epochs} epochs done" if epochs else "to do"
+        print(f"# {step.name}: {state}\n{step}")
+
+
+def parameters(pairs: list[str]) -> dict[str, object]:
+    """``KEY=VALUE`` words as submitit's parameters, numbers as numbers."""
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise DJIPError(f"--job takes KEY=VALUE, not '{wrong[0]}', for example timeout_min=240")
+    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def finish(outcome: Outcome, out: str) -> None:
+    """Say what was done; raise DJIPError when something failed."""
+    print(f"{len(outcome.here)} commands run here, {len(outcome.found)} done before or elsewhere, all below {out}")
+    if outcome.failed:
+        first = outcome.failed[0]
+        rest = f", and {len(outcome.blocked)} that need them were not begun" if outcome.blocked else ""
+        raise DJIPError(f"{len(outcome.failed)} commands failed{rest}; the first: {first.name}, see {log_file(first, out)}. Mend it and start the same command again")
