@@ -103,8 +103,8 @@ def test_weights_and_features_are_those_of_mdistiller(name: str, monkeypatch: py
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         (expected_logits, expected), (logits, feats) = theirs.eval()(x), ours.eval()(x)
-    torch.testing.assert_close(logits, expected_logits)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-3)  # untrained: logits in the tens
     extra = len(feats["feats"]) - len(expected["feats"])  # mdistiller's MobileNetV1 leaves out the stem's map
     for key in ("feats", "preact_feats"):
         for ours_map, theirs_map in zip(feats[key][extra:], expected[key], strict=True):
-            torch.testing.assert_close(ours_map, theirs_map)
+            assert (ours_map - theirs_map).abs().max() <= 1e-5 * theirs_map.abs().max()  # untrained: activations are huge
