@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ..errors import DJIPError, first_line
-from .dataset import get_dataset
+from .dataset import FOLDERS, get_dataset
 from .distillers import distiller_dict
 from .models import cifar_model_dict
+from .models.families import FAMILIES, build, is_family, torchvision_state
 from .teacher_cache import cached_teacher
 from .trainer import trainer_dict
 
@@ -30,11 +32,27 @@ def resolve_device(name: str) -> torch.device:
         raise DJIPError(f"BENCH.DEVICE is '{name}', which this machine or this torch lacks; choose auto or cpu") from error
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialised network of ``cifar_model_dict``; raises DJIPError for an unknown name."""
-    if name not in cifar_model_dict:
-        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(cifar_model_dict)}")
-    return cifar_model_dict[name][0](num_classes=num_classes)
+def models_for(dataset: str) -> dict[str, tuple[Callable[..., nn.Module], str | None]]:
+    """The benchmark's own networks for ``DATASET.TYPE dataset``; a folder's images get ImageNet's ResNet18, not CIFAR's."""
+    if dataset not in FOLDERS:
+        return cifar_model_dict
+    from .models.imagenet import imagenet_model_dict
+
+    return {**{name: (factory, None) for name, (factory, _) in cifar_model_dict.items()}, **imagenet_model_dict}
+
+
+def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Module:
+    """A freshly initialised network: one of the benchmark's for that data set, or ``FAMILY:NETWORK`` of another library.
+
+    Raises:
+        DJIPError: an unknown name, a library that is not installed.
+    """
+    if is_family(name):
+        return build(name, num_classes)
+    known = models_for(dataset)
+    if name not in known:
+        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(known)}, or FAMILY:NETWORK with {', '.join(FAMILIES)}")
+    return known[name][0](num_classes=num_classes)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -53,7 +71,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("model", state)
+            state = state.get("model", state.get("state_dict", state))
         state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     except Exception as error:  # torch.load raises a dozen types for damaged files
         raise DJIPError(f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again") from error
@@ -61,18 +79,29 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise DJIPError(f"{path} does not fit {type(model).__name__}: {detail}; name the architecture and the data set it was trained for") from error
+        raise DJIPError(f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for") from error
     return model
 
 
 def build_teacher(cfg: CfgNode, num_classes: int) -> nn.Module:
-    """The trained teacher that ``cfg`` names, from ``BENCH.TEACHER_CHECKPOINT`` or mdistiller's usual place."""
-    name = cfg.DISTILLER.TEACHER
-    teacher = build_model(name, num_classes)
-    path = cfg.BENCH.TEACHER_CHECKPOINT or cifar_model_dict[name][1]
-    if not path:
+    """The trained teacher that ``cfg`` names: with the weights in ``BENCH.TEACHER_CHECKPOINT``, else its published ones.
+
+    Published CIFAR teachers lie in mdistiller's place.  Those of torchvision, timm and Hugging Face are where their library keeps
+    them; it may fetch them with ``BENCH.DOWNLOAD True``.
+    """
+    name, dataset, path = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, cfg.BENCH.TEACHER_CHECKPOINT
+    if is_family(name) and not path:
+        return build(name, num_classes, pretrained=True, download=cfg.BENCH.DOWNLOAD).eval()
+    teacher = build_model(name, num_classes, dataset)
+    published = None if is_family(name) else models_for(dataset)[name][1]
+    if dataset in FOLDERS and published and not path:
+        if num_classes != 1000:
+            raise DJIPError(f"{name}'s published weights know ImageNet's 1000 classes, the data have {num_classes}; name yours with BENCH.TEACHER_CHECKPOINT")
+        teacher.load_state_dict(torchvision_state(f"{published}@IMAGENET1K_V1", cfg.BENCH.DOWNLOAD))
+        return teacher.eval()
+    if not (path or published):
         raise DJIPError(f"{name} has no published checkpoint; name yours with BENCH.TEACHER_CHECKPOINT PATH")
-    return load_weights(teacher, path).eval()
+    return load_weights(teacher, path or published).eval()
 
 
 def run_folder(cfg: CfgNode) -> Path:
@@ -109,7 +138,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
     teacher = None if kind == "NONE" else build_teacher(cfg, num_classes)
     torch.manual_seed(cfg.BENCH.SEED)
-    student = build_model(cfg.DISTILLER.STUDENT, num_classes)
+    student = build_model(cfg.DISTILLER.STUDENT, num_classes, cfg.DATASET.TYPE)
     if cfg.BENCH.STUDENT_CHECKPOINT:
         load_weights(student, cfg.BENCH.STUDENT_CHECKPOINT)
     if teacher is None:
