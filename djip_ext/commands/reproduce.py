@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from ..bench.cost import Cost, Estimate
 from ..bench.dataset import load_image_sets
 from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
 from ..bench.plan import Step, make_plan
@@ -59,10 +60,22 @@ def check_data(steps: list[Step]) -> None:
 
 
 def dry_run(steps: list[Step]) -> None:
-    for step in steps:
+    """Print every command with its state and cost, then the sums."""
+    costs = Estimate()(steps)
+    for step, cost in zip(steps, costs):
         epochs = 0 if step.result() else step.epochs_done()
-        state = "done" if step.result() else f"{epochs} epochs done" if epochs else "to do"
-        print(f"# {step.name}: {state}\n{step}")
+        state = "done" if step.result() else f"{epochs} epochs done, {_cost(cost)} left" if epochs else _cost(cost)
+        print(f"\n# {step.name}: {state}\n{step}")
+    print()
+    for kind in ("teacher", "lens", "student"):
+        own = [cost for step, cost in zip(steps, costs) if step.kind == kind]
+        print(f"{len(own)} {kind} commands: {_cost(sum(own, Cost()))}")
+    whole = sum(costs, Cost())
+    print(f"in all: {_cost(whole)} with one worker, on this machine as busy as it was just now")
+
+
+def _cost(cost: Cost) -> str:
+    return f"{cost.teacher:,} teacher and {cost.student:,} student passes, {cost.seconds / 3600:.2f} hours"
 
 
 def parameters(pairs: list[str]) -> dict[str, object]:
