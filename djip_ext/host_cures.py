@@ -96,7 +96,7 @@ def without_wandb(host: Host) -> str | None:
 
 
 def cuda_means_cpu(host: Host) -> str | None:
-    """Where there is no GPU, ``.cuda()`` gives back the tensor or the module itself."""
+    """Where there is no GPU, ``.cuda()`` gives back the tensor or the module itself, and processes talk by gloo."""
     if torch.cuda.is_available():
         return None
 
@@ -104,7 +104,27 @@ def cuda_means_cpu(host: Host) -> str | None:
         return self
 
     torch.Tensor.cuda = torch.nn.Module.cuda = stay  # type: ignore[method-assign, assignment]
+    torch.cuda.set_device = lambda device: None
+    if torch.distributed.is_available():
+        _distribute_over_cpus()
     return "there is no GPU, .cuda() stays on the CPU"
+
+
+def _distribute_over_cpus() -> None:
+    """Take ``nccl`` for ``gloo``, and no device for the one that DistributedDataParallel is told."""
+    start, replicated = torch.distributed.init_process_group, torch.nn.parallel.DistributedDataParallel
+    build = replicated.__init__
+
+    @functools.wraps(start)
+    def start_gloo(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
+        start("gloo" if backend == "nccl" else backend, *args, **kwargs)
+
+    @functools.wraps(build)
+    def build_on_cpu(self: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **kwargs: Any) -> None:
+        build(self, module, None, None, *args, **kwargs)
+
+    torch.distributed.init_process_group = start_gloo
+    replicated.__init__ = build_on_cpu  # type: ignore[method-assign]
 
 
 def resume_after_decay(host: Host) -> str | None:

@@ -8,7 +8,7 @@ references to the dict itself.
 import functools
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,8 @@ from .additions import add_missing
 from .errors import DJIPError
 from .lens import JPEGLens
 from .lens_file import lens_id, load_lens
+from .pixels import NORMALISATIONS
 from .teacher import DJIPTeacher
-
-# What the loaders of the benchmarks normalise with, by ``DATASET.TYPE``.
-NORMALISATIONS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
-    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-}
 
 
 @dataclass
@@ -79,6 +72,12 @@ def uninstall(package: str = "mdistiller") -> None:
 def teachers_behind_lens(package: str) -> int:
     """How many teachers have been put behind the lens since it was installed in ``package``."""
     return _INSTALLED[package].teachers if package in _INSTALLED else 0
+
+
+def count_teachers(package: str, number: int) -> None:
+    """Note that ``number`` teachers were put behind the lens, in processes of their own."""
+    if package in _INSTALLED:
+        _INSTALLED[package].teachers += number
 
 
 def find_registry(package: str) -> dict[str, Any]:

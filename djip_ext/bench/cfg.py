@@ -32,7 +32,10 @@ CFG = CfgNode({
         "SEED": 0,  # of weights, order and augmentation
         "DEVICE": "auto",  # "auto" takes a GPU when there is one
         "PRECISION": "float32",  # or "bfloat16": autocast of the networks; losses and lens stay in float32
-        "DATA_ROOT": "./data",
+        "DATA_ROOT": "./data",  # holds cifar-100-python, or train/CLASS/* and val/CLASS/*
+        "INPUT_SIZE": 0,  # side of a folder's images; 0: the teacher's own, else 224
+        "MEAN": [],  # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else ImageNet's
+        "STD": [],
         "DOWNLOAD": False,  # nothing is fetched unless the user says so
         "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
         "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them

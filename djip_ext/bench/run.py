@@ -1,10 +1,13 @@
 """From a configuration to a finished run: what mdistiller's tools/train.py does, as functions."""
 
+from __future__ import annotations
+
 import hashlib
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -13,12 +16,16 @@ from yacs.config import CfgNode
 
 from ..errors import DJIPError, first_line
 from ..files import claimed
-from .dataset import get_dataset
+from .dataset import FOLDERS, get_dataset
 from .distillers import distiller_dict
 from .imageset import ImageSet
 from .models import cifar_model_dict
+from .models.families import FAMILIES, build, is_family, torchvision_state
 from .teacher_cache import cached_teacher
 from .trainer import trainer_dict
+
+if TYPE_CHECKING:
+    from .imagefolder import FolderSet
 
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
 ABOUT_LENS = ("teacher_hash", "before", "after", "test_before", "test_after")  # what a record repeats of a lens' metadata
@@ -34,11 +41,27 @@ def resolve_device(name: str) -> torch.device:
         raise DJIPError(f"BENCH.DEVICE is '{name}', which this machine or this torch lacks; choose auto or cpu") from error
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialised network of ``cifar_model_dict``; raises DJIPError for an unknown name."""
-    if name not in cifar_model_dict:
-        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(cifar_model_dict)}")
-    return cifar_model_dict[name][0](num_classes=num_classes)
+def models_for(dataset: str) -> dict[str, tuple[Callable[..., nn.Module], str | None]]:
+    """The benchmark's own networks for ``DATASET.TYPE dataset``; a folder's images get ImageNet's ResNet18, not CIFAR's."""
+    if dataset not in FOLDERS:
+        return cifar_model_dict
+    from .models.imagenet import imagenet_model_dict
+
+    return {**{name: (factory, None) for name, (factory, _) in cifar_model_dict.items()}, **imagenet_model_dict}
+
+
+def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Module:
+    """A freshly initialised network: one of the benchmark's for that data set, or ``FAMILY:NETWORK`` of another library.
+
+    Raises:
+        DJIPError: an unknown name, a library that is not installed.
+    """
+    if is_family(name):
+        return build(name, num_classes)
+    known = models_for(dataset)
+    if name not in known:
+        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(known)}, or FAMILY:NETWORK with {', '.join(FAMILIES)}")
+    return known[name][0](num_classes=num_classes)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -57,7 +80,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("model", state)
+            state = state.get("model", state.get("state_dict", state))
         state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     except Exception as error:  # torch.load raises a dozen types for damaged files
         raise DJIPError(f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again") from error
@@ -65,18 +88,29 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise DJIPError(f"{path} does not fit {type(model).__name__}: {detail}; name the architecture and the data set it was trained for") from error
+        raise DJIPError(f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for") from error
     return model
 
 
 def build_teacher(cfg: CfgNode, num_classes: int) -> nn.Module:
-    """The trained teacher that ``cfg`` names, from ``BENCH.TEACHER_CHECKPOINT`` or mdistiller's usual place."""
-    name = cfg.DISTILLER.TEACHER
-    teacher = build_model(name, num_classes)
-    path = cfg.BENCH.TEACHER_CHECKPOINT or cifar_model_dict[name][1]
-    if not path:
+    """The trained teacher that ``cfg`` names: with the weights in ``BENCH.TEACHER_CHECKPOINT``, else its published ones.
+
+    Published CIFAR teachers lie in mdistiller's place.  Those of torchvision, timm and Hugging Face are where their library keeps
+    them; it may fetch them with ``BENCH.DOWNLOAD True``.
+    """
+    name, dataset, path = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, cfg.BENCH.TEACHER_CHECKPOINT
+    if is_family(name) and not path:
+        return build(name, num_classes, pretrained=True, download=cfg.BENCH.DOWNLOAD).eval()
+    teacher = build_model(name, num_classes, dataset)
+    published = None if is_family(name) else models_for(dataset)[name][1]
+    if dataset in FOLDERS and published and not path:
+        if num_classes != 1000:
+            raise DJIPError(f"{name}'s published weights know ImageNet's 1000 classes, the data have {num_classes}; name yours with BENCH.TEACHER_CHECKPOINT")
+        teacher.load_state_dict(torchvision_state(f"{published}@IMAGENET1K_V1", cfg.BENCH.DOWNLOAD))
+        return teacher.eval()
+    if not (path or published):
         raise DJIPError(f"{name} has no published checkpoint; name yours with BENCH.TEACHER_CHECKPOINT PATH")
-    return load_weights(teacher, path).eval()
+    return load_weights(teacher, path or published).eval()
 
 
 def run_folder(cfg: CfgNode) -> Path:
@@ -104,9 +138,13 @@ def run_record(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def fingerprint(data: ImageSet) -> dict[str, Any]:
-    """How many images, and sixteen hex digits over pixels and labels: two records with equal ones saw the same data."""
-    digest = hashlib.sha256(data.images.numpy().tobytes())
+def fingerprint(data: ImageSet | FolderSet) -> dict[str, Any]:
+    """How many images, and sixteen hex digits over pixels and labels (of a folder: ``CLASS/FILE`` names and labels); equal ones: the same data."""
+    if isinstance(data, ImageSet):
+        content = data.images.numpy().tobytes()
+    else:
+        content = b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in data.paths)
+    digest = hashlib.sha256(content)
     digest.update(data.labels.numpy().tobytes())
     return {"images": len(data.labels), "sha256": digest.hexdigest()[:16]}
 
@@ -125,7 +163,7 @@ def build_distiller(cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_
     if (kind == "CRD") != (cfg.SOLVER.TRAINER == "crd"):
         raise DJIPError(f"DISTILLER.TYPE {kind} does not go with SOLVER.TRAINER {cfg.SOLVER.TRAINER}; CRD takes crd, all others take base")
     torch.manual_seed(cfg.BENCH.SEED)
-    student = build_model(cfg.DISTILLER.STUDENT, num_classes)
+    student = build_model(cfg.DISTILLER.STUDENT, num_classes, cfg.DATASET.TYPE)
     if cfg.BENCH.STUDENT_CHECKPOINT:
         load_weights(student, cfg.BENCH.STUDENT_CHECKPOINT)
     if teacher is None:

@@ -40,19 +40,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_command(argv: Sequence[str]) -> None:
     """Parse ``argv`` and run the command that it names; raises DJIPError for anything the user can mend."""
+    argv = list(argv)
     parser = argparse.ArgumentParser("djip", description="Amplify a frozen teacher with a fitted JPEG lens.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    runners = {}
     for name, description in COMMANDS.items():
-        module = importlib.import_module(f".{MODULES[name]}", __package__)
-        module.add_arguments(commands.add_parser(name, help=description, description=description))
-        runners[name] = module.run
+        command = commands.add_parser(name, help=description, description=description)
+        if argv[:1] == [name]:  # the others' imports would only delay this one
+            module = importlib.import_module(f".{MODULES[name]}", __package__)
+            module.add_arguments(command)
     args, rest = parser.parse_known_args(argv)
     if rest:  # KEY VALUE pairs may stand on either side of a flag
         if not hasattr(args, "options") or any(word.startswith("-") for word in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.options += rest
-    runners[args.command](args)
+    module.run(args)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def standardise(z: Tensor, eps: float = 1e-7) -> Tensor:
 class LSKD(Distiller):
     """KD or DKD (``cfg.LSKD.BASE``) of standardised logits: the student need not match the teacher's scale.
 
-    With DKD, alpha, beta and the warm-up are those of the ``DKD`` node.
+    With DKD, the weight of cross entropy, alpha, beta and the warm-up are those of the ``DKD`` node, as in the authors' code.
 
     Raises:
         DJIPError: another base.
@@ -35,7 +35,7 @@ class LSKD(Distiller):
             raise DJIPError(f"LSKD.BASE is '{cfg.LSKD.BASE}'; choose KD or DKD")
         self.base = cfg.LSKD.BASE
         self.temperature = cfg.LSKD.TEMPERATURE
-        self.ce_loss_weight = cfg.LSKD.LOSS.CE_WEIGHT
+        self.ce_loss_weight = cfg.LSKD.LOSS.CE_WEIGHT if self.base == "KD" else cfg.DKD.CE_WEIGHT
         self.kd_loss_weight = cfg.LSKD.LOSS.KD_WEIGHT
         self.alpha, self.beta, self.warmup = cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.WARMUP
 
