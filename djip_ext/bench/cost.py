@@ -3,13 +3,15 @@
 A pass is one image through a network; a student's pass includes its way back.
 """
 
+from __future__ import annotations
+
 import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -18,13 +20,17 @@ from yacs.config import CfgNode
 from ..fit import default_start, fit_lens
 from ..install import put_behind
 from ..measure import autocast
-from .dataset import load_image_sets
-from .imageset import ImageSet
-from .loader import DeviceLoader
+from .dataset import load_run_sets, make_loader
+from .models.families import is_family
 from .plan import Step
 from .run import build_distiller, build_model, resolve_device
 from .teacher_cache import CachedTeacher
 from .trainer import evaluate, trainer_dict
+
+if TYPE_CHECKING:
+    from .imagefolder import FolderLoader, FolderSet
+    from .imageset import ImageSet
+    from .loader import DeviceLoader
 
 STEPS = 2  # training steps that are timed, after one that is not
 
@@ -57,8 +63,8 @@ class Estimate:
             return Cost()
         cfg = step.settings()
         cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
-        where = (cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED)
-        train, test = self._once(f"data {where}", lambda: load_image_sets(cfg))
+        where = data_key(cfg)
+        train, test = self._once(f"data {where}", lambda: load_run_sets(cfg))
         if step.kind == "lens":
             return self._fit(step, cfg, train, test)
         count, epochs = len(train.labels), cfg.SOLVER.EPOCHS - step.epochs_done()
@@ -77,7 +83,7 @@ class Estimate:
         paraphrased = cfg.FT.PRETRAIN.EPOCHS * count if cfg.DISTILLER.TYPE == "FT" and not step.epochs_done() else 0
         return cost + Cost(epochs * count + paraphrased, 0, paraphrased * pretraining)
 
-    def _fit(self, step: Step, cfg: CfgNode, train: ImageSet, test: ImageSet) -> Cost:
+    def _fit(self, step: Step, cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet) -> Cost:
         flags = list(step.flags)
         rounds, images = (int(flags[flags.index(name) + 1]) if name in flags else default for name, default in (("--rounds", 20), ("--images", 0)))
         count = min(images or len(train.labels), len(train.labels))
@@ -92,6 +98,13 @@ class Estimate:
         return self._measured[key]
 
 
+def data_key(cfg: CfgNode) -> tuple[Any, ...]:
+    """Equal for configurations that read the same data; a network of another library has its own input size."""
+    network = cfg.DISTILLER.STUDENT if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
+    own = network if is_family(network) else ""
+    return own, cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED
+
+
 def fit_passes(images: int, rounds: int) -> int:
     """Teacher passes of a fit: the plain teacher, a look before each round and after the last, and the way there and back in each."""
     return images * (1 + (rounds + 1) + 2 * rounds)
@@ -100,7 +113,7 @@ def fit_passes(images: int, rounds: int) -> int:
 class _Few:
     """The first batches of a loader."""
 
-    def __init__(self, loader: DeviceLoader, batches: int) -> None:
+    def __init__(self, loader: DeviceLoader | FolderLoader, batches: int) -> None:
         self.loader, self.batches = loader, batches
         self.device, self.data, self.num_images = loader.device, loader.data, min(batches * loader.batch_size, loader.num_images)
 
@@ -111,14 +124,14 @@ class _Few:
         return itertools.islice(self.loader, self.batches)
 
 
-def time_training(cfg: CfgNode, train: ImageSet, test: ImageSet) -> tuple[float, float, float]:
+def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet) -> tuple[float, float, float]:
     """Seconds an image of a training step of ``cfg``, of an epoch of FT's pretraining, and of an evaluation; with random weights.
 
     The teacher looks through a lens, or only remembers when ``BENCH.VIEWS`` says so.
     """
     cfg = cfg.clone()
     cfg.merge_from_list(["BENCH.STUDENT_CHECKPOINT", "", "BENCH.EVAL_EVERY", 10**9, "SOLVER.EPOCHS", 10**9, "FT.PRETRAIN.EPOCHS", 1, "SOLVER.LR", 0.0])
-    loader = DeviceLoader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
+    loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else lensed_teacher(cfg, train)
     distiller = build_distiller(cfg, teacher, loader.num_images, train.num_classes)
     if teacher is not None and cfg.BENCH.VIEWS:
@@ -134,21 +147,21 @@ def time_training(cfg: CfgNode, train: ImageSet, test: ImageSet) -> tuple[float,
         trainer.train_epoch(1)
         trainer.train_loader = few  # type: ignore[assignment]
         per_image = _seconds(lambda: trainer.train_epoch(2)) / few.num_images
-    tests = _Few(DeviceLoader(test, cfg.DATASET.TEST.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
+    tests = _Few(make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
     return per_image, pretraining, _seconds(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION)) / tests.num_images  # type: ignore[arg-type]
 
 
-def lensed_teacher(cfg: CfgNode, data: ImageSet) -> torch.nn.Module:
+def lensed_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> torch.nn.Module:
     """The teacher of ``cfg`` with random weights behind the default lens."""
-    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
     return put_behind(teacher, default_start(), cfg, any_teacher=True).to(cfg.BENCH.DEVICE)
 
 
 @torch.no_grad()
-def time_teacher(cfg: CfgNode, data: ImageSet) -> float:
+def time_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
     """Seconds an image of the teacher behind a lens."""
     teacher = lensed_teacher(cfg, data)
-    few = _Few(DeviceLoader(data, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
+    few = _Few(make_loader(data, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
 
     def look() -> None:
         for image, _ in few:
@@ -159,10 +172,10 @@ def time_teacher(cfg: CfgNode, data: ImageSet) -> float:
     return _seconds(look) / few.num_images
 
 
-def time_fit(cfg: CfgNode, data: ImageSet) -> float:
+def time_fit(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
     """Seconds a pass of a fit, from one of a single round on a few images."""
-    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
-    few = _Few(DeviceLoader(data, 64, cfg.BENCH.DEVICE, shuffle=True), STEPS)
+    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    few = _Few(make_loader(data, 64, cfg.BENCH.DEVICE, shuffle=True), STEPS)
 
     def fit() -> None:
         fit_lens(teacher, few, data.num_classes, mean=data.mean, std=data.std, rounds=1, progress=False, precision=cfg.BENCH.PRECISION)

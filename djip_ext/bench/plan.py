@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 from ..errors import DJIPError
 from ..lens_file import lens_id, load_lens
 from .cfg import load_cfg
+from .dataset import FOLDERS
 from .models import cifar_model_dict
 from .run import behind_lens, run_folder, run_record
 from .table import Table
@@ -128,7 +129,7 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
     for key, cfg in cfgs.items():
         name = cfg.DISTILLER.TEACHER
         if name not in teachers:
-            teachers[name] = _teacher(table, name, out, data_root)
+            teachers[name] = _teacher(table, name, cfg.DATASET.TYPE, out, data_root)
             for arm in table.arms:
                 lenses[name, arm] = _lens(table, arm, name, teachers[name], configs[key], out, data_root)
     steps = [step for step, _ in [*teachers.values(), *lenses.values()] if step is not None]
@@ -157,20 +158,25 @@ def _schedule(table: Table, config: str) -> list[str]:
     return ["SOLVER.EPOCHS", str(table.epochs), "SOLVER.LR_DECAY_STAGES", repr(stages).replace(" ", "")]
 
 
-def _teacher(table: Table, name: str, out: str, data_root: str) -> tuple[Step | None, str]:
+def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) -> tuple[Step | None, str]:
     """The step that trains the teacher, or None, and its checkpoint."""
     source = table.teachers.get(name, "")
     if not source.endswith((".yaml", ".yml")):
-        path = source or cifar_model_dict.get(name, (None, None))[1]
-        if path is None or not Path(path).exists():
-            raise DJIPError(f"there is no checkpoint {path or ''} of the teacher {name}; name one, or a configuration to train it, under teachers: in the table")
+        path = source or (cifar_model_dict[name][1] or "" if name in cifar_model_dict and dataset not in FOLDERS else None)
+        if path is not None and not Path(path).is_file():  # None: its own library has the weights, or says so
+            raise DJIPError(f"there is no checkpoint {path} of the teacher {name}; name one, or a configuration to train it, under teachers: in the table")
         return None, source
-    options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", name, *table.settings("all", "teacher")]
+    options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", _file_name(name), *table.settings("all", "teacher")]
     step = Step("teacher", f"teacher {name}", source, ("--seed", "0"), tuple(options), data_root, 0)
     cfg = step.cfg()
     if (cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT) != ("NONE", name):
         raise DJIPError(f"{source} trains {cfg.DISTILLER.STUDENT} with {cfg.DISTILLER.TYPE}; the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}")
     return step, str(run_folder(cfg) / "student_last.pth")
+
+
+def _file_name(network: str) -> str:
+    """``timm:vit_tiny`` and ``hf:google/vit`` as part of a path."""
+    return network.replace(":", "-").replace("/", "-")
 
 
 def _lens(
@@ -181,7 +187,7 @@ def _lens(
     if source == "identity":
         return None, source
     if source.endswith(".safetensors") and not source.startswith("fit"):
-        path = source.replace("{teacher}", teacher)
+        path = source.replace("{teacher}", _file_name(teacher))
         if not Path(path).exists():
             raise DJIPError(f"arm {arm}: there is no lens {path}; fit it with djip fit, or let the table do so: {arm}: fit")
         return None, path
@@ -191,6 +197,6 @@ def _lens(
     options = [*(["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []), *table.settings("all", "lens")]
     # Another fit is another file: a table that was edited never takes the old lens for the new one.
     name = hashlib.sha256(json.dumps([flags, options]).encode()).hexdigest()[:6]
-    path = str(Path(out, "lenses", f"{teacher}-{arm}-{name}.safetensors"))
+    path = str(Path(out, "lenses", f"{_file_name(teacher)}-{arm}-{name}.safetensors"))
     needs = () if step is None else (step,)
     return Step("lens", f"lens {arm} of {teacher}", config, ("--out", path, *flags), tuple(options), data_root, None, "", path, needs), path

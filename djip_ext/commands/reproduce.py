@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from ..bench.cost import Cost, Estimate
-from ..bench.dataset import load_image_sets
+from ..bench.cost import Cost, Estimate, data_key
+from ..bench.dataset import load_run_sets
 from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
 from ..bench.plan import Step, make_plan
 from ..bench.run import fingerprint
@@ -52,11 +52,11 @@ def check_data(steps: list[Step]) -> None:
     seen = set()
     for step in steps:
         cfg = step.settings()
-        key = (cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED)
+        key = data_key(cfg)
         if key not in seen:
             seen.add(key)
-            train, test = (fingerprint(data) for data in load_image_sets(cfg))
-            print(f"data: {key[0]}, {train['images']} training images ({train['sha256']}), {test['images']} test images ({test['sha256']})")
+            train, test = (fingerprint(data) for data in load_run_sets(cfg))
+            print(f"data: {cfg.DATASET.TYPE}, {train['images']} training images ({train['sha256']}), {test['images']} test images ({test['sha256']})")
 
 
 def dry_run(steps: list[Step]) -> None:
