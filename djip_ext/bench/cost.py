@@ -87,7 +87,7 @@ class Estimate:
         flags = list(step.flags)
         rounds, images = (int(flags[flags.index(name) + 1]) if name in flags else default for name, default in (("--rounds", 20), ("--images", 0)))
         count = min(images or len(train.labels), len(train.labels))
-        measured = 2 * (len(train.labels) + len(test.labels))  # at the end, without and with the lens
+        measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))  # at the end, without and with the lens
         passes = fit_passes(count, rounds) + measured
         per_pass = self._once(f"fit {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_fit(cfg, train))
         return Cost(passes, 0, passes * per_pass)
@@ -175,12 +175,13 @@ def time_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
 def time_fit(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
     """Seconds a pass of a fit, from one of a single round on a few images."""
     teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
-    few = _Few(make_loader(data, 64, cfg.BENCH.DEVICE, shuffle=True), STEPS)
+    part = data.select(torch.arange(min(STEPS * 64, len(data.labels))))
+    loader = make_loader(part, 64, cfg.BENCH.DEVICE, shuffle=True)
 
     def fit() -> None:
-        fit_lens(teacher, few, data.num_classes, mean=data.mean, std=data.std, rounds=1, progress=False, precision=cfg.BENCH.PRECISION)
+        fit_lens(teacher, loader, data.num_classes, mean=data.mean, std=data.std, rounds=1, progress=False, precision=cfg.BENCH.PRECISION)
 
-    return _seconds(fit) / fit_passes(few.num_images, 1)
+    return _seconds(fit) / fit_passes(len(part.labels), 1)
 
 
 def _seconds(work: Callable[[], Any]) -> float:
