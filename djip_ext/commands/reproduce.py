@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import signal
+import sys
 from pathlib import Path
 
 import yaml
@@ -41,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
         return
     workers = args.workers or (len(steps) if args.cluster else 1)
     start = cluster_start(args.cluster, out, parameters(args.job)) if args.cluster else local_start(out, workers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C does, end what was begun
     outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
     if any(step.kind == "student" for step in [*outcome.here, *outcome.found]):
         print(f"\n{write_report(Path(out), table, Path(out, 'report'))}")

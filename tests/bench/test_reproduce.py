@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,21 @@ def test_two_processes_share_one_table(tmp_path: Path, whole: tuple[str, dict[st
     assert numbers(tmp_path) == whole[1] and not _broken(tmp_path)
     events = [len(list(folder.iterdir())) for folder in (tmp_path / "output").rglob("*.events")]
     assert events == [1] * STEPS  # whoever trains begins a file: nothing was done twice
+
+
+def test_ended_by_a_signal_it_takes_its_commands_along(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
+    process = djip(tmp_path, "reproduce", "small.yaml")
+    log = tmp_path / "output/small/logs/teacher-resnet8.log"
+    while not log.exists():  # the first command has begun
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + 15
+    with pytest.raises(ProcessLookupError):
+        while True:  # until its group is empty
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
 
 
 def _broken(folder: Path) -> list[Path]:
