@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -130,7 +131,8 @@ def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | Fo
     The teacher looks through a lens, or only remembers when ``BENCH.VIEWS`` says so.
     """
     cfg = cfg.clone()
-    cfg.merge_from_list(["BENCH.STUDENT_CHECKPOINT", "", "BENCH.EVAL_EVERY", 10**9, "SOLVER.EPOCHS", 10**9, "FT.PRETRAIN.EPOCHS", 1, "SOLVER.LR", 0.0])
+    cfg.merge_from_list(["BENCH.STUDENT_CHECKPOINT", "", "BENCH.EVAL_EVERY", 10**9, "SOLVER.EPOCHS", 10**9, "SOLVER.LR", 0.0])
+    cfg.merge_from_list(["FT.PRETRAIN.EPOCHS", 1, "FT.PRETRAIN.LR", 0.0])
     loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else lensed_teacher(cfg, train)
     distiller = build_distiller(cfg, teacher, loader.num_images, train.num_classes)
@@ -151,10 +153,20 @@ def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | Fo
     return per_image, pretraining, _seconds(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION)) / tests.num_images  # type: ignore[arg-type]
 
 
-def lensed_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> torch.nn.Module:
-    """The teacher of ``cfg`` with random weights behind the default lens."""
+def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
+    """The teacher of ``cfg`` with random weights, and with the statistics of noise, without which a deep one's numbers explode."""
     teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
-    return put_behind(teacher, default_start(), cfg, any_teacher=True).to(cfg.BENCH.DEVICE)
+    for module in teacher.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain average over all batches: this one
+    with torch.no_grad():
+        teacher.train()(torch.randn(8, 3, *data.size, device=cfg.BENCH.DEVICE))
+    return teacher.eval()
+
+
+def lensed_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
+    """That teacher behind the default lens."""
+    return put_behind(random_teacher(cfg, data), default_start(), cfg, any_teacher=True).to(cfg.BENCH.DEVICE)
 
 
 @torch.no_grad()
@@ -174,7 +186,7 @@ def time_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
 
 def time_fit(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
     """Seconds a pass of a fit, from one of a single round on a few images."""
-    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    teacher = random_teacher(cfg, data)
     part = data.select(torch.arange(min(STEPS * 64, len(data.labels))))
     loader = make_loader(part, 64, cfg.BENCH.DEVICE, shuffle=True)
 

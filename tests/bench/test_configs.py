@@ -11,9 +11,11 @@ import yaml
 from torch import nn
 
 from djip_ext.bench.cfg import load_cfg
+from djip_ext.bench.cost import random_teacher
 from djip_ext.bench.distillers import distiller_dict
 from djip_ext.bench.models import cifar_model_dict
 from djip_ext.bench.run import build_distiller, build_model
+from djip_ext.bench.synthetic import make_synthetic
 from djip_ext.bench.trainer import trainer_dict
 
 ROOT = Path(__file__).parents[2]
@@ -85,15 +87,16 @@ def test_the_weights_are_the_published_ones(method: str, weights: list[float]) -
 
 
 def networks(pair: str) -> tuple[nn.Module, nn.Module]:
+    """Teacher and student with random weights, the teacher with the statistics of noise: else a deep one's numbers explode."""
     teacher, student, _ = WRITER.CIFAR_PAIRS[pair]
-    return build_model(teacher, 100), build_model(student, 100)
+    return random_teacher(load_cfg(config(pair, "KD"), ["BENCH.DEVICE", "cpu"]), make_synthetic(1, 0)), build_model(student, 20)
 
 
 def distiller_of(pair: str, method: str, teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, object]:
     """The method on the given networks, as a run builds it; sixteen negatives for CRD, one epoch ahead for FT."""
     monkeypatch.setitem(cifar_model_dict, WRITER.CIFAR_PAIRS[pair][1], (lambda num_classes: student, None))
     cfg = load_cfg(config(pair, method), ["BENCH.DEVICE", "cpu", "CRD.NCE.K", 16, "FT.PRETRAIN.EPOCHS", 1])
-    return build_distiller(cfg, teacher, 8, 100), cfg
+    return build_distiller(cfg, teacher, 8, 20), cfg
 
 
 @pytest.mark.parametrize("pair", PAIRS)
