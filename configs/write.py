@@ -52,7 +52,8 @@ CIFAR_NETWORKS: dict[str, tuple[str, int]] = {
 }
 SLOW = {"MobileNetV2", "ShuffleV1", "ShuffleV2"}  # learn at 0.01
 
-# Pairs: mdistiller's file name -> teacher, student, DKD's beta. It publishes none for the last pair of each half: the teacher's other pair lends it.
+# Pairs: mdistiller's file name -> teacher, student, DKD's beta. Two betas are not published, those of res110_res20 and res50_vgg8:
+# the teacher's other pair lends its own.
 CIFAR_PAIRS: dict[str, tuple[str, str, float]] = {
     "wrn40_2_wrn_16_2": ("wrn_40_2", "wrn_16_2", 6.0),
     "wrn40_2_wrn_40_1": ("wrn_40_2", "wrn_40_1", 6.0),

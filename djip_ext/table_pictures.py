@@ -32,7 +32,8 @@ def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> F
         text = f"{row['last_acc_diff']:+.2f}" + (f" ± {row['last_acc_ci95']:.2f}" if row["last_acc_ci95"] != "" else "")
         light = abs(row["last_acc_diff"]) > 0.7 * reach
         place = columns.index(column), distillers.index(distiller)
-        axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight="bold" if sure else "normal", color="white" if light else INK)
+        weight, colour = "bold" if sure else "normal", "white" if light else INK
+        axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight=weight, color=colour)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(distillers)), distillers)
     axes.tick_params(length=0)
@@ -88,11 +89,12 @@ def gain_figure(rows: Sequence[dict[str, Any]]) -> Figure:
         for i, row in enumerate(shared):
             x = gain + spread * (i / max(1, len(shared) - 1) - 0.5)
             colour = ARMS[(1 + arms.index(row["arm"])) % len(ARMS)]
-            axes.errorbar(x, row["last_acc_diff"], row["last_acc_ci95"] or None, color=colour, marker="o", markersize=4, elinewidth=0.8, alpha=0.9)
+            axes.errorbar(x, row["last_acc_diff"], row["last_acc_ci95"] or None, color=colour, marker="o", markersize=4, elinewidth=0.8)
             if len(points) <= 30:
                 axes.annotate(row["distiller"], (x, row["last_acc_diff"]), (3, 4), textcoords="offset points", fontsize=7)
     for i, arm in enumerate(arms):
         axes.plot([], [], color=ARMS[(1 + i) % len(ARMS)], marker="o", linestyle="none", label=arm)
-    axes.set(xlabel="gain in CMI (nats); the distillers of one lens stand side by side\nbars: 95 % t-interval over seeds", ylabel="paired difference, last epoch (points)")
+    axes.set_xlabel("gain in CMI (nats); the distillers of one lens stand side by side\nbars: 95 % t-interval over seeds")
+    axes.set_ylabel("paired difference, last epoch (points)")
     figure.legend(loc="outside lower center", ncols=min(4, len(arms)))
     return figure

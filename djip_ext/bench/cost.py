@@ -68,8 +68,9 @@ class Estimate:
         train, test = self._once(f"data {where}", lambda: load_run_sets(cfg))
         if step.kind == "lens":
             return self._fit(step, cfg, train, test)
-        count, epochs = len(train.labels), cfg.SOLVER.EPOCHS - step.epochs_done()
-        evaluations = len([e for e in range(step.epochs_done() + 1, cfg.SOLVER.EPOCHS + 1) if e % cfg.BENCH.EVAL_EVERY == 0 or e == cfg.SOLVER.EPOCHS])
+        done, last, count = step.epochs_done(), cfg.SOLVER.EPOCHS, len(train.labels)
+        epochs = last - done
+        evaluations = sum(epoch % cfg.BENCH.EVAL_EVERY == 0 or epoch == last for epoch in range(done + 1, last + 1))
         networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT} {cfg.BENCH.PRECISION} {cfg.BENCH.VIEWS} {count}"
         per_image, pretraining, per_test = self._once(f"run {networks}", lambda: time_training(cfg, train, test))
         cost = Cost(0, epochs * count, epochs * count * per_image + evaluations * len(test.labels) * per_test)
@@ -81,12 +82,16 @@ class Estimate:
             shared.add(key)
             looking = self._once(f"look {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_teacher(cfg, train)) if asked else 0.0
             return cost + Cost(asked, 0, asked * looking)
-        paraphrased = cfg.FT.PRETRAIN.EPOCHS * count if cfg.DISTILLER.TYPE == "FT" and not step.epochs_done() else 0
+        paraphrased = cfg.FT.PRETRAIN.EPOCHS * count if cfg.DISTILLER.TYPE == "FT" and not done else 0
         return cost + Cost(epochs * count + paraphrased, 0, paraphrased * pretraining)
 
     def _fit(self, step: Step, cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet) -> Cost:
         flags = list(step.flags)
-        rounds, images = (int(flags[flags.index(name) + 1]) if name in flags else default for name, default in (("--rounds", 20), ("--images", 0)))
+
+        def number(flag: str, default: int) -> int:
+            return int(flags[flags.index(flag) + 1]) if flag in flags else default
+
+        rounds, images = number("--rounds", 20), number("--images", 0)
         count = min(images or len(train.labels), len(train.labels))
         measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))  # at the end, without and with the lens
         passes = fit_passes(count, rounds) + measured
@@ -150,7 +155,8 @@ def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | Fo
         trainer.train_loader = few  # type: ignore[assignment]
         per_image = _seconds(lambda: trainer.train_epoch(2)) / few.num_images
     tests = _Few(make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
-    return per_image, pretraining, _seconds(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION)) / tests.num_images  # type: ignore[arg-type]
+    testing = _seconds(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION))  # type: ignore[arg-type]
+    return per_image, pretraining, testing / tests.num_images
 
 
 def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:

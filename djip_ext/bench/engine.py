@@ -117,7 +117,8 @@ def start_process(words: Sequence[str], log: str, threads: int) -> "subprocess.P
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     with open(log, "ab") as file:
-        return subprocess.Popen([sys.executable, "-m", "djip_ext.commands.main", *words], stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
+        command = [sys.executable, "-m", "djip_ext.commands.main", *words]
+        return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
 
 
 def log_file(step: Step, out: str) -> str:
@@ -132,7 +133,7 @@ def local_start(out: str, workers: int) -> Callable[[Step], Job]:
 
 
 def cluster_start(cluster: str, out: str, parameters: dict[str, Any]) -> Callable[[Step], Job]:
-    """Steps as jobs of submitit: ``cluster`` is "slurm", or "local" and "debug" to try it without one.
+    """Steps as jobs of submitit: ``cluster`` is "slurm", or "local" to try it without one.
 
     Args:
         parameters: what ``submitit.AutoExecutor.update_parameters`` takes, e.g. ``timeout_min``, ``slurm_partition``.

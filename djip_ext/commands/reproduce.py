@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", metavar="DIR", default="", help="folder that holds cifar-100-python (BENCH.DATA_ROOT)")
     parser.add_argument("--workers", type=int, metavar="N", help="commands at a time (default: 1; on a cluster all that can run)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, their cost and an estimate of the hours; run none")
-    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), help="hand the commands to submitit; local and debug try that without a cluster")
-    parser.add_argument("--job", nargs="+", default=[], metavar="KEY=VALUE", help="of submitit, e.g. timeout_min=240 slurm_partition=gpu gpus_per_node=1")
+    parser.add_argument("--cluster", choices=("slurm", "local"), help="hand the commands to submitit; local tries that without a cluster")
+    parser.add_argument("--job", nargs="+", default=[], metavar="KEY=VALUE", help="of submitit, e.g. timeout_min=240 slurm_partition=gpu")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,7 +59,8 @@ def check_data(steps: list[Step]) -> None:
         if key not in seen:
             seen.add(key)
             train, test = (fingerprint(data) for data in load_run_sets(cfg))
-            print(f"data: {cfg.DATASET.TYPE}, {train['images']} training images ({train['sha256']}), {test['images']} test images ({test['sha256']})")
+            found = ", ".join(f"{part['images']} {name} images ({part['sha256']})" for name, part in (("training", train), ("test", test)))
+            print(f"data: {cfg.DATASET.TYPE}, {found}")
 
 
 def dry_run(steps: list[Step]) -> None:
@@ -95,4 +96,5 @@ def finish(outcome: Outcome, out: str) -> None:
     if outcome.failed:
         first = outcome.failed[0]
         rest = f", and {len(outcome.blocked)} that need them were not begun" if outcome.blocked else ""
-        raise DJIPError(f"{len(outcome.failed)} commands failed{rest}; the first: {first.name}, see {log_file(first, out)}. Mend it and start the same command again")
+        where = f"the first: {first.name}, see {log_file(first, out)}"
+        raise DJIPError(f"{len(outcome.failed)} commands failed{rest}; {where}. Mend it and start the same command again")

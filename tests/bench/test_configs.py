@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from yacs.config import CfgNode
 
 from djip_ext.bench.cfg import load_cfg
 from djip_ext.bench.cost import random_teacher
@@ -92,7 +93,9 @@ def networks(pair: str) -> tuple[nn.Module, nn.Module]:
     return random_teacher(load_cfg(config(pair, "KD"), ["BENCH.DEVICE", "cpu"]), make_synthetic(1, 0)), build_model(student, 20)
 
 
-def distiller_of(pair: str, method: str, teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, object]:
+def distiller_of(
+    pair: str, method: str, teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> tuple[nn.Module, CfgNode]:
     """The method on the given networks, as a run builds it; sixteen negatives for CRD, one epoch ahead for FT."""
     monkeypatch.setitem(cifar_model_dict, WRITER.CIFAR_PAIRS[pair][1], (lambda num_classes: student, None))
     cfg = load_cfg(config(pair, method), ["BENCH.DEVICE", "cpu", "CRD.NCE.K", 16, "FT.PRETRAIN.EPOCHS", 1])

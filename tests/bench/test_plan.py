@@ -184,7 +184,8 @@ def test_every_table_of_the_project_plans(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(ROOT)
     table = load_table(path)
     steps = make_plan(table, "out")
-    assert len([step for step in steps if step.kind == "student"]) == len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds
+    students = [step for step in steps if step.kind == "student"]
+    assert len(students) == len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds
     for step in steps:
         if step.kind == "lens":
             parser = argparse.ArgumentParser()
