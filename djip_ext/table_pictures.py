@@ -32,8 +32,9 @@ def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> F
         text = f"{row['last_acc_diff']:+.2f}" + (f" ± {row['last_acc_ci95']:.2f}" if row["last_acc_ci95"] != "" else "")
         light = abs(row["last_acc_diff"]) > 0.7 * reach
         place = columns.index(column), distillers.index(distiller)
-        axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight="bold" if sure else "normal", color="white" if light else INK)
-    axes.set_xticks(range(len(columns)), columns, rotation=0 if len(columns) < 4 else 30, ha="center" if len(columns) < 4 else "right")
+        weight, colour = "bold" if sure else "normal", "white" if light else INK
+        axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight=weight, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(distillers)), distillers)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -79,20 +80,21 @@ def gain_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     spots: dict[float, list[dict[str, Any]]] = {}
     for row in points:
         spots.setdefault(round(row["cmi_after"] - row["cmi_before"], 3), []).append(row)
-    width = 0.02 * (max(spots) - min(spots)) if len(spots) > 1 else 0.004  # between the distillers of one lens
+    spread = 0.1 * (max(spots) - min(spots)) if len(spots) > 1 else 0.05  # of the distillers of one lens, side by side
     figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     figure.suptitle("What the student gains, and what CMI the teacher gained")
     axes = figure.subplots()
     axes.axhline(0, color=FAINT, linewidth=1)
     for gain, shared in spots.items():
         for i, row in enumerate(shared):
-            x = gain + width * (i - (len(shared) - 1) / 2)
+            x = gain + spread * (i / max(1, len(shared) - 1) - 0.5)
             colour = ARMS[(1 + arms.index(row["arm"])) % len(ARMS)]
-            axes.errorbar(x, row["last_acc_diff"], row["last_acc_ci95"] or None, color=colour, marker="o", markersize=4, elinewidth=0.8, alpha=0.9)
-            axes.annotate(row["distiller"], (x, row["last_acc_diff"]), (3, 4), textcoords="offset points", fontsize=6)
+            axes.errorbar(x, row["last_acc_diff"], row["last_acc_ci95"] or None, color=colour, marker="o", markersize=4, elinewidth=0.8)
+            if len(points) <= 30:
+                axes.annotate(row["distiller"], (x, row["last_acc_diff"]), (3, 4), textcoords="offset points", fontsize=7)
     for i, arm in enumerate(arms):
         axes.plot([], [], color=ARMS[(1 + i) % len(ARMS)], marker="o", linestyle="none", label=arm)
-    axes.set(xlabel="gain in CMI (nats)", ylabel="paired difference, last epoch (points)")
+    axes.set_xlabel("gain in CMI (nats); the distillers of one lens stand side by side\nbars: 95 % t-interval over seeds")
+    axes.set_ylabel("paired difference, last epoch (points)")
     figure.legend(loc="outside lower center", ncols=min(4, len(arms)))
-    figure.supxlabel("bars: 95 % t-interval; the distillers of one lens stand side by side", fontsize=8)
     return figure

@@ -92,10 +92,14 @@ def make_loader(data: ImageSet | FolderSet, batch_size: int, device: torch.devic
     return FolderLoader(data, batch_size, device, **how)
 
 
+def load_run_sets(cfg: CfgNode) -> tuple[ImageSet, ImageSet] | tuple[FolderSet, FolderSet]:
+    """The training set and the test set of a run: for its teacher, or for its student when it has none."""
+    return load_image_sets(cfg, cfg.DISTILLER.STUDENT if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER)
+
+
 def get_dataset(cfg: CfgNode) -> tuple[DeviceLoader | FolderLoader, DeviceLoader | FolderLoader, int, int]:
     """mdistiller's entry: ``(train_loader, test_loader, num_data, num_classes)``."""
-    alone = cfg.DISTILLER.TYPE == "NONE"
-    train, test = load_image_sets(cfg, cfg.DISTILLER.STUDENT if alone else cfg.DISTILLER.TEACHER)
+    train, test = load_run_sets(cfg)
     device = cfg.BENCH.DEVICE
     train_loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, device, augment=True, seed=cfg.BENCH.SEED, views=cfg.BENCH.VIEWS)
     test_loader = make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, device)

@@ -52,6 +52,7 @@ def run_plan(steps: Sequence[Step], start: Callable[[Step], Job], workers: int, 
         DJIPError: a step's folder holds a run with other settings.
     """
     outcome, pending, running = Outcome(), list(steps), {}
+    finished: set[Step] = set()
     retry_at: dict[Step, float] = {}
     began: dict[Step, float] = {}
     total = len(steps)
@@ -62,7 +63,6 @@ def run_plan(steps: Sequence[Step], start: Callable[[Step], Job], workers: int, 
 
     try:
         while pending or running:
-            finished = {*outcome.here, *outcome.found}
             for step in list(pending):
                 if any(need in outcome.failed or need in outcome.blocked for need in step.needs):
                     pending.remove(step)
@@ -71,6 +71,7 @@ def run_plan(steps: Sequence[Step], start: Callable[[Step], Job], workers: int, 
                     pending.remove(step)
                     if (result := step.result()) is not None:
                         outcome.found.append(step)
+                        finished.add(step)
                         tell(step, f"done already{_brief(result)}")
                     else:
                         began[step], running[step] = time.monotonic(), start(step)
@@ -85,6 +86,7 @@ def run_plan(steps: Sequence[Step], start: Callable[[Step], Job], workers: int, 
                     pending.append(step)
                 elif status == 0 and result is not None:
                     outcome.here.append(step)
+                    finished.add(step)
                     tell(step, f"{time.monotonic() - began[step]:.0f} s{_brief(result)}")
                 else:
                     outcome.failed.append(step)
@@ -115,7 +117,8 @@ def start_process(words: Sequence[str], log: str, threads: int) -> "subprocess.P
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     with open(log, "ab") as file:
-        return subprocess.Popen([sys.executable, "-m", "djip_ext.commands.main", *words], stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
+        command = [sys.executable, "-m", "djip_ext.commands.main", *words]
+        return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
 
 
 def log_file(step: Step, out: str) -> str:
@@ -130,7 +133,7 @@ def local_start(out: str, workers: int) -> Callable[[Step], Job]:
 
 
 def cluster_start(cluster: str, out: str, parameters: dict[str, Any]) -> Callable[[Step], Job]:
-    """Steps as jobs of submitit: ``cluster`` is "slurm", or "local" and "debug" to try it without one.
+    """Steps as jobs of submitit: ``cluster`` is "slurm", or "local" to try it without one.
 
     Args:
         parameters: what ``submitit.AutoExecutor.update_parameters`` takes, e.g. ``timeout_min``, ``slurm_partition``.

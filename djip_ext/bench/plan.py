@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode
 
 from ..errors import DJIPError
 from ..lens_file import lens_id, load_lens
-from .cfg import load_cfg
+from .cfg import differing_settings, load_cfg
+from .dataset import FOLDERS
 from .models import cifar_model_dict
 from .run import behind_lens, run_folder, run_record
 from .table import Table
-
-ELSEWHERE = ("DEVICE", "DATA_ROOT", "DOWNLOAD")  # of BENCH: where a run happens, not what it is
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Step:
         data_root: of ``--data-root``; "" leaves the configuration's.
         seed: of ``--seed``; None for a lens.
         lens: what is in front of the teacher: "" (a teacher's training), "identity" or a file.
-        makes: the lens file of a lens; of a run, what its checkpoint will be called there is :meth:`folder`.
+        makes: the lens file; "" for a run, whose folder follows from its configuration.
         needs: the steps whose results it uses.
     """
 
@@ -65,7 +63,8 @@ class Step:
         """The configuration that the command will run with; a student's needs its lens to exist, since its folder is named after it."""
         cfg = self.settings()
         if self.lens:
-            cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, self.lens if self.lens == "identity" else lens_id(load_lens(self.lens)))
+            lens = self.lens if self.lens == "identity" else lens_id(load_lens(self.lens))
+            cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, lens)
         return cfg
 
     def result(self) -> dict[str, Any] | None:
@@ -96,18 +95,12 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    ours, theirs = (_flat(yaml.safe_load(text)) for text in (run_record(cfg)["config"], result["config"]))
-    differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    differing = differing_settings(run_record(cfg)["config"], result["config"])
+    differing.pop("BENCH.DEVICE", None)
     if differing:
-        values = ", ".join(f"{key} {theirs.get(key)} (now {ours.get(key)})" for key in differing)
+        values = ", ".join(f"{key} {theirs} (now {ours})" for key, (ours, theirs) in differing.items())
         raise DJIPError(f"{path.parent} holds a run with other settings: {values}; give the table another --out or delete that folder")
     return result
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys -> values, without what does not change a run's numbers."""
-    kept = {f"{node}.{key}": value for node, entries in tree.items() if node != "LOG" for key, value in entries.items()}
-    return {key: value for key, value in kept.items() if key not in [f"BENCH.{name}" for name in ELSEWHERE]}
 
 
 def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
@@ -122,13 +115,14 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
     cfgs = {key: load_cfg(path, [*table.settings("all", "student", key[1]), *_schedule(table, path)]) for key, path in configs.items()}
     for (_, distiller), cfg in cfgs.items():
         if cfg.DISTILLER.TYPE != distiller:
-            raise DJIPError(f"{table.configs}: the configuration for {distiller} has DISTILLER.TYPE {cfg.DISTILLER.TYPE}; name its file after the method")
+            kind = cfg.DISTILLER.TYPE
+            raise DJIPError(f"{table.configs}: the configuration for {distiller} has DISTILLER.TYPE {kind}; name its file after the method")
     teachers: dict[str, tuple[Step | None, str]] = {}
     lenses: dict[tuple[str, str], tuple[Step | None, str]] = {}
     for key, cfg in cfgs.items():
         name = cfg.DISTILLER.TEACHER
         if name not in teachers:
-            teachers[name] = _teacher(table, name, out, data_root)
+            teachers[name] = _teacher(table, name, cfg.DATASET.TYPE, out, data_root)
             for arm in table.arms:
                 lenses[name, arm] = _lens(table, arm, name, teachers[name], configs[key], out, data_root)
     steps = [step for step, _ in [*teachers.values(), *lenses.values()] if step is not None]
@@ -157,20 +151,26 @@ def _schedule(table: Table, config: str) -> list[str]:
     return ["SOLVER.EPOCHS", str(table.epochs), "SOLVER.LR_DECAY_STAGES", repr(stages).replace(" ", "")]
 
 
-def _teacher(table: Table, name: str, out: str, data_root: str) -> tuple[Step | None, str]:
+def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) -> tuple[Step | None, str]:
     """The step that trains the teacher, or None, and its checkpoint."""
     source = table.teachers.get(name, "")
     if not source.endswith((".yaml", ".yml")):
-        path = source or cifar_model_dict.get(name, (None, None))[1]
-        if path is None or not Path(path).exists():
-            raise DJIPError(f"there is no checkpoint {path or ''} of the teacher {name}; name one, or a configuration to train it, under teachers: in the table")
+        path = source or (cifar_model_dict[name][1] or "" if name in cifar_model_dict and dataset not in FOLDERS else None)
+        if path is not None and not Path(path).is_file():  # None: its own library has the weights, or says so
+            raise DJIPError(f"there is no checkpoint {path} of the teacher {name}; give one, or a configuration to train it, at teachers:")
         return None, source
-    options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", name, *table.settings("all", "teacher")]
+    options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", _file_name(name), *table.settings("all", "teacher")]
     step = Step("teacher", f"teacher {name}", source, ("--seed", "0"), tuple(options), data_root, 0)
     cfg = step.cfg()
-    if (cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT) != ("NONE", name):
-        raise DJIPError(f"{source} trains {cfg.DISTILLER.STUDENT} with {cfg.DISTILLER.TYPE}; the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}")
+    kind, student = cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT
+    if (kind, student) != ("NONE", name):
+        raise DJIPError(f"{source} trains {student} with {kind}; the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}")
     return step, str(run_folder(cfg) / "student_last.pth")
+
+
+def _file_name(network: str) -> str:
+    """``timm:vit_tiny`` and ``hf:google/vit`` as part of a path."""
+    return network.replace(":", "-").replace("/", "-")
 
 
 def _lens(
@@ -181,7 +181,7 @@ def _lens(
     if source == "identity":
         return None, source
     if source.endswith(".safetensors") and not source.startswith("fit"):
-        path = source.replace("{teacher}", teacher)
+        path = source.replace("{teacher}", _file_name(teacher))
         if not Path(path).exists():
             raise DJIPError(f"arm {arm}: there is no lens {path}; fit it with djip fit, or let the table do so: {arm}: fit")
         return None, path
@@ -191,6 +191,6 @@ def _lens(
     options = [*(["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []), *table.settings("all", "lens")]
     # Another fit is another file: a table that was edited never takes the old lens for the new one.
     name = hashlib.sha256(json.dumps([flags, options]).encode()).hexdigest()[:6]
-    path = str(Path(out, "lenses", f"{teacher}-{arm}-{name}.safetensors"))
+    path = str(Path(out, "lenses", f"{_file_name(teacher)}-{arm}-{name}.safetensors"))
     needs = () if step is None else (step,)
     return Step("lens", f"lens {arm} of {teacher}", config, ("--out", path, *flags), tuple(options), data_root, None, "", path, needs), path

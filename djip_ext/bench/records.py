@@ -68,7 +68,8 @@ def read_results(folder: str | Path) -> Results:
         arm = project if len(lenses[project, pair]) == 1 else lens
         cell = results.setdefault(pair, {}).setdefault(kind, {}).setdefault(arm, {})
         if seed in cell:
-            raise DJIPError(f"{cell[seed]['where']} and {result['where']} are both {kind}, {arm}, seed {seed}; report on a folder that holds one of them")
+            both = f"{cell[seed]['where']} and {result['where']}"
+            raise DJIPError(f"{both} are both {kind}, {arm}, seed {seed}; report on a folder that holds one of them")
         cell[seed] = result
     return results
 
@@ -90,7 +91,7 @@ def table_rows(results: Results, baseline: str) -> list[dict[str, Any]]:
     for pair, distillers in results.items():
         for distiller, arms in distillers.items():
             for arm, runs in arms.items():
-                row: dict[str, Any] = {"dataset": pair.dataset, "teacher": pair.teacher, "student": pair.student, "distiller": distiller, "arm": arm}
+                row: dict[str, Any] = vars(pair) | {"distiller": distiller, "arm": arm}
                 base = arms.get(baseline, {})
                 if base.keys() & runs.keys():
                     row |= compare({baseline: base, arm: runs})[-1]

@@ -21,7 +21,8 @@ def pair_table(rows: Sequence[dict[str, Any]], results: Results, pair: Pair, arm
     header = ["distiller", "n", *arms, *(f"{arm} − {baseline}" for arm in arms[1:]), "published"]
     lines = []
     for distiller in results[pair]:
-        own = {row["arm"]: row for row in rows if Pair(row["dataset"], row["teacher"], row["student"]) == pair and row["distiller"] == distiller}
+        place = {**vars(pair), "distiller": distiller}
+        own = {row["arm"]: row for row in rows if place.items() <= row.items()}
         counts = sorted({own[arm]["n"] for arm in arms if arm in own} | ({0} if any(arm not in own for arm in arms) else set()))
         values = [_plus_minus(own[arm][key], own[arm][f"{key}_sd"]) if arm in own else "" for arm in arms]
         gains = [_plus_minus(own[arm][f"{key}_diff"], own[arm][f"{key}_ci95"], "+") if arm in own else "" for arm in arms[1:]]
@@ -45,7 +46,9 @@ def _summary(mean: Summary | None) -> str:
     return f"{mean.mean:+.2f}" + (f" ± {mean.half_width:.2f}" if mean.n > 1 else "")
 
 
-def markdown_report(title: str, rows: Sequence[dict[str, Any]], results: Results, arms: Sequence[str], planned: int | None, pictures: Sequence[str]) -> str:
+def markdown_report(
+    title: str, rows: Sequence[dict[str, Any]], results: Results, arms: Sequence[str], planned: int | None, pictures: Sequence[str]
+) -> str:
     """The whole report: what ran, the tables of every pair, the pictures, where the published numbers come from.
 
     Args:
@@ -56,13 +59,16 @@ def markdown_report(title: str, rows: Sequence[dict[str, Any]], results: Results
     for pair in results:
         for key in KEYS:
             parts += [f"## {pair}, {TITLES[key]}", _markdown(pair_table(rows, results, pair, arms, key))]
-    explanation = f"Accuracy on the test set in %, mean ± standard deviation over n seeds; differences to {arms[0]} in points, paired by seed, ± half of the 95 % t-interval."
+    explanation = (
+        "Accuracy on the test set in %, mean ± standard deviation over n seeds; "
+        f"differences to {arms[0]} in points, paired by seed, ± half of the 95 % t-interval."
+    )
     if any(mean_difference(results[pair], arm, arms[0], key) for pair in results for arm in arms[1:] for key in KEYS):
         explanation += " *mean of all* averages the differences of all distillers for each seed first; its interval is over seeds."
     parts.append(explanation)
     sources = list(dict.fromkeys(row["published_source"] for row in rows if row["published_source"]))
     if sources:
-        parts.append(f"Published: {'; '.join(sources)}. They are for 240 epochs on all of CIFAR-100 (100 on ImageNet), means of the authors' own runs.")
+        parts.append(f"Published: {'; '.join(sources)}: 240 epochs on all of CIFAR-100, 100 on ImageNet.")
     parts += [f"![{name}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
@@ -74,11 +80,13 @@ def _what_ran(results: Results, planned: int | None) -> str:
         return ", ".join(sorted({str(find(run)) for run in runs}))
 
     count = f"{len(runs)} students" if planned is None else f"{len(runs)} of {planned} students"
-    lines = [f"{count}, {sum(run['seconds'] for run in runs) / 3600:.1f} hours of training in all; {values(lambda run: run['epochs'])} epochs."]
+    hours = sum(run["seconds"] for run in runs) / 3600
+    lines = [f"{count}, {hours:.1f} hours of training in all; {values(lambda run: run['epochs'])} epochs."]
     data = sorted({f"{run['data']['train']['images']} training images ({run['data']['train']['sha256']})" for run in runs if "data" in run})
     if data:
         lines.append(f"Data: {', '.join(data)}.")
-    lines.append(f"Code {values(lambda run: run['code'] or 'of an installed package')}; torch {values(lambda run: run['environment']['torch'])}.")
+    code, torch = values(lambda run: run["code"] or "of an installed package"), values(lambda run: run["environment"]["torch"])
+    lines.append(f"Code {code}; torch {torch}.")
     return " ".join(lines)
 
 
@@ -95,9 +103,8 @@ def latex_report(rows: Sequence[dict[str, Any]], results: Results, arms: Sequenc
         for key in KEYS:
             header, *lines = pair_table(rows, results, pair, arms, key)
             body = [_latex_line(header), "\\midrule", *(line for cells in lines for line in _latex_body(cells))]
-            parts.append("\n".join([
-                f"% {pair}, {TITLES[key]}", f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", "\\toprule", *body, "\\bottomrule", "\\end{tabular}",
-            ]))
+            begin = f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
+            parts.append("\n".join([f"% {pair}, {TITLES[key]}", begin, "\\toprule", *body, "\\bottomrule", "\\end{tabular}"]))
     return "\n\n".join(parts) + "\n"
 
 

@@ -64,7 +64,7 @@ def load_table(path: str | Path) -> Table:
         raise DJIPError(f"cannot read the table {path}: {error.strerror}; docs/tables.md says how to write one") from error
     except yaml.YAMLError as error:
         raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    kinds = {"configs": str, "pairs": list, "distillers": list, "arms": dict, "teachers": dict, "seeds": int, "epochs": int, "options": dict}
+    kinds = dict(configs=str, pairs=list, distillers=list, arms=dict, teachers=dict, seeds=int, epochs=int, options=dict)
     if not isinstance(content, dict):
         raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(kinds)}")
     if unknown := [key for key in content if key not in kinds]:

@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from ..errors import DJIPError, first_line
 from ..files import atomic_write, write_json
 from ..measure import autocast
+from .cfg import differing_settings
 from .loader import DeviceLoader
 from .teacher_cache import CachedTeacher
 
@@ -172,7 +173,9 @@ class BaseTrainer:
         try:
             state = torch.load(path, map_location=self.train_loader.device, weights_only=True)
             known = state["record"]  # by an older version perhaps, which kept less
-            differing = [key for key, value in self.record.items() if key not in ("code", "environment") and known.get(key, value) != value]
+            differing = [key for key, value in self.record.items() if key not in ("code", "environment", "config") and known.get(key, value) != value]
+            if "config" in self.record:
+                differing += differing_settings(self.record["config"], known["config"])
             if differing:
                 raise DJIPError(f"{path} was written with another {', '.join(differing)}; resume with the same settings or choose another EXPERIMENT.NAME")
             self.distiller.load_state_dict(state["model"])

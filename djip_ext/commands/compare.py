@@ -8,7 +8,7 @@ from ..files import atomic_write, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arms", nargs="+", metavar="NAME=FOLDER", help="folders that hold seed-N/result.json; the first arm is the baseline")
+    parser.add_argument("arms", nargs="+", metavar="NAME=FOLDER", help="folders with seed-N/result.json; the first arm is the baseline")
     parser.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.csv and FILE.png")
     parser.add_argument("--title", default="Students", help="heading of the picture")
 
@@ -21,7 +21,8 @@ def run(args: argparse.Namespace) -> None:
             raise DJIPError(f"'{arm}' is not NAME=FOLDER, for example plain=output/runs/djip-identity/KD")
         arms[name] = read_arm(folder)
     rows = compare(arms)
-    table = markdown(rows) + "\n\nMean ± standard deviation over seeds, %; paired difference to the first arm ± half of its 95 % t-interval.\n"
+    note = "Mean ± standard deviation over seeds, %; paired difference to the first arm ± half of its 95 % t-interval."
+    table = f"{markdown(rows)}\n\n{note}\n"
     print(table)
     if args.out:
         from ..pictures import comparison_figure, save_figure

@@ -18,7 +18,7 @@ COMMANDS = {
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
-MODULES = {"demo": "demo", "train": "train", "fit": "train_lens", "compare": "compare", "reproduce": "reproduce", "report": "report", "inspect": "inspect_lens"}
+MODULES = {name: name for name in COMMANDS} | {"fit": "train_lens", "inspect": "inspect_lens"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,11 +2,14 @@
 
 import argparse
 import dataclasses
+import signal
+import sys
 from pathlib import Path
 
 import yaml
 
-from ..bench.dataset import load_image_sets
+from ..bench.cost import Cost, Estimate, data_key
+from ..bench.dataset import load_run_sets
 from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
 from ..bench.plan import Step, make_plan
 from ..bench.run import fingerprint
@@ -22,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-root", metavar="DIR", default="", help="folder that holds cifar-100-python (BENCH.DATA_ROOT)")
     parser.add_argument("--workers", type=int, metavar="N", help="commands at a time (default: 1; on a cluster all that can run)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, their cost and an estimate of the hours; run none")
-    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), help="hand the commands to submitit; local and debug try that without a cluster")
-    parser.add_argument("--job", nargs="+", default=[], metavar="KEY=VALUE", help="of submitit, e.g. timeout_min=240 slurm_partition=gpu gpus_per_node=1")
+    parser.add_argument("--cluster", choices=("slurm", "local"), help="hand the commands to submitit; local tries that without a cluster")
+    parser.add_argument("--job", nargs="+", default=[], metavar="KEY=VALUE", help="of submitit, e.g. timeout_min=240 slurm_partition=gpu")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
         return
     workers = args.workers or (len(steps) if args.cluster else 1)
     start = cluster_start(args.cluster, out, parameters(args.job)) if args.cluster else local_start(out, workers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C does, end what was begun
     outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
     if any(step.kind == "student" for step in [*outcome.here, *outcome.found]):
         print(f"\n{write_report(Path(out), table, Path(out, 'report'))}")
@@ -51,18 +55,31 @@ def check_data(steps: list[Step]) -> None:
     seen = set()
     for step in steps:
         cfg = step.settings()
-        key = (cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED)
+        key = data_key(cfg)
         if key not in seen:
             seen.add(key)
-            train, test = (fingerprint(data) for data in load_image_sets(cfg))
-            print(f"data: {key[0]}, {train['images']} training images ({train['sha256']}), {test['images']} test images ({test['sha256']})")
+            train, test = (fingerprint(data) for data in load_run_sets(cfg))
+            found = ", ".join(f"{part['images']} {name} images ({part['sha256']})" for name, part in (("training", train), ("test", test)))
+            print(f"data: {cfg.DATASET.TYPE}, {found}")
 
 
 def dry_run(steps: list[Step]) -> None:
-    for step in steps:
+    """Print every command with its state and cost, then the sums."""
+    costs = Estimate()(steps)
+    for step, cost in zip(steps, costs):
         epochs = 0 if step.result() else step.epochs_done()
-        state = "done" if step.result() else f"{epochs} epochs done" if epochs else "to do"
-        print(f"# {step.name}: {state}\n{step}")
+        state = "done" if step.result() else f"{epochs} epochs done, {_cost(cost)} left" if epochs else _cost(cost)
+        print(f"\n# {step.name}: {state}\n{step}")
+    print()
+    for kind in ("teacher", "lens", "student"):
+        own = [cost for step, cost in zip(steps, costs) if step.kind == kind]
+        print(f"{len(own)} {kind} commands: {_cost(sum(own, Cost()))}")
+    whole = sum(costs, Cost())
+    print(f"in all: {_cost(whole)} with one worker, on this machine as busy as it was just now")
+
+
+def _cost(cost: Cost) -> str:
+    return f"{cost.teacher:,} teacher and {cost.student:,} student passes, {cost.seconds / 3600:.2f} hours"
 
 
 def parameters(pairs: list[str]) -> dict[str, object]:
@@ -79,4 +96,5 @@ def finish(outcome: Outcome, out: str) -> None:
     if outcome.failed:
         first = outcome.failed[0]
         rest = f", and {len(outcome.blocked)} that need them were not begun" if outcome.blocked else ""
-        raise DJIPError(f"{len(outcome.failed)} commands failed{rest}; the first: {first.name}, see {log_file(first, out)}. Mend it and start the same command again")
+        where = f"the first: {first.name}, see {log_file(first, out)}"
+        raise DJIPError(f"{len(outcome.failed)} commands failed{rest}; {where}. Mend it and start the same command again")

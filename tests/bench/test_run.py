@@ -55,7 +55,7 @@ def test_a_finished_folder_is_not_overwritten(options: list) -> None:
 
 def test_a_run_with_other_settings_does_not_resume(options: list) -> None:
     train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run"]))
-    with pytest.raises(DJIPError, match="config"):
+    with pytest.raises(DJIPError, match="SOLVER.LR"):
         train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run", "SOLVER.LR", 0.5]), resume=True)
 
 
