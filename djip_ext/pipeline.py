@@ -90,12 +90,12 @@ class Plan:
         )
 
 
-def quantize(
-    z: Tensor, plan: Plan, by_z: bool = False, by_q: bool = False, room: Room = fresh, out: Tensor | None = None, by_step: Tensor | None = None
+def mean_index(
+    z: Tensor, plan: Plan, by_z: bool, by_q: bool, room: Room, by_step: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The pointwise kernel: K, quantizer, K^-1.
+    """g of every coefficient, and dQ/dz and dQ/dq where asked for.
 
-    Shape: z (B, 3, H / 8, 8, W), coefficients of the images as they come -> coefficients of x~; dQ/dz and dQ/dq where asked for.
+    Shape: z (B, 3, H / 8, 8, W), coefficients of the images as they come -> the same; ``by_step`` is a buffer for dQ/dq.
     """
     u = mix_channels(z, plan.colour, out=room("u"))
     u = torch.addcmul(plan.shift, u, plan.inverse, out=u)
@@ -107,26 +107,29 @@ def quantize(
     if by_q:
         by_step = torch.addcmul(g, u, s, value=-1, out=by_step)  # dQ/dq = g - u s + 2 t, without t when kappa stays what it is
         by_step = by_step if plan.tied else by_step.add_(t, alpha=2)
-    seen = mix_channels(torch.addcmul(plan.unshift, g, plan.step, out=g), plan.back, out=out)
-    return seen, s if by_z else None, by_step if by_q else None
+    return g, s, by_step
 
 
-def pull_back(
-    pull: Tensor, kept: Tensor, plan: Plan, by_x: bool, by_q: bool, room: Room = fresh
-) -> tuple[Tensor | None, Tensor | None]:
-    """The pointwise kernel's backward.
+def quantize(z: Tensor, plan: Plan, room: Room, by_q: bool = False, by_step: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """The pointwise kernel: K, quantizer, K^-1; dQ/dq goes to ``by_step`` if ``by_q``."""
+    g, *_ = mean_index(z, plan, False, by_q, room, by_step)
+    return mix_channels(torch.addcmul(plan.unshift, g, plan.step, out=g), plan.back, out=out)
+
+
+def pull_back(pull: Tensor, kept: Tensor, plan: Plan, by_x: bool, by_q: bool, room: Room) -> tuple[Tensor | None, Tensor | None]:
+    """The kernel's backward.
 
     Args:
         pull: the gradient of x~ as coefficients, (B, 3, H / 8, 8, W).
         kept: the coefficients of x when ``by_x``, else dQ/dq.
 
     Returns:
-        the gradient of x as coefficients, if ``by_x``; that of q summed over rows of blocks, (3, 8, W), if ``by_q``.
+        the gradient of x as coefficients, if ``by_x``; that of q summed over images and rows of blocks, (3, 8, W), if ``by_q``.
     """
     pull = mix_channels(pull, plan.back.T, out=room("pull"))
     if not by_x:
         return None, _sum_rows(torch.mul(pull, kept, out=room("n")))
-    _, by_z, by_step = quantize(kept, plan, True, by_q, room, room("u"), room("by_step"))
+    _, by_z, by_step = mean_index(kept, plan, True, by_q, room, room("by_step"))
     grad_q = _sum_rows(torch.mul(pull, by_step, out=room("n"))) if by_q else None
     return mix_channels(torch.mul(pull, by_z, out=room("n")), plan.colour.T, out=room("pull")), grad_q
 
@@ -151,7 +154,7 @@ class Lens(torch.autograd.Function):
         for part, room in _chunks(x):
             z = block_dct(x[part], out=room("z"), between=room("between"))
             by_step = None if keep is None else keep[part]
-            z, *_ = kernel(_rows(z), plan, False, keep is not None, fresh if compiled else room, room("n"), by_step)
+            z = kernel(_rows(z), plan, fresh if compiled else room, keep is not None, by_step, room("n"))
             block_idct(z.view(x[part].shape), out=seen[part], between=room("between"))
         ctx.save_for_backward(x if by_x else keep)
         ctx.plan, ctx.compiled = plan, compiled
