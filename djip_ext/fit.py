@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .cmi import CMI, check_logits
+from .cmi import CMI
 from .errors import DJIPError, first_line
 from .files import atomic_write
 from .fit_settings import FitSettings
@@ -95,6 +95,8 @@ def fit_lens(
             fit.before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
         rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress, unit="round")
         for index in rounds:
+            if fit.settled():
+                break
             row = fit.round(index)
             rounds.set_postfix(CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}")
             if log is not None:
@@ -136,7 +138,7 @@ class _Fit:
         now = measure(self.teacher, self.loader, self.num_classes, self.look, settings.temperature, settings.precision, keep)
         tables = self.lens.q.detach().cpu().clone()
         self.consider(index, tables, now)
-        lam = self.price(now.cmi.total)
+        lam = float(self.price(torch.tensor(now.cmi.total, dtype=torch.float64)))
         if index < settings.rounds:
             centres = self.before.cmi if settings.variant == "fixed" else now.cmi
             lam = self.move(index, centres.centres, now.cmi.counts, old, now.cmi.total)
@@ -144,24 +146,28 @@ class _Fit:
         self.history.append(row | {"seconds": time.perf_counter() - started})
         return self.history[-1]
 
+    def settled(self) -> bool:
+        """Whether the best round is one to keep and ``patience`` later ones were not better."""
+        return bool(self.settings.patience) and self.best is not None and self.best.fits and len(self.history) > self.best.index + self.settings.patience
+
     def move(self, index: int, centres: Tensor, counts: Tensor, old: dict[int, Tensor], cmi: float) -> float:
         """One pass of steps on the tables at fixed centres; returns the mean lambda."""
-        settings, prices = self.settings, []
+        settings, spent, steps = self.settings, 0.0, 0
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * index / settings.rounds))
         centres, counts = centres.to(self.ln_q.device), counts.to(self.ln_q.device)
+        now = torch.tensor(cmi, dtype=torch.float64, device=self.ln_q.device)  # stays there: reading a number every step would stall a GPU
         for image, label, *rest in self.loader:
             with autocast(image.device, settings.precision):
                 logits = logits_of(self.teacher(self.look(image)))
-            check_logits(logits, label, self.num_classes)
-            lam = self.price(cmi)
+            lam = self.price(now)
             ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
-            loss, _, kl = lens_objective(logits, label, centres, counts, lam, settings.temperature, ln_f_old, settings.ce_weight)
+            loss, _, kl = lens_objective(logits, label, centres, counts, lam.float(), settings.temperature, ln_f_old, settings.ce_weight)
             # A running view of CMI between two passes; KL to stale centres is never below it.
-            cmi += 0.1 * (kl.item() - cmi)
-            prices.append(lam)
+            now += 0.1 * (kl - now)
+            spent, steps = spent + lam, steps + 1
             self.step(torch.autograd.grad(loss, self.lens.q)[0])
-        return sum(prices) / max(1, len(prices))
+        return float(spent) / max(1, steps)
 
     def step(self, grad_q: Tensor) -> None:
         self.ln_q.grad = grad_q * self.lens.q.detach()
@@ -170,14 +176,14 @@ class _Fit:
             self.ln_q.clamp_(math.log(self.settings.q_min), math.log(Q_MAX))
             self.lens.q.copy_(self.ln_q.exp())
 
-    def price(self, cmi: float) -> float:
+    def price(self, cmi: Tensor) -> Tensor:
         """lambda: fixed, or proportional to the CMI that is still to gain."""
         settings = self.settings
         if settings.lam is not None:
-            return settings.lam
+            return torch.full_like(cmi, settings.lam)
         target = sum(settings.cmi_gain) / 2
         missing = self.before.cmi.total + target - cmi
-        return settings.lam_max * min(1.0, max(-1.0, missing / (0.25 * target)))
+        return settings.lam_max * (missing / (0.25 * target)).clamp(-1, 1)
 
     def consider(self, index: int, tables: Tensor, now: Measurement) -> None:
         """Keep the cheapest round among those in the band and above the floor, else the nearest miss."""
@@ -193,7 +199,6 @@ class _Fit:
 
     def choose(self) -> FitResult:
         best, lens = self.best, self.lens
-        in_band = best.rank[:2] == (0.0, 0.0)
         with torch.no_grad():
             lens.q.copy_(best.tables)
         lens.metadata = {
@@ -206,10 +211,10 @@ class _Fit:
             "before": self.before.summary(),
             "after": best.measured.summary(),
             "images": int(self.before.cmi.counts.sum()),
-            "fit": asdict(self.settings) | {"chosen": best.index, "in_band": in_band},
+            "fit": asdict(self.settings) | {"chosen": best.index, "in_band": best.fits},
             "seconds": sum(row["seconds"] for row in self.history),
         }
-        return FitResult(lens, self.before, best.measured, self.history, best.index, in_band)
+        return FitResult(lens, self.before, best.measured, self.history, best.index, best.fits)
 
     def save(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         state = {
@@ -246,6 +251,11 @@ class _Best:
     index: int
     tables: Tensor
     measured: Measurement
+
+    @property
+    def fits(self) -> bool:
+        """Whether it meets both the accuracy floor and the band."""
+        return self.rank[:2] == (0.0, 0.0)
 
 
 def _pack(measurement: Measurement) -> dict[str, Any]:

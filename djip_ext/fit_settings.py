@@ -18,6 +18,7 @@ class FitSettings:
             CMI still to gain.
         lam_max: the controller's largest lambda.
         rounds: alternations of a centre pass and a table pass.
+        patience: stop when the round to be taken meets band and floor and none of this many later ones was better; 0: never.
         lr: Adam's or SGD's learning rate for ln q, with cosine decay over the rounds.
         optimizer: "adam" or "sgd" (momentum 0.9).
         variant: "fresh" (reverse channel from the current prediction), "literal" (from the last pass; N x C floats) or
@@ -34,6 +35,7 @@ class FitSettings:
     lam: float | None = None
     lam_max: float = 2.0
     rounds: int = 20
+    patience: int = 0
     lr: float = 0.1
     optimizer: Literal["adam", "sgd"] = "adam"
     variant: Literal["fresh", "literal", "fixed"] = "fresh"
@@ -54,5 +56,7 @@ class FitSettings:
         for name in ("lr", "temperature", "q_min", "lam_max"):
             if not getattr(self, name) > 0:
                 raise DJIPError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.patience < 0:
+            raise DJIPError(f"patience is {self.patience}; 0 runs all rounds, 3 stops three rounds after the best")
         if self.rounds < 0:
             raise DJIPError(f"rounds is {self.rounds}; 0 only measures the starting tables, 20 is usual")

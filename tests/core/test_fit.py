@@ -220,3 +220,20 @@ def test_a_fit_killed_anywhere_resumes_to_the_same_lens(calls: int, tmp_path: Pa
     resumed, whole = fit(checkpoint=checkpoint), fit()
     assert torch.equal(resumed.lens.q, whole.lens.q)
     assert [row["cmi"] for row in resumed.history] == [row["cmi"] for row in whole.history]
+
+
+def test_patience_stops_the_fit_after_rounds_that_were_not_better() -> None:
+    patient = fit(rounds=12, cmi_gain=(1e-4, 10.0))
+    hasty = fit(rounds=12, cmi_gain=(1e-4, 10.0), patience=1)
+    assert hasty.in_band and len(hasty.history) == hasty.chosen + 2 < len(patient.history)
+    assert [row["cmi"] for row in hasty.history] == [row["cmi"] for row in patient.history[: len(hasty.history)]]
+
+
+def test_patience_waits_for_a_round_in_the_band() -> None:
+    assert len(fit(cmi_gain=(50.0, 60.0), patience=1).history) == QUICK["rounds"] + 1
+
+
+def test_an_impatient_fit_resumed_stops_where_it_stopped(tmp_path: Path) -> None:
+    settings = {"rounds": 12, "cmi_gain": (1e-4, 10.0), "patience": 1, "checkpoint": tmp_path / "fit.pth"}
+    whole, resumed = fit(**settings), fit(**settings)
+    assert torch.equal(whole.lens.q, resumed.lens.q) and len(whole.history) == len(resumed.history)
