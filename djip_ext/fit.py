@@ -26,6 +26,7 @@ from .measure import Measurement, autocast, measure
 from .objective import lens_objective
 from .outputs import logits_of
 from .pixels import Normalisation
+from .processes import by_first, in_step, mean_all, processes, rank
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def fit_lens(
     Each round measures the teacher through the lens (class centres S_y, CMI, CE, accuracy), then takes one pass of
     mini-batch steps on the tables with the centres held fixed.  The teacher is not changed.
 
+    In a process group all processes call this together, each with its share of the data (a ``DistributedSampler``, say): sums
+    and gradients are those of all shares, the tables stay the same everywhere, and only the first process writes and logs.
+
     Args:
         teacher: any classifier; put in eval mode and frozen for the duration.
         loader: can be iterated again and again; batches begin with normalised images (B, 3, H, W) and labels (B,).
@@ -84,22 +88,24 @@ def fit_lens(
         DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an empty loader.
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
+    if settings.variant == "literal" and processes() > 1:
+        raise DJIPError("the literal variant keeps every image's last prediction in the process that read it; use fresh with several processes")
     lens = _starting_lens(lens)
     normalisation = Normalisation(mean, std)
     fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings)
     with _frozen(teacher):
         identity = {"settings": asdict(settings), "teacher_hash": weight_hash(teacher), "start": lens.q.detach().flatten().tolist()}
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and by_first(lambda: Path(checkpoint).exists()):
             fit.load(checkpoint, identity)
         else:
             fit.before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
-        rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress, unit="round")
+        rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
         for index in rounds:
             row = fit.round(index)
             rounds.set_postfix(CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}")
-            if log is not None:
+            if log is not None and rank() == 0:
                 log(row)
-            if checkpoint is not None:
+            if checkpoint is not None and rank() == 0:
                 fit.save(checkpoint, identity)
     return fit.choose()
 
@@ -114,6 +120,8 @@ class _Fit:
         self.normalisation, self.lens, self.settings = normalisation, lens, settings
         device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
         lens.to(device)
+        with torch.no_grad():
+            lens.q.copy_(by_first(lambda: lens.q.detach().cpu()))
         # Steps span three decades, so they are fitted as ln q: a learning rate is a relative change.
         self.ln_q = lens.q.detach().log().requires_grad_()
         if settings.optimizer == "adam":
@@ -150,18 +158,29 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * index / settings.rounds))
         centres, counts = centres.to(self.ln_q.device), counts.to(self.ln_q.device)
-        for image, label, *rest in self.loader:
+        for batch in in_step(self.loader):
+            lam = self.price(cmi)
+            grad_q, kl = self.gradient(batch, centres, counts, old, lam)
+            # A running view of CMI between two passes; KL to stale centres is never below it.
+            cmi += 0.1 * (kl - cmi)
+            prices.append(lam)
+            self.step(grad_q)
+        return sum(prices) / max(1, len(prices))
+
+    def gradient(self, batch: Any, centres: Tensor, counts: Tensor, old: dict[int, Tensor], lam: float) -> tuple[Tensor, float]:
+        """dL/dq and KL(f || S_y), means over the batch in all processes; ``batch`` is ``None`` where the data have run out."""
+        settings, q = self.settings, self.lens.q
+        both, size = q.new_zeros(q.numel() + 1), 0
+        if batch is not None:
+            image, label, *rest = batch
             with autocast(image.device, settings.precision):
                 logits = logits_of(self.teacher(self.look(image)))
             check_logits(logits, label, self.num_classes)
-            lam = self.price(cmi)
             ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
             loss, _, kl = lens_objective(logits, label, centres, counts, lam, settings.temperature, ln_f_old, settings.ce_weight)
-            # A running view of CMI between two passes; KL to stale centres is never below it.
-            cmi += 0.1 * (kl.item() - cmi)
-            prices.append(lam)
-            self.step(torch.autograd.grad(loss, self.lens.q)[0])
-        return sum(prices) / max(1, len(prices))
+            both, size = torch.cat([torch.autograd.grad(loss, q)[0].flatten(), kl[None].to(q.dtype)]), len(label)
+        both = mean_all(both, size)
+        return both[:-1].view_as(q), both[-1].item()
 
     def step(self, grad_q: Tensor) -> None:
         self.ln_q.grad = grad_q * self.lens.q.detach()
@@ -276,6 +295,8 @@ def begin_round(loader: Iterable[Any], seed: int, index: int) -> None:
     torch.manual_seed(1_000_003 * seed + index)
     if hasattr(loader, "epoch"):
         loader.epoch = index
+    if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
+        sampler.set_epoch(index)  # torch's DistributedSampler, whose order is its own
 
 
 @contextmanager
