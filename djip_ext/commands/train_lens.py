@@ -60,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Fit as the flags say, alone or with the other processes of a torchrun, of which the first writes and prints."""
     with joined():
-        fit(args, first=rank() == 0)
+        fit(args, Path(args.out))
 
 
-def fit(args: argparse.Namespace, first: bool) -> None:
+def fit(args: argparse.Namespace, out: Path) -> None:
     cfg, task = read_task(args)
-    out = Path(args.out)
+    first = rank() == 0
     checkpoint = out.with_suffix(".fit.pth")
     if first and not args.resume:
         checkpoint.unlink(missing_ok=True)
