@@ -122,6 +122,8 @@ class _Fit:
         lens.to(device)
         with torch.no_grad():
             lens.q.copy_(by_first(lambda: lens.q.detach().cpu()))
+            if settings.tables == "one":
+                lens.q.copy_(lens.q.log().mean(0).exp().expand_as(lens.q))
         # Steps span three decades, so they are fitted as ln q: a learning rate is a relative change.
         self.ln_q = lens.q.detach().log().requires_grad_()
         if settings.optimizer == "adam":
@@ -129,6 +131,7 @@ class _Fit:
         else:
             self.optimizer = torch.optim.SGD([self.ln_q], lr=settings.lr, momentum=0.9)
         self.before: Measurement
+        self.centres: Tensor | None = None  # S_y that the steps are taken against
         self.history: list[dict[str, float]] = []
         self.best: _Best | None = None
 
@@ -146,8 +149,11 @@ class _Fit:
         self.consider(index, tables, now)
         lam = self.price(now.cmi.total)
         if index < settings.rounds:
-            centres = self.before.cmi if settings.variant == "fixed" else now.cmi
-            lam = self.move(index, centres.centres, now.cmi.counts, old, now.cmi.total)
+            if settings.variant == "fixed":
+                self.centres = self.before.cmi.centres
+            elif index % settings.refresh == 0:
+                self.centres = now.cmi.centres
+            lam = self.move(index, self.centres, now.cmi.counts, old, now.cmi.total)
         row = {"round": index, **now.summary(), "lam": lam, "q_low": tables.min().item(), "q_high": tables.max().item()}
         self.history.append(row | {"seconds": time.perf_counter() - started})
         return self.history[-1]
@@ -183,6 +189,8 @@ class _Fit:
         return both[:-1].view_as(q), both[-1].item()
 
     def step(self, grad_q: Tensor) -> None:
+        if self.settings.tables == "one":  # equal gradients keep equal tables equal
+            grad_q = grad_q.sum(0).expand_as(grad_q)
         self.ln_q.grad = grad_q * self.lens.q.detach()
         self.optimizer.step()
         with torch.no_grad():
@@ -238,6 +246,7 @@ class _Fit:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "before": _pack(self.before),
+            "centres": self.centres,
             "best": {"rank": self.best.rank, "index": self.best.index, "tables": self.best.tables, "measured": _pack(self.best.measured)},
         }
         atomic_write(path, lambda p: torch.save(state, p))
@@ -252,7 +261,7 @@ class _Fit:
                 self.ln_q.copy_(state["ln_q"])
                 self.lens.q.copy_(state["q"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.history, self.before = state["history"], _unpack(state["before"])
+            self.history, self.before, self.centres = state["history"], _unpack(state["before"]), state["centres"]
             best = state["best"]
             self.best = _Best(tuple(best["rank"]), best["index"], best["tables"].cpu(), _unpack(best["measured"]))
         except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
