@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,17 @@ from .bench.run import load_weights
 from .errors import DJIPError
 from .host_cures import Host, apply_cures
 
+if TYPE_CHECKING:
+    from .bench.imagefolder import FolderSet
+
 
 @dataclass(frozen=True)
 class HostTask:
     """A teacher in eval mode and the images it was trained on; ``dataset`` and ``teacher_name`` as the host's YAML has them."""
 
     teacher: nn.Module
-    train: ImageSet
-    test: ImageSet
+    train: "ImageSet | FolderSet"
+    test: "ImageSet | FolderSet"
     dataset: str
     teacher_name: str
 

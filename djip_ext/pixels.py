@@ -1,11 +1,12 @@
 """Between a network's normalised input and pixels in [0, 255]."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .errors import DJIPError
+from .lens import JPEGLens
 
 Triple = tuple[float, float, float]
 
@@ -45,9 +46,9 @@ class Normalisation:
         mean, std = self._columns(pixels)
         return (pixels - 255 * mean) / (255 * std)
 
-    def through(self, lens: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Normalised images through a ``lens`` that works on pixels, normalised again; the dtype of x."""
-        return self.to_network(lens(self.to_pixels(x))).to(x.dtype)
+    def through(self, lens: JPEGLens, x: Tensor) -> Tensor:
+        """Normalised images through a ``lens``, normalised again; the dtype of x."""
+        return lens.look(x, [255 * s for s in self.std], [255 * m for m in self.mean]).to(x.dtype)
 
     def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -11,12 +11,8 @@ the mean g, the variance V and the third central moment m of that law follow the
     t := kappa dg/dkappa               dQ/dq     = g - u s + 2 t
        = kappa (2 (u - g) V - m)       dQ/dalpha = q t / alpha
 
-Summing 2 L + 1 exponentials per coefficient is never needed.  Let n be the integer nearest to u and r = u - n:
-
-* kappa >= 1.76: the seven bins n-3 .. n+3 carry all but 2e-8 of the law;
-* kappa < 1.76, away from the ends of the range: Poisson summation turns the sum into a Fourier series in r of which one
-  term is left (error 3e-8);
-* kappa < 1.76, near or beyond the ends: those few coefficients are summed directly over the bins that exist.
+Let n be the integer nearest to u and r = u - n.  Inside the range g = n + h(r, kappa), one period of which :mod:`djip_ext.curves` knows for
+every table entry; near or beyond the ends the bins that exist are summed directly, for those few coefficients.
 """
 
 import math
@@ -24,9 +20,8 @@ import math
 import torch
 from torch import Tensor
 
-SWITCH = 1.76  # kappa at which seven bins and one Fourier term are equally good, 3e-8
-REACH = 3  # bins on either side of the nearest one, above the switch
-TAIL = 24.0  # exp(-TAIL) is nothing in float32
+from .curves import TAIL, Curves
+
 MAX_KAPPA = 1e6  # beyond it the law is a point for any float32 u
 
 
@@ -34,6 +29,8 @@ def soft_quantize(
     z: Tensor, q: Tensor | float, alpha: Tensor | float, max_index: int, window: int | None = None
 ) -> Tensor:
     """Quantize ``z`` softly with step ``q``; differentiable in ``z``, ``q`` and ``alpha``.
+
+    Made for many coefficients and few different steps.
 
     Args:
         z: coefficients, any shape and any real dtype; computed in float32 (float64 stays) whatever autocast says.
@@ -67,15 +64,19 @@ class _SoftQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None) -> Tensor:
+        by_z, by_q, by_alpha = ctx.needs_input_grad[:3]
+        kappa = kappa_of(q, alpha)
         u = z / q
-        kappa = (alpha * q * q).clamp_max(MAX_KAPPA)
-        g, s, t = mean_index(u, kappa, max_index, window, slopes=any(ctx.needs_input_grad[:3]))
+        n = u.round()
+        h, s, t = Curves.of(kappa, z.dtype, window).at(u - n, slope=by_z or by_q, turn=by_q or by_alpha)
+        g = n + h
+        set_ends(u, kappa, max_index, window, g, s, t)
         saved = []
-        if ctx.needs_input_grad[0]:
+        if by_z:
             saved.append(s)
-        if ctx.needs_input_grad[1]:
+        if by_q:
             saved.append(g - u * s + 2 * t)
-        if ctx.needs_input_grad[2]:
+        if by_alpha:
             saved.append(q / alpha * t)
         ctx.save_for_backward(*saved)
         ctx.shapes = (z.shape, q.shape, alpha.shape)
@@ -92,76 +93,48 @@ class _SoftQuantize(torch.autograd.Function):
         return *grads, None, None
 
 
-def mean_index(
-    u: Tensor, kappa: Tensor, max_index: int, window: int | None = None, slopes: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean index g, its slope s = dg/du and t = kappa dg/dkappa (undefined when ``slopes`` is False).
-
-    Shape: u any, kappa broadcastable to it; the results have the shape of u.
-    """
-    if window is not None:
-        return _direct_sum(u, kappa, max_index, window // 2, slopes)
-    if bool((kappa >= SWITCH).all()):
-        return _direct_sum(u, kappa, max_index, REACH, slopes)
-    smooth = (kappa < SWITCH).expand_as(u)
-    low = kappa.clamp_max(SWITCH)
-    result = _fourier(u, low, slopes)
-    if bool((kappa >= SWITCH).any()):
-        # Each branch is evaluated where the other is right too, but only with a kappa that it can bear.
-        direct = _direct_sum(u, kappa.clamp_min(SWITCH), max_index, REACH, slopes)
-        result = tuple(torch.where(smooth, f, d) for f, d in zip(result, direct))
-    edge = smooth & (u.abs() > max_index - (TAIL / low).sqrt())
-    if bool(edge.any()):
-        u_edge, kappa_edge = u[edge], low.expand_as(u)[edge]
-        exact = _direct_sum(u_edge, kappa_edge, max_index, _edge_reach(u_edge, kappa_edge, max_index), slopes)
-        result = tuple(f.masked_scatter(edge, e) for f, e in zip(result, exact))
-    return result
+def kappa_of(q: Tensor, alpha: Tensor) -> Tensor:
+    """kappa = alpha q^2 in float64, where neither overflows, at most MAX_KAPPA."""
+    return (alpha.double() * q.double().square()).clamp_max(MAX_KAPPA)
 
 
-def _direct_sum(u: Tensor, kappa: Tensor, max_index: int, reach: int, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Moments over the bins n - reach .. n + reach that lie in [-L, L], n the existing bin nearest to u."""
+def end_width(kappa: Tensor, window: int | None) -> Tensor:
+    """How far from the ends of the range the missing bins still weigh something; at most the window's half."""
+    width = (TAIL / kappa).sqrt()
+    return width if window is None else width.clamp_max(window // 2)
+
+
+def set_ends(u: Tensor, kappa: Tensor, max_index: int, window: int | None, g: Tensor, s: Tensor | None, t: Tensor | None) -> None:
+    """Put the direct sum into g, s and t wherever u lies near or beyond an end of the range; looks at the coefficients."""
+    edge = u.abs() > (max_index - end_width(kappa, window)).to(u.dtype)
+    if not bool(edge.any()):
+        return
+    u_edge, kappa_edge = u[edge].double(), kappa.expand_as(u)[edge]
+    reach = window // 2 if window is not None else _reach_from_the_end(u_edge, kappa_edge, max_index)
+    for found, exact in zip((g, s, t), direct_sum(u_edge, kappa_edge, max_index, reach)):
+        if found is not None:
+            found.masked_scatter_(edge, exact.to(u.dtype))
+
+
+def direct_sum(u: Tensor, kappa: Tensor, max_index: int, reach: int) -> tuple[Tensor, Tensor, Tensor]:
+    """g, s and t from the bins within ``reach`` of the existing one nearest to u, those that lie in [-L, L]."""
     n = u.round().clamp(-max_index, max_index)
     r = u - n  # |r| <= 1/2 unless u lies beyond the range; then r d <= 0 for every bin n + d that exists
-    zero = torch.zeros_like(u)
-    total, first, second, third = torch.ones_like(u), zero, zero, zero
+    total, first, second, third = torch.ones_like(u), *(torch.zeros_like(u) for _ in range(3))
     for d in range(-reach, reach + 1):
         if d == 0:
             continue
         # Relative to bin n, so that no exponent is positive and exp never overflows.
         weight = torch.exp(kappa * (d * (2 * r - d)))
         weight = torch.where((n + d).abs() <= max_index, weight, 0.0)
-        total = total + weight
-        first = first + d * weight
-        if slopes:
-            second = second + d * d * weight
-            third = third + d**3 * weight
-    mean = first / total
-    g = n + mean
-    if not slopes:
-        return g, zero, zero
-    second, third = second / total, third / total
-    variance = second - mean * mean
-    skew = third - 3 * mean * second + 2 * mean**3
-    return g, 2 * kappa * variance, kappa * (2 * (r - mean) * variance - skew)
+        total, first, second, third = total + weight, first + d * weight, second + d * d * weight, third + d**3 * weight
+    first, second, third = first / total, second / total, third / total
+    variance = second - first * first
+    skew = third - 3 * first * second + 2 * first**3
+    return n + first, 2 * kappa * variance, kappa * (2 * (r - first) * variance - skew)
 
 
-def _fourier(u: Tensor, kappa: Tensor, slopes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """One term of the Poisson-summed series over *all* integers, for kappa <= SWITCH."""
-    kappa = kappa.clamp_min(1e-3)  # e is 0 in float64 long before; keeps 1 / kappa^2 finite
-    e = torch.exp(-math.pi**2 / kappa)
-    phase = 2 * math.pi * (u - u.round())
-    sine, cosine = torch.sin(phase), torch.cos(phase)
-    over = 1 / (1 + 2 * e * cosine)
-    shift = (2 * math.pi / kappa * e) * sine * over
-    g = u - shift
-    if not slopes:
-        return g, g, g
-    s = 1 - (4 * math.pi**2 / kappa * e) * (cosine + 2 * e) * over * over
-    t = shift - (2 * math.pi**3 / (kappa * kappa) * e) * sine * over * over
-    return g, s, t
-
-
-def _edge_reach(u: Tensor, kappa: Tensor, max_index: int) -> int:
+def _reach_from_the_end(u: Tensor, kappa: Tensor, max_index: int) -> int:
     """How many bins from the nearest existing one still weigh something: 2 k d x + k d^2 > TAIL, x = how far beyond."""
     beyond = (u.abs() - max_index).clamp_min(0)
     distance = TAIL / (kappa * beyond + torch.sqrt((kappa * beyond) ** 2 + TAIL * kappa))

@@ -106,6 +106,9 @@ def test_every_setting_of_the_fit_has_a_flag(teacher: str) -> None:
     fit = load_lens("a.safetensors").metadata["fit"]
     assert (fit["lam"], fit["optimizer"], fit["variant"], fit["temperature"], fit["seed"]) == (0.5, "sgd", "literal", 4.0, 3)
     assert set(vars(FitSettings())) <= fit.keys()
+    run_command(["fit", "--out", "a.safetensors", "--rounds", "1", "--refresh", "3", "--tables", "one", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher])
+    fit = load_lens("a.safetensors").metadata["fit"]
+    assert (fit["refresh"], fit["tables"]) == (3, "one")
 
 
 @pytest.mark.parametrize(

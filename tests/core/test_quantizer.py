@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from djip_ext import hard_quantize, soft_quantize
-from djip_ext.quantizer import SWITCH
+from djip_ext.curves import SWITCH
 
 KAPPAS = (1e-3, 0.03, 0.3, 0.7, 1.0, 1.5, SWITCH - 1e-3, SWITCH + 1e-3, 2.0, 4.0, 20.0, 125.0, 1e3, 1e4)
 RANGES = (3, 127, 1023)
