@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 def table() -> dict[tuple[str, str], dict[str, float]]:
     """(teacher, student) -> key -> value, for the pairs of CIFAR-100."""
     lines = (ROOT / "docs" / "distillers.md").read_text().partition("| pair |")[2].splitlines()
-    keys = [cell.strip(" `") for cell in lines[0].split("|")[1:] if cell.strip()]
+    keys = [cell.strip(" `") for cell in lines[0].split("|") if cell.strip()]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:] if line.startswith("|") and "ImageNet" not in line]
     return {tuple(row[0].split(" - ")): {key: float(cell) for key, cell in zip(keys, row[1:], strict=True) if cell} for row in rows}
 
