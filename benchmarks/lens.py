@@ -1,6 +1,6 @@
 """The lens against other JPEG layers: time and peak memory, ratios in one interleaved run.
 
-    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT] [--rounds 15] [--out docs/performance/lens]
+    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT] [--rounds 15] [--threads N] [--out docs/performance/lens]
 
 kornia is taken when pip has installed it; without a checkout of JPEG-DL a naive five-bin layer stands in for it, under that name.
 Prints, and writes as CSV and Markdown, the medians in milliseconds and the peak memory in units of the images; a picture of the ratios; and the share
@@ -192,6 +192,7 @@ def main() -> None:
     parser.add_argument("--diff-jpeg", metavar="CHECKOUT")
     parser.add_argument("--diffjpeg", metavar="CHECKOUT")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions, of which the median is taken")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all. One is steadier on a machine that others use")
     parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split("x"))), nargs="+", default=SIZES, metavar="BxS", help="batches, like 32x224")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave the compiled lens out")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
@@ -199,6 +200,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/performance/lens"))
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.peak:
         print_peak(args)
         return
