@@ -1,10 +1,11 @@
 """How few images and rounds a lens needs: CMI on the whole training set against images, seconds and teacher-epochs of compute.
 
-    python benchmarks/fit.py --cfg CFG [--grid 500x6 1000x6 1000x10 2500x6 2500x20] [--flags '--patience 2'] [--out docs/performance/fit] [KEY VALUE ...]
+    python benchmarks/fit.py --cfg CFG [--grid IMAGESxROUNDS ...] [--flags '--patience 2'] [--out docs/performance/fit] [KEY VALUE ...]
 
-Runs ``djip fit`` once for every IMAGESxROUNDS of the grid, the last one being the long fit that the others are compared with; fits that have been
-run are not run again.  A teacher-epoch is what one epoch of *training* the teacher costs on this machine (forward, backward, step), timed on a
-few batches at the fit's precision and batch size.  The seconds of a fit are those of its rounds and of the first look at the plain teacher.
+Runs ``djip fit`` once for every IMAGESxROUNDS of the grid, the last one being the long fit that the others are compared with; fits that
+have been run are not run again.  A teacher-epoch is what one epoch of *training* the teacher costs (forward, backward, step): by the clock,
+timed on a few batches right before each fit; or by passes, which no load disturbs, where a training step counts as three forward passes, a
+step of the tables as two.  The seconds of a fit are those of its rounds.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from djip_ext.measure import autocast  # noqa: E402
 from djip_ext.outputs import logits_of  # noqa: E402
 
 
-def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> float:
-    """Seconds of one training epoch of the teacher, extrapolated from the median of some batches."""
+def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> tuple[float, int]:
+    """Seconds of one training epoch of the teacher, extrapolated from the median of some batches, and its images."""
     cfg = load_cfg(cfg_path or None, options)
     device = resolve_device(cfg.BENCH.DEVICE)
     train_set, _ = load_image_sets(cfg)
@@ -49,13 +50,14 @@ def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> float
         seconds.append(time.perf_counter() - started)
         if index == batches:
             break
-    return statistics.median(seconds[2:] or seconds) * len(loader)
+    return statistics.median(seconds[2:] or seconds) * len(loader), len(train_set.labels)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="", help="a configuration of the embedded benchmark")
-    parser.add_argument("--grid", nargs="+", default=["500x6", "1000x6", "1000x10", "2500x6", "2500x20"], metavar="IMAGESxROUNDS")
+    grid = ["500x6", "1000x6", "1000x10", "1500x10", "2500x6", "2500x20"]
+    parser.add_argument("--grid", nargs="+", default=grid, metavar="IMAGESxROUNDS")
     parser.add_argument("--flags", default="", help="more flags of djip fit, for every fit")
     parser.add_argument("--out", type=Path, default=Path("docs/performance/fit"))
     parser.add_argument("options", nargs="*", metavar="KEY VALUE")
@@ -66,23 +68,25 @@ def main() -> None:
         if record.exists():
             continue
         images, rounds = job.split("x")
-        epoch = teacher_epoch(args.cfg, args.options)  # next to its fit, since the machine's load changes
+        epoch, images_of_epoch = teacher_epoch(args.cfg, args.options)  # next to its fit, since the machine's load changes
         flags = [*(["--cfg", args.cfg] if args.cfg else []), "--images", images, "--rounds", rounds, *shlex.split(args.flags)]
         run_command(["fit", "--out", str(record.with_suffix(".safetensors")), *flags, *args.options])
         content = json.loads(record.read_text())
-        record.write_text(json.dumps(content | {"teacher_epoch_seconds": epoch}))
+        record.write_text(json.dumps(content | {"teacher_epoch_seconds": epoch, "teacher_epoch_images": images_of_epoch}))
     fits = {job: json.loads((work / f"{job}.json").read_text()) for job in args.grid}
     long = fits[args.grid[-1]]["about"]
     rows = []
     for job, fit in fits.items():
         about, (images, rounds) = fit["about"], job.split("x")
         gain = about["after"]["cmi"] - about["before"]["cmi"]
+        looks, moves = len(fit["history"]) + 1, min(len(fit["history"]), int(rounds))
         rows.append({
             "images": int(images),
             "rounds": int(rounds),
             "rounds run": len(fit["history"]) - 1,
             "seconds": about["seconds"],
-            "teacher-epochs": about["seconds"] / fit["teacher_epoch_seconds"],
+            "teacher-epochs, by the clock": about["seconds"] / fit["teacher_epoch_seconds"],
+            "by passes": about["images"] * (looks + 2 * moves) / (3 * fit["teacher_epoch_images"]),
             "CMI, all training images (nats)": about["after"]["cmi"],
             "of the long fit's (%)": 100 * about["after"]["cmi"] / long["after"]["cmi"],
             "CE (nats)": about["after"]["ce"],
@@ -105,7 +109,8 @@ def picture(fits: dict[str, dict], path: Path) -> None:
         for row in fit["history"]:
             spent += row["seconds"] / fit["teacher_epoch_seconds"]
             seconds.append(spent)
-        axis.plot(seconds, [row["cmi"] for row in fit["history"]], marker=".", label=f"{job.split('x')[0]} images, {job.split('x')[1]} rounds")
+        images, rounds = job.split("x")
+        axis.plot(seconds, [row["cmi"] for row in fit["history"]], marker=".", label=f"{images} images, {rounds} rounds")
     axis.axhline(0.95 * next(reversed(fits.values()))["about"]["after"]["cmi"], color="0.6", linewidth=0.8, linestyle="--")
     axis.axvline(2, color="0.6", linewidth=0.8, linestyle="--")
     axis.set_xlabel("compute, in epochs of training the teacher")

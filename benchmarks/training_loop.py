@@ -1,9 +1,10 @@
 """Images per second of this benchmark's training loop and of mdistiller's own, KD on the same networks, batches and machine.
 
-    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs resnet20:resnet8 wrn_16_2:resnet8] [--batches 20] [--rounds 7] [--threads N]
+    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N]
 
-Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the device), its own
-trainer and its own networks, without evaluation and without files.  Loops take turns, some batches each; the medians are compared.
+Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the
+device), its own trainer and its own networks, without evaluation and without files.  Loops take turns, some batches each; the medians are
+compared.
 """
 
 import argparse
@@ -116,7 +117,9 @@ def main() -> None:
     rows = []
     for pair in args.pairs:
         teacher, student = pair.split(":")
-        loops = {"mdistiller": mdistillers(os.path.abspath(args.mdistiller), teacher, student, data, args.batch_size)} if args.mdistiller else {}
+        loops: dict[str, Step] = {}
+        if args.mdistiller:
+            loops["mdistiller"] = mdistillers(os.path.abspath(args.mdistiller), teacher, student, data, args.batch_size)
         loops |= {
             "this loop": ours(teacher, student, data, args.batch_size),
             "this loop, bfloat16": ours(teacher, student, data, args.batch_size, "bfloat16"),

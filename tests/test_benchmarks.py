@@ -39,7 +39,8 @@ def test_the_lens_is_timed_against_the_stand_in_and_the_hard_codecs(tmp_path: Pa
 def test_the_stand_in_is_the_lens_with_jpeg_dl_s_settings() -> None:
     """The benchmark compares layers that compute the same."""
     code = "import sys; sys.path[:0] = ['benchmarks', '.']; import peers, torch; torch.manual_seed(0); x = torch.rand(2, 3, 16, 16) * 255;"
-    code += "a = peers.plain_five_bins(); b = peers.lens(kappa=None, alpha=5.0, window=5, max_index=127); print((a.see(x) - b.see(x)).abs().max().item())"
+    code += "a = peers.plain_five_bins(); b = peers.lens(kappa=None, alpha=5.0, window=5, max_index=127);"
+    code += "print((a.see(x) - b.see(x)).abs().max().item())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert float(result.stdout) < 5e-2, result.stderr
 
@@ -47,7 +48,8 @@ def test_the_stand_in_is_the_lens_with_jpeg_dl_s_settings() -> None:
 @pytest.mark.parametrize("pair", ("resnet8:resnet8",))
 def test_the_training_loop_is_timed_without_a_checkout(pair: str, tmp_path: Path) -> None:
     out = tmp_path / "loop"
-    run("training_loop.py", "--pairs", pair, "--batches", "1", "--rounds", "1", "--batch-size", "4", "--images", "100", "--threads", "1", "--out", str(out))
+    arguments = ("--batches", "1", "--rounds", "1", "--batch-size", "4", "--images", "100", "--threads", "1", "--out", str(out))
+    run("training_loop.py", "--pairs", pair, *arguments)
     rows = rows_of(out.with_suffix(".csv"))
     assert len(rows) == 4 and all(float(row["images / s"]) > 0 for row in rows)
 
@@ -55,7 +57,8 @@ def test_the_training_loop_is_timed_without_a_checkout(pair: str, tmp_path: Path
 def test_the_curve_of_fits_compares_with_the_last_and_keeps_what_has_run(tmp_path: Path) -> None:
     teacher, out = tmp_path / "teacher.pth", tmp_path / "fit"
     torch.save({"model": build_model("resnet8", 20).state_dict()}, teacher)
-    options = ("DATASET.TYPE", "synthetic", "BENCH.FRACTION", "0.02", "DISTILLER.TEACHER", "resnet8", "BENCH.TEACHER_CHECKPOINT", str(teacher))
+    options = ("DATASET.TYPE", "synthetic", "BENCH.FRACTION", "0.02", "DISTILLER.TEACHER", "resnet8")
+    options += ("BENCH.TEACHER_CHECKPOINT", str(teacher))
     run("fit.py", "--grid", "10x0", "10x1", "--out", str(out), *options)
     rows = rows_of(out.with_suffix(".csv"))
     assert [row["rounds run"] for row in rows] == ["0", "1"] and float(rows[1]["of the long fit's (%)"]) == 100
