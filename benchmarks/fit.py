@@ -94,29 +94,32 @@ def main() -> None:
             "price dCE / dCMI": (about["after"]["ce"] - about["before"]["ce"]) / gain if gain > 0 else float("nan"),
         })
     print(write(rows, args.out, f"{machine()}; plain teacher: CMI {long['before']['cmi']:.4f} nats, CE {long['before']['ce']:.4f}"))
-    picture(fits, args.out)
+    picture(fits, rows, args.out)
 
 
-def picture(fits: dict[str, dict], path: Path) -> None:
+def picture(fits: dict[str, dict], rows: list[dict[str, object]], path: Path) -> None:
+    """Left: the rounds of every fit, on its own images; right: the lenses that were taken, on all training images."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
-    for job, fit in fits.items():
-        spent, seconds = 0.0, []
-        for row in fit["history"]:
-            spent += row["seconds"] / fit["teacher_epoch_seconds"]
-            seconds.append(spent)
-        images, rounds = job.split("x")
-        axis.plot(seconds, [row["cmi"] for row in fit["history"]], marker=".", label=f"{images} images, {rounds} rounds")
-    axis.axhline(0.95 * next(reversed(fits.values()))["about"]["after"]["cmi"], color="0.6", linewidth=0.8, linestyle="--")
-    axis.axvline(2, color="0.6", linewidth=0.8, linestyle="--")
-    axis.set_xlabel("compute, in epochs of training the teacher")
-    axis.set_ylabel("CMI on the images of the fit (nats)")
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
+    figure, (way, end) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for (job, fit), row in zip(fits.items(), rows):
+        rounds = range(len(fit["history"]))
+        spent = [fit["about"]["images"] * (2 + 3 * k) / (3 * fit["teacher_epoch_images"]) for k in rounds]
+        images, label = row["images"], f"{row['images']} images, {row['rounds']} rounds"
+        (line,) = way.plot(spent, [r["cmi"] for r in fit["history"]], marker=".", label=label)
+        end.plot(row["by passes"], row["CMI, all training images (nats)"], "o", color=line.get_color())
+        end.annotate(f" {images} x {row['rounds']}", (row["by passes"], row["CMI, all training images (nats)"]), va="bottom")
+    end.axhline(0.95 * rows[-1]["CMI, all training images (nats)"], color="0.6", linewidth=0.8, linestyle="--")
+    way.set_ylabel("CMI before each round, images of the fit (nats)")
+    end.set_ylabel("CMI of the lens taken, all training images (nats)")
+    way.legend(frameon=False)
+    for axis in (way, end):
+        axis.axvline(2, color="0.6", linewidth=0.8, linestyle="--")
+        axis.set_xlabel("compute, in epochs of training the teacher (by passes)")
+        axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
