@@ -1,6 +1,7 @@
 """What the launcher and the one added line share: flags, cures, seed, and the lens in its place."""
 
 import argparse
+import functools
 import os
 import random
 import sys
@@ -10,9 +11,10 @@ import torch
 
 from .errors import DJIPError
 from .host_cures import CURES, Host, apply_cures
-from .install import install
+from .install import count_teachers, install
 from .lens import JPEGLens
 from .lens_file import lens_id, load_lens
+from .spawned import follow_spawn
 
 
 def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
@@ -24,8 +26,10 @@ def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
     parser.add_argument(f"--{prefix}no-cure", dest="no_cure", action="append", default=[], metavar="NAME", help=f"leave one of the host's faults alone: {cures}")
 
 
-def activate(flags: argparse.Namespace, package: str, script: Path, arguments: list[str]) -> JPEGLens | str | None:
+def activate(flags: argparse.Namespace, package: str, script: Path, arguments: list[str], quiet: bool = False) -> JPEGLens | str | None:
     """Cure the host, seed, and install the lens that ``flags`` name; says so on the first process of a run.
+
+    Processes that the script starts by ``torch.multiprocessing.spawn`` do the same.
 
     Raises:
         DJIPError: as :func:`~djip_ext.install.install` and :func:`~djip_ext.host_cures.apply_cures` do.
@@ -35,14 +39,20 @@ def activate(flags: argparse.Namespace, package: str, script: Path, arguments: l
         lens = load_lens(lens)
     tag = [] if lens is None else [f"djip-{lens if isinstance(lens, str) else lens_id(lens)}"]
     tag += [] if flags.seed is None else [f"seed-{flags.seed}"]
+    again = functools.partial(_activate_spawned, flags, package, script, arguments)
+    follow_spawn(again, functools.partial(count_teachers, package))
     lines = apply_cures(Host(package, script, "/".join(tag), "--resume" in arguments), flags.no_cure)
     if lens is not None:
         lines.append(install(lens, package, flags.djip_any_teacher))
     if flags.seed is not None:
         seed(flags.seed)
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not quiet:
         print("\n".join(lines), file=sys.stderr, flush=True)
     return lens
+
+
+def _activate_spawned(flags: argparse.Namespace, package: str, script: Path, arguments: list[str], index: int) -> None:
+    activate(flags, package, script, arguments, quiet=True)
 
 
 def seed(number: int) -> None:

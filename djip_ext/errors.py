@@ -8,6 +8,10 @@ class DJIPError(ValueError):
     """
 
 
+class Busy(DJIPError):
+    """Another process is at work on the same thing; it will be done without us.  The command line exits with 75 (try again)."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's exception says, in one line; its type when it says nothing."""
     return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,13 +1,16 @@
-"""Writing files so that a crash, a kill -9 or a full disk never leaves half of one."""
+"""Writing files so that a crash, a kill -9 or a full disk never leaves half of one, and no two processes write the same."""
 
 import contextlib
+import csv
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import DJIPError, first_line
+from filelock import FileLock, Timeout
+
+from .errors import Busy, DJIPError, first_line
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
@@ -42,3 +45,42 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> Path:
     """Write ``record`` as indented JSON, atomically."""
     return atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=2) + "\n"))
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> Path:
+    """Write one or more rows with equal keys as CSV under a header, atomically."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+    return atomic_write(path, write)
+
+
+@contextlib.contextmanager
+def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while ``what`` is worked on; the system frees it with the process, however that ends.
+
+    Of the processes of a torchrun group the first one claims for all.
+
+    Raises:
+        Busy: another process holds it.
+        DJIPError: the file cannot be made.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    lock = FileLock(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise Busy(f"another process is at work on {what}; wait for it or stop it") from error
+    except OSError as error:
+        raise DJIPError(f"cannot lock {path}: {error.strerror or error}; choose another place") from error
+    try:
+        yield
+    finally:
+        lock.release()

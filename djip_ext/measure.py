@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .cmi import CMI, ClassStatistics
 from .errors import DJIPError
 from .outputs import logits_of
+from .processes import sum_all
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def measure(
 ) -> Measurement:
     """One pass of ``network`` (in the mode it is in) over ``loader``.
 
+    In a process group all processes call this together, each with its share of the data, and get the numbers of the whole.
+
     Args:
         loader: batches that begin with normalised images (B, 3, H, W) and labels (B,).
         look: maps the images to what the network sees; ``None``: itself.
@@ -71,5 +74,6 @@ def measure(
             if not rest:
                 raise DJIPError("the literal variant needs each batch to carry its images' indices third; add them or use variant='fresh'")
             keep_ln_f(rest[0], torch.log_softmax(logits / temperature, dim=1))
-    result = statistics.result()
-    return Measurement(result, ce.item() / count, 100 * hits.item() / count)
+    result = statistics.gather().result()
+    ce_sum, hit_sum, total = sum_all(torch.stack([ce.double(), hits.double(), torch.full_like(hits, count).double()])).tolist()
+    return Measurement(result, ce_sum / total, 100 * hit_sum / total)

@@ -8,6 +8,16 @@ from torch import Tensor
 from .errors import DJIPError
 from .lens import JPEGLens
 
+Triple = tuple[float, float, float]
+
+# (mean, std) that the loaders of the benchmarks normalise with, by ``DATASET.TYPE``.
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+}
+
 
 class Normalisation:
     """(pixel / 255 - mean) / std per channel, and back, in float32 (float64 stays).

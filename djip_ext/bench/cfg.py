@@ -5,6 +5,7 @@ must run offline; TensorBoard files and a CSV are always written.
 """
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yacs.config import CfgNode
@@ -32,7 +33,10 @@ CFG = CfgNode({
         "SEED": 0,  # of weights, order and augmentation
         "DEVICE": "auto",  # "auto" takes a GPU when there is one
         "PRECISION": "float32",  # or "bfloat16": autocast of the networks; losses and lens stay in float32
-        "DATA_ROOT": "./data",
+        "DATA_ROOT": "./data",  # holds cifar-100-python, or train/CLASS/* and val/CLASS/*
+        "INPUT_SIZE": 0,  # side of a folder's images; 0: the teacher's own, else 224
+        "MEAN": [],  # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else ImageNet's
+        "STD": [],
         "DOWNLOAD": False,  # nothing is fetched unless the user says so
         "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
         "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
@@ -43,6 +47,30 @@ CFG = CfgNode({
     },
     **distiller_defaults,
 })
+
+
+NO_NUMBER_DEPENDS_ON = ("BENCH.DATA_ROOT", "BENCH.DOWNLOAD", *(f"LOG.{key}" for key in CFG.LOG))
+
+
+def differing_settings(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (ours, theirs) where two dumped configurations ask for other numbers.
+
+    A key that one of them lacks, being of another version of the schema, counts as that key's default.
+    """
+    flat = [_flat(yaml.safe_load(text)) for text in (ours, theirs)]
+    default = _flat(CFG)
+    first, second = ({key: tree.get(key, default.get(key)) for key in {**flat[0], **flat[1]} if key not in NO_NUMBER_DEPENDS_ON} for tree in flat)
+    return {key: (first[key], second[key]) for key in first if first[key] != second[key] and key in default}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return leaves
 
 
 def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:

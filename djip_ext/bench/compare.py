@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,20 +48,19 @@ def read_arm(folder: str | Path) -> dict[int, dict]:
     return results
 
 
-def compare(arms: dict[str, str | Path]) -> list[dict[str, float | str | int]]:
+def compare(arms: Mapping[str, Mapping[int, dict]]) -> list[dict[str, float | str | int]]:
     """One row an arm: mean and spread of last and best epoch, and the paired difference of each to the first arm.
 
     Args:
-        arms: name -> folder with ``seed-N/result.json``; the first is the baseline. Differences use the seeds that an arm
+        arms: name -> seed -> result (:func:`read_arm`); the first is the baseline. Differences use the seeds that an arm
             shares with it.
 
     Raises:
         DJIPError: an arm without finished runs, or without a seed in common with the baseline.
     """
-    results = {name: read_arm(folder) for name, folder in arms.items()}
-    base_name, base = next(iter(results.items()))
+    base_name, base = next(iter(arms.items()))
     rows = []
-    for name, arm in results.items():
+    for name, arm in arms.items():
         row: dict[str, float | str | int] = {"arm": name, "n": len(arm)}
         shared = sorted(arm.keys() & base.keys())
         if not shared:

@@ -1,6 +1,6 @@
 """Image sets held whole in memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,17 +18,32 @@ class ImageSet:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        return self.images.shape[1], self.images.shape[2]
+
+    def select(self, index: Tensor) -> "ImageSet":
+        """The images ``index`` (K,) in that order."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
     def subset(self, fraction: float, seed: int = 0) -> "ImageSet":
         """Keep ``fraction`` of every class (at least one image of each), drawn with ``seed``: the few-shot setting."""
-        if not 0 < fraction <= 1:
-            raise DJIPError(f"BENCH.FRACTION is {fraction}; it must lie in (0, 1], for example 0.05 for 5 % of the data")
-        if fraction == 1:
-            return self
-        generator = torch.Generator().manual_seed(seed)
-        kept = []
-        for label in range(self.num_classes):
-            members = (self.labels == label).nonzero().flatten()
-            order = torch.randperm(len(members), generator=generator)
-            kept.append(members[order[: max(1, round(fraction * len(members)))]])
-        index = torch.cat(kept).sort().values
-        return ImageSet(self.images[index], self.labels[index], self.num_classes, self.mean, self.std)
+        return self if fraction == 1 else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """The images ``index`` (K,), uint8 (K, H, W, 3)."""
+        return self.images[index]
+
+
+def few_shot(labels: Tensor, num_classes: int, fraction: float, seed: int) -> Tensor:
+    """Indices, in order, of ``fraction`` of every class of ``labels`` (N,), drawn with ``seed``; a smaller fraction is a part of it."""
+    if not 0 < fraction <= 1:
+        raise DJIPError(f"BENCH.FRACTION is {fraction}; it must lie in (0, 1], for example 0.05 for 5 % of the data")
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for label in range(num_classes):
+        members = (labels == label).nonzero().flatten()
+        order = torch.randperm(len(members), generator=generator)
+        kept.append(members[order[: max(1, round(fraction * len(members)))]])
+    return torch.cat(kept).sort().values

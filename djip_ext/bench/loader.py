@@ -28,6 +28,7 @@ class DeviceLoader:
             either: the stored order and ``(image, target)`` batches.
         views: with ``augment``: 0 augments afresh every epoch; K > 0 goes round K fixed augmentations of every image, the same
             for all seeds, so that a teacher's answers can be kept.
+        shard: (rank, processes): this process' share of every batch.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class DeviceLoader:
         seed: int = 0,
         padding: int = 4,
         views: int = 0,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.data, self.batch_size, self.shuffle, self.augment, self.seed = data, batch_size, shuffle or augment, augment, seed
-        self.views, self.padding = views, padding
+        self.views, self.padding, self.shard = views, padding, shard
         self.device = torch.device(device)
         self.epoch = 0
         images = data.images
@@ -66,16 +68,21 @@ class DeviceLoader:
         return torch.addcmul(self._offset, images.float(), self._gain).permute(0, 3, 1, 2)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        rank, processes = self.shard
         if not self.shuffle:
             for start in range(0, self.num_images, self.batch_size):
-                stop = start + self.batch_size
-                yield self.normalise(self._images[start:stop]), self._labels[start:stop]
+                share = slice(start + rank, start + self.batch_size, processes)
+                if len(self._labels[share]):
+                    yield self.normalise(self._images[share]), self._labels[share]
             return
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         view = self.view(self.epoch)
         self.epoch += 1
         order = torch.randperm(self.num_images, generator=generator)
         for chosen in order.split(self.batch_size):
+            chosen = chosen[rank::processes]
+            if not len(chosen):
+                continue
             index = chosen.to(self.device, non_blocking=True)  # nothing here waits for the device
             if not self.augment:
                 images = self._images[index]

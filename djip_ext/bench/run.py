@@ -1,9 +1,13 @@
 """From a configuration to a finished run: what mdistiller's tools/train.py does, as functions."""
 
+from __future__ import annotations
+
+import hashlib
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -11,13 +15,20 @@ from torch import nn
 from yacs.config import CfgNode
 
 from ..errors import DJIPError, first_line
-from .dataset import get_dataset
+from ..files import claimed
+from .dataset import FOLDERS, get_dataset
 from .distillers import distiller_dict
+from .imageset import ImageSet
 from .models import cifar_model_dict
+from .models.families import FAMILIES, build, is_family, torchvision_state
 from .teacher_cache import cached_teacher
 from .trainer import trainer_dict
 
+if TYPE_CHECKING:
+    from .imagefolder import FolderSet
+
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
+ABOUT_LENS = ("teacher_hash", "before", "after", "test_before", "test_after")  # what a record repeats of a lens' metadata
 
 
 def resolve_device(name: str) -> torch.device:
@@ -30,11 +41,27 @@ def resolve_device(name: str) -> torch.device:
         raise DJIPError(f"BENCH.DEVICE is '{name}', which this machine or this torch lacks; choose auto or cpu") from error
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
-    """A freshly initialised network of ``cifar_model_dict``; raises DJIPError for an unknown name."""
-    if name not in cifar_model_dict:
-        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(cifar_model_dict)}")
-    return cifar_model_dict[name][0](num_classes=num_classes)
+def models_for(dataset: str) -> dict[str, tuple[Callable[..., nn.Module], str | None]]:
+    """The benchmark's own networks for ``DATASET.TYPE dataset``; a folder's images get ImageNet's ResNet18, not CIFAR's."""
+    if dataset not in FOLDERS:
+        return cifar_model_dict
+    from .models.imagenet import imagenet_model_dict
+
+    return {**{name: (factory, None) for name, (factory, _) in cifar_model_dict.items()}, **imagenet_model_dict}
+
+
+def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Module:
+    """A freshly initialised network: one of the benchmark's for that data set, or ``FAMILY:NETWORK`` of another library.
+
+    Raises:
+        DJIPError: an unknown name, a library that is not installed.
+    """
+    if is_family(name):
+        return build(name, num_classes)
+    known = models_for(dataset)
+    if name not in known:
+        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(known)}, or FAMILY:NETWORK with {', '.join(FAMILIES)}")
+    return known[name][0](num_classes=num_classes)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -53,7 +80,7 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("model", state)
+            state = state.get("model", state.get("state_dict", state))
         state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     except Exception as error:  # torch.load raises a dozen types for damaged files
         raise DJIPError(f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again") from error
@@ -61,23 +88,39 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise DJIPError(f"{path} does not fit {type(model).__name__}: {detail}; name the architecture and the data set it was trained for") from error
+        raise DJIPError(f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for") from error
     return model
 
 
 def build_teacher(cfg: CfgNode, num_classes: int) -> nn.Module:
-    """The trained teacher that ``cfg`` names, from ``BENCH.TEACHER_CHECKPOINT`` or mdistiller's usual place."""
-    name = cfg.DISTILLER.TEACHER
-    teacher = build_model(name, num_classes)
-    path = cfg.BENCH.TEACHER_CHECKPOINT or cifar_model_dict[name][1]
-    if not path:
+    """The trained teacher that ``cfg`` names: with the weights in ``BENCH.TEACHER_CHECKPOINT``, else its published ones.
+
+    Published CIFAR teachers lie in mdistiller's place.  Those of torchvision, timm and Hugging Face are where their library keeps
+    them; it may fetch them with ``BENCH.DOWNLOAD True``.
+    """
+    name, dataset, path = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, cfg.BENCH.TEACHER_CHECKPOINT
+    if is_family(name) and not path:
+        return build(name, num_classes, pretrained=True, download=cfg.BENCH.DOWNLOAD).eval()
+    teacher = build_model(name, num_classes, dataset)
+    published = None if is_family(name) else models_for(dataset)[name][1]
+    if dataset in FOLDERS and published and not path:
+        if num_classes != 1000:
+            raise DJIPError(f"{name}'s published weights know ImageNet's 1000 classes, the data have {num_classes}; name yours with BENCH.TEACHER_CHECKPOINT")
+        teacher.load_state_dict(torchvision_state(f"{published}@IMAGENET1K_V1", cfg.BENCH.DOWNLOAD))
+        return teacher.eval()
+    if not (path or published):
         raise DJIPError(f"{name} has no published checkpoint; name yours with BENCH.TEACHER_CHECKPOINT PATH")
-    return load_weights(teacher, path).eval()
+    return load_weights(teacher, path or published).eval()
 
 
 def run_folder(cfg: CfgNode) -> Path:
     """``PREFIX/PROJECT/NAME/seed-N``, with the tag as the name when there is none, as in mdistiller."""
     return Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG, f"seed-{cfg.BENCH.SEED}")
+
+
+def behind_lens(project: str, lens: str) -> str:
+    """The project folder of runs with that lens (id or "identity"): they must never continue or overwrite plain ones."""
+    return f"{project}/djip-{lens}"
 
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
@@ -95,10 +138,23 @@ def run_record(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
-    """Run ``cfg`` to its end and return its result (see :class:`~djip_ext.bench.trainer.BaseTrainer`)."""
-    cfg = cfg.clone()
-    cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+def fingerprint(data: ImageSet | FolderSet) -> dict[str, Any]:
+    """How many images, and sixteen hex digits over pixels and labels (of a folder: ``CLASS/FILE`` names and labels); equal ones: the same data."""
+    if isinstance(data, ImageSet):
+        content = data.images.numpy().tobytes()
+    else:
+        content = b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in data.paths)
+    digest = hashlib.sha256(content)
+    digest.update(data.labels.numpy().tobytes())
+    return {"images": len(data.labels), "sha256": digest.hexdigest()[:16]}
+
+
+def build_distiller(cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_classes: int) -> nn.Module:
+    """The method that ``cfg`` names on a student with weights of ``BENCH.SEED`` (or ``BENCH.STUDENT_CHECKPOINT``), on its device.
+
+    Raises:
+        DJIPError: an unknown method, trainer or student, or a method and a trainer that do not go together.
+    """
     kind = cfg.DISTILLER.TYPE
     if kind not in distiller_dict:
         raise DJIPError(f"there is no distiller '{kind}'; choose from {', '.join(distiller_dict)}")
@@ -106,10 +162,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         raise DJIPError(f"there is no trainer '{cfg.SOLVER.TRAINER}'; choose from {', '.join(trainer_dict)}")
     if (kind == "CRD") != (cfg.SOLVER.TRAINER == "crd"):
         raise DJIPError(f"DISTILLER.TYPE {kind} does not go with SOLVER.TRAINER {cfg.SOLVER.TRAINER}; CRD takes crd, all others take base")
-    train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
-    teacher = None if kind == "NONE" else build_teacher(cfg, num_classes)
     torch.manual_seed(cfg.BENCH.SEED)
-    student = build_model(cfg.DISTILLER.STUDENT, num_classes)
+    student = build_model(cfg.DISTILLER.STUDENT, num_classes, cfg.DATASET.TYPE)
     if cfg.BENCH.STUDENT_CHECKPOINT:
         load_weights(student, cfg.BENCH.STUDENT_CHECKPOINT)
     if teacher is None:
@@ -118,12 +172,39 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         distiller = distiller_dict[kind](student, teacher, cfg, num_data)
     else:
         distiller = distiller_dict[kind](student, teacher, cfg)
-    distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    return distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Run ``cfg`` to its end and return its result (see :class:`~djip_ext.bench.trainer.BaseTrainer`).
+
+    Raises:
+        Busy: another process is at work on the same run.
+        DJIPError: as the parts do.
+    """
+    folder = run_folder(cfg)
+    with claimed(folder / ".lock", str(folder)):
+        return _train(cfg, folder, resume)
+
+
+def _train(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any]:
+    cfg = cfg.clone()
+    cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+    train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
+    teacher = None if cfg.DISTILLER.TYPE == "NONE" else build_teacher(cfg, num_classes)
+    distiller = build_distiller(cfg, teacher, num_data, num_classes)
+    data = {"train": fingerprint(train_loader.data), "test": fingerprint(test_loader.data)}
+    record = run_record(cfg) | {"data": data} | lens_record(getattr(distiller, "teacher", None))
     if teacher is not None and cfg.BENCH.VIEWS:
         distiller.teacher = cached_teacher(distiller.teacher, train_loader, Path(cfg.LOG.PREFIX, "teacher_cache"), cfg.BENCH.PRECISION)
-    record = run_record(cfg) | {"lens": getattr(getattr(distiller, "teacher", None), "djip_id", "none")}
-    trainer = trainer_dict[cfg.SOLVER.TRAINER](run_folder(cfg), distiller, train_loader, test_loader, cfg, record)
-    return trainer.train(resume)
+    return trainer_dict[cfg.SOLVER.TRAINER](folder, distiller, train_loader, test_loader, cfg, record).train(resume)
+
+
+def lens_record(teacher: nn.Module | None) -> dict[str, Any]:
+    """The id of the lens in front of ``teacher``, and what it was measured to do to it."""
+    lens = getattr(teacher, "djip_lens", None)
+    about = {} if lens is None else {key: value for key in ABOUT_LENS if (value := lens.metadata.get(key)) is not None}
+    return {"lens": getattr(teacher, "djip_id", "none"), "about_lens": about}
 
 
 def code_version() -> str:

@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor
 
+from ..pixels import NORMALISATIONS
 from .imageset import ImageSet
 
 SILHOUETTES = 4
 TEXTURES = ((0.12, 0.0), (0.12, 90.0), (0.2, 45.0), (0.3, 0.0), (0.3, 90.0))  # cycles per pixel, degrees
 NUM_CLASSES = SILHOUETTES * len(TEXTURES)
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
@@ -55,7 +55,7 @@ def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
     background = _pink_noise(count, size, generator) * uniform(0.1, 0.22)[..., None] + uniform(0.3, 0.7)[..., None]
     image = background + mask[..., None] * (figure - background)
     image = image + 0.04 * torch.randn(image.shape, generator=generator)
-    return ImageSet((image.clamp(0, 1) * 255).round().to(torch.uint8), labels, NUM_CLASSES, MEAN, STD)
+    return ImageSet((image.clamp(0, 1) * 255).round().to(torch.uint8), labels, NUM_CLASSES, *NORMALISATIONS["synthetic"])
 
 
 def _pink_noise(count: int, size: int, generator: torch.Generator) -> Tensor:

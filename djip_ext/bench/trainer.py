@@ -1,6 +1,7 @@
 """The training loop: seeds, precision, one record line an epoch, resume to the same numbers."""
 
 import csv
+import json
 import math
 import pickle
 import time
@@ -17,6 +18,7 @@ from yacs.config import CfgNode
 from ..errors import DJIPError, first_line
 from ..files import atomic_write, write_json
 from ..measure import autocast
+from .cfg import differing_settings
 from .loader import DeviceLoader
 from .teacher_cache import CachedTeacher
 
@@ -86,6 +88,8 @@ class BaseTrainer:
         latest = self.folder / "latest.pth"
         if resume and latest.exists():
             self._load(latest)
+            if self.history[-1]["epoch"] >= self.cfg.SOLVER.EPOCHS and (self.folder / "result.json").exists():
+                return json.loads((self.folder / "result.json").read_text())  # finished: its record stays as it is
         elif latest.exists():
             raise DJIPError(f"{self.folder} already holds a run; continue it with --resume or choose another EXPERIMENT.NAME")
         if not self.history and hasattr(self.distiller, "pretrain"):
@@ -169,7 +173,10 @@ class BaseTrainer:
     def _load(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.train_loader.device, weights_only=True)
-            differing = [key for key, value in self.record.items() if key not in ("code", "environment") and state["record"].get(key) != value]
+            known = state["record"]  # by an older version perhaps, which kept less
+            differing = [key for key, value in self.record.items() if key not in ("code", "environment", "config") and known.get(key, value) != value]
+            if "config" in self.record:
+                differing += differing_settings(self.record["config"], known["config"])
             if differing:
                 raise DJIPError(f"{path} was written with another {', '.join(differing)}; resume with the same settings or choose another EXPERIMENT.NAME")
             self.distiller.load_state_dict(state["model"])

@@ -1,42 +1,34 @@
 """``djip compare``: students of several arms over paired seeds, as Markdown, CSV and a picture."""
 
 import argparse
-import csv
-from pathlib import Path
 
 from ..bench.compare import compare, markdown, read_arm
 from ..errors import DJIPError
-from ..files import atomic_write
+from ..files import atomic_write, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arms", nargs="+", metavar="NAME=FOLDER", help="folders that hold seed-N/result.json; the first arm is the baseline")
+    parser.add_argument("arms", nargs="+", metavar="NAME=FOLDER", help="folders with seed-N/result.json; the first arm is the baseline")
     parser.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.csv and FILE.png")
     parser.add_argument("--title", default="Students", help="heading of the picture")
 
 
 def run(args: argparse.Namespace) -> None:
-    arms: dict[str, str | Path] = {}
+    arms: dict[str, dict[int, dict]] = {}
     for arm in args.arms:
         name, found, folder = arm.partition("=")
         if not found:
             raise DJIPError(f"'{arm}' is not NAME=FOLDER, for example plain=output/runs/djip-identity/KD")
-        arms[name] = folder
+        arms[name] = read_arm(folder)
     rows = compare(arms)
-    table = markdown(rows) + "\n\nMean ± standard deviation over seeds, %; paired difference to the first arm ± half of its 95 % t-interval.\n"
+    note = "Mean ± standard deviation over seeds, %; paired difference to the first arm ± half of its 95 % t-interval."
+    table = f"{markdown(rows)}\n\n{note}\n"
     print(table)
     if args.out:
         from ..pictures import comparison_figure, save_figure
 
-        def write_csv(path: Path) -> None:
-            with open(path, "w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-
         atomic_write(f"{args.out}.md", lambda path: path.write_text(table))
-        atomic_write(f"{args.out}.csv", write_csv)
-        results = {name: read_arm(folder) for name, folder in arms.items()}
-        shared = sorted(set.intersection(*(set(arm) for arm in results.values())))
-        accuracies = {name: [arm[seed]["last_acc"] for seed in shared] for name, arm in results.items()}
+        write_csv(f"{args.out}.csv", rows)
+        shared = sorted(set.intersection(*(set(arm) for arm in arms.values())))
+        accuracies = {name: [arm[seed]["last_acc"] for seed in shared] for name, arm in arms.items()}
         save_figure(comparison_figure(accuracies, "accuracy of the student, last epoch (%)", args.title), f"{args.out}.png")

@@ -1,19 +1,20 @@
 """``djip inspect``: what a lens is, what it does to images and, given the teacher, what it does to its predictions."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from ..bench.dataset import load_image_sets
+from ..bench.dataset import load_image_sets, make_loader
 from ..bench.imageset import ImageSet
-from ..bench.loader import DeviceLoader
 from ..bench.run import build_teacher, resolve_device
 from ..bench.synthetic import TEXTURES
 from ..errors import DJIPError
@@ -23,6 +24,9 @@ from ..lens_file import SETTINGS, check_belongs, lens_id, load_lens
 from ..measure import Measurement, measure
 from ..pixels import Normalisation
 from .options import add_benchmark_arguments, benchmark_cfg
+
+if TYPE_CHECKING:
+    from ..bench.imagefolder import FolderSet
 
 HEALTH_IMAGES = 256
 
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     has_teacher = bool(args.cfg or cfg.BENCH.TEACHER_CHECKPOINT)
     train_set, test_set, dataset = image_sets(cfg) if has_teacher else image_sets_of(lens, cfg)
-    names = class_names(dataset, cfg.BENCH.DATA_ROOT)
+    names = class_names(dataset, test_set, cfg.BENCH.DATA_ROOT)
     images, _ = spread(test_set, HEALTH_IMAGES)
     health = lens.health(images) | {"dataset": dataset, "images": len(images)}
     print(health_text(health))
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"written to {out}: {', '.join(file.name for file in written)}")
 
 
-def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet, names: list[str], out: Path) -> tuple[dict[str, Any], list[Path]]:
+def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, names: Sequence[str], out: Path) -> tuple[dict[str, Any], list[Path]]:
     """Measure the teacher on ``data`` without and with the lens, draw CMI and one class' predictions.
 
     Returns the numbers for ``summary.json`` and the pictures' paths.
@@ -80,28 +84,29 @@ def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet, names: list[st
     except DJIPError as error:
         print(f"note: {str(error).split(';')[0]}; measured all the same")
     temperature = (lens.metadata.get("fit") or {}).get("temperature", 1.0)
-    loader = DeviceLoader(data, 250, device, shuffle=True)  # shuffled batches carry the indices
     normalisation, lens = Normalisation(data.mean, data.std), lens.to(device)
 
-    def measured(look: Callable[[Tensor], Tensor] | None) -> tuple[Measurement, Tensor]:
-        f = torch.empty(len(data.labels), data.num_classes, device=device)
+    def measured(part: ImageSet | FolderSet, look: Callable[[Tensor], Tensor] | None, f: list[Tensor] | None = None) -> Measurement:
+        loader = make_loader(part, 250, device, shuffle=True)  # shuffled batches carry the indices
+        keep = None if f is None else lambda _, ln_f: f.append(ln_f.exp().cpu())
+        return measure(teacher, loader, data.num_classes, look, temperature, cfg.BENCH.PRECISION, keep)
 
-        def keep(index: Tensor, ln_f: Tensor) -> None:
-            f[index] = ln_f.exp()
+    def through(image: Tensor) -> Tensor:
+        return normalisation.through(lens, image)
 
-        return measure(teacher, loader, data.num_classes, look, temperature, cfg.BENCH.PRECISION, keep), f.cpu()
-
-    before, f_before = measured(None)
-    after, f_after = measured(lambda image: normalisation.through(lens, image))
+    before, after = measured(data, None), measured(data, through)
     plain, lensed = before.cmi.per_class, after.cmi.per_class
     label = int((lensed - plain).argmax())
-    members = data.labels == label
+    # The predictions of one class are drawn; those of all would be N x C numbers.
+    members, f_before, f_after = data.select((data.labels == label).nonzero().flatten()), [], []
+    measured(members, None, f_before)
+    measured(members, through, f_after)
     print(f"{cfg.DISTILLER.TEACHER} on {len(data.labels)} {cfg.DATASET.TYPE} training images, T = {temperature:g}:")
     print(f"  {change_text(before.summary(), after.summary())}")
     print(f"  CMI rises most in class {names[label]}: {plain[label]:.4f} -> {lensed[label]:.4f} nats (simplex.png)")
     pictures = [
         save_figure(cmi_figure(before.cmi, after.cmi, names), out / "cmi.png"),
-        save_figure(simplex_figure(f_before[members], f_after[members], label, names), out / "simplex.png"),
+        save_figure(simplex_figure(torch.cat(f_before), torch.cat(f_after), label, names), out / "simplex.png"),
     ]
     numbers = {
         "name": cfg.DISTILLER.TEACHER,
@@ -190,12 +195,12 @@ def health_text(health: dict[str, Any]) -> str:
     ])
 
 
-def image_sets(cfg: CfgNode) -> tuple[ImageSet, ImageSet, str]:
+def image_sets(cfg: CfgNode) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
     """Training set, test set and name of the data that ``cfg`` names."""
     return *load_image_sets(cfg), cfg.DATASET.TYPE
 
 
-def image_sets_of(lens: JPEGLens, cfg: CfgNode) -> tuple[ImageSet, ImageSet, str]:
+def image_sets_of(lens: JPEGLens, cfg: CfgNode) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
     """The same for the data that ``lens`` was fitted for; the synthetic set where these are unknown or not there."""
     cfg = cfg.clone()
     cfg.DATASET.TYPE = lens.metadata.get("dataset", "unknown")
@@ -208,13 +213,15 @@ def image_sets_of(lens: JPEGLens, cfg: CfgNode) -> tuple[ImageSet, ImageSet, str
         return image_sets(cfg)
 
 
-def spread(data: ImageSet, count: int) -> tuple[Tensor, Tensor]:
+def spread(data: ImageSet | FolderSet, count: int) -> tuple[Tensor, Tensor]:
     """Up to ``count`` images, float (N, 3, H, W) in [0, 255], and their labels, evenly spread over the set."""
     index = torch.linspace(0, len(data.labels) - 1, min(count, len(data.labels))).long()
-    return data.images[index].permute(0, 3, 1, 2).float(), data.labels[index]
+    return data.pixels(index).permute(0, 3, 1, 2).float(), data.labels[index]
 
 
-def class_names(dataset: str, root: str) -> list[str]:
+def class_names(dataset: str, data: ImageSet | FolderSet, root: str) -> Sequence[str]:
+    if not isinstance(data, ImageSet):
+        return data.classes
     if dataset == "cifar100":
         from torchvision.datasets import CIFAR100
 

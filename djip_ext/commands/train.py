@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..bench.run import train
+from ..bench.run import behind_lens, train
 from ..install import install, uninstall
 from ..lens_file import lens_id, load_lens
 from .options import add_benchmark_arguments, benchmark_cfg
@@ -23,8 +23,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         if args.djip_lens:
             lens = "identity" if args.djip_lens == "identity" else load_lens(args.djip_lens)
-            # A run with a lens must never continue or overwrite the plain one's folder.
-            cfg.EXPERIMENT.PROJECT += f"/djip-{lens if lens == 'identity' else lens_id(lens)}"
+            cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, "identity" if lens == "identity" else lens_id(lens))
             print(install(lens, HOST, args.djip_any_teacher))
         result = train(cfg, args.resume)
     finally:

@@ -1,21 +1,25 @@
 """``djip fit``: fit a lens for the teacher that a benchmark configuration names."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ..bench.dataset import load_image_sets
+from ..bench.dataset import load_image_sets, make_loader
 from ..bench.imageset import ImageSet
 from ..bench.loader import DeviceLoader
 from ..bench.run import build_teacher, code_version, resolve_device
 from ..errors import DJIPError
-from ..files import write_json
+from ..files import claimed, write_json
 from ..fit import default_start, fit_lens
 from ..fit_settings import FitSettings
 from ..host_fit import HostTask, read_host
@@ -23,8 +27,12 @@ from ..lens import JPEGLens
 from ..lens_file import lens_id
 from ..measure import measure
 from ..pixels import Normalisation
+from ..processes import joined, processes, rank, say, shard
 from ..tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
 from .options import add_benchmark_arguments, benchmark_cfg
+
+if TYPE_CHECKING:
+    from ..bench.imagefolder import FolderLoader, FolderSet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,11 +58,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    cfg, task = read_task(args)
+    """Fit as the flags say, alone or with the other processes of a torchrun, of which the first writes and prints."""
     out = Path(args.out)
+    with joined():
+        first = rank() == 0
+        with claimed(out.with_suffix(".lock"), str(out)) if first else nullcontext():
+            if args.resume and out.exists() and not out.with_suffix(".fit.pth").exists():
+                say(f"{out} is finished; delete it or leave out --resume to fit it again")
+            else:
+                fit(args, out, first)
+
+
+def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
+    cfg, task = read_task(args)
     checkpoint = out.with_suffix(".fit.pth")
-    if checkpoint.exists() and not args.resume:
-        checkpoint.unlink()
+    if first and not args.resume:
+        checkpoint.unlink(missing_ok=True)
     device = resolve_device(cfg.BENCH.DEVICE)
     train_set, test_set = task.train, task.test
     teacher = task.teacher.to(device, memory_format=torch.channels_last)
@@ -63,10 +82,11 @@ def run(args: argparse.Namespace) -> None:
         given["cmi_gain"] = tuple(given["cmi_gain"])
     settings = FitSettings(**{"precision": cfg.BENCH.PRECISION, **given})
     part = train_set.subset(min(1.0, args.images / len(train_set.labels)), seed=settings.seed) if args.images else train_set
-    loader = DeviceLoader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
+    loader = make_loader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
     start = starting_lens(args, teacher.eval(), loader, part)
+    loader.shard = shard()
 
-    with SummaryWriter(str(out.with_suffix(".events"))) as writer:
+    with SummaryWriter(str(out.with_suffix(".events"))) if first else nullcontext() as writer:
 
         def log(row: dict[str, float]) -> None:
             for key, value in row.items():
@@ -79,44 +99,56 @@ def run(args: argparse.Namespace) -> None:
 
     lens, normalisation = result.lens, Normalisation(train_set.mean, train_set.std)
 
-    def summary(data: ImageSet, look: Callable[[Tensor], Tensor] | None) -> dict[str, float]:
-        whole = DeviceLoader(data, 250, device)
+    def summary(data: ImageSet | FolderSet, look: Callable[[Tensor], Tensor] | None) -> dict[str, float]:
+        whole = make_loader(data, 250, device, shard=shard())
         return measure(teacher, whole, data.num_classes, look, settings.temperature, settings.precision).summary()
 
     def look(image: Tensor) -> Tensor:
         return normalisation.through(lens, image)
 
+    before, after = result.before.summary(), result.after.summary()
+    if part is not train_set and isinstance(train_set, ImageSet):  # two passes over all of a folder would cost more than the fit
+        before, after = summary(train_set, None), summary(train_set, look)
     lens.metadata |= {
         "dataset": task.dataset,
         "fraction": cfg.BENCH.FRACTION,
-        "input_size": list(train_set.images.shape[1:3]),
+        "input_size": list(train_set.size),
         "teacher": task.teacher_name,
         "fit_before": result.before.summary(),  # on the images of the fit, where the band and the floor were measured
-        "before": summary(train_set, None),
-        "after": summary(train_set, look),
+        "before": before,
+        "after": after,
         "test_before": summary(test_set, None),
         "test_after": summary(test_set, look),
         "start": args.start,
+        "processes": processes(),
         "code": code_version(),
     }
-    lens.save(out)
-    write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history})
-    checkpoint.unlink(missing_ok=True)
-    report(out, lens, result.in_band)
+    if first:
+        lens.save(out)
+        write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history})
+        checkpoint.unlink(missing_ok=True)
+        report(out, lens, result.in_band)
 
 
 def read_task(args: argparse.Namespace) -> tuple[CfgNode, HostTask]:
-    """Teacher and images: from the host's checkout with ``--host``, else from the embedded benchmark."""
+    """Teacher and images: from the host's checkout with ``--host``, else from the embedded benchmark.
+
+    With ``--host``, ``KEY VALUE`` pairs of the node ``BENCH`` are ours, all others the host's.
+    """
     if args.host:
-        task = read_host(args.host, args.cfg or "", args.host_package, args.images)
-        args.cfg = None  # what is left are settings of ours
+        if args.data_root:
+            raise DJIPError("--data-root is the embedded benchmark's; with --host the images are where the host keeps them")
+        pairs = list(zip(args.options[::2], args.options[1::2]))
+        theirs = [word for pair in pairs for word in pair if not pair[0].startswith("BENCH.")]
+        task = read_host(args.host, args.cfg or "", args.host_package, args.images, theirs)
+        args.cfg, args.options = None, [word for pair in pairs for word in pair if pair[0].startswith("BENCH.")]
         return benchmark_cfg(args), task
     cfg = benchmark_cfg(args)
     train_set, test_set = load_image_sets(cfg)
     return cfg, HostTask(build_teacher(cfg, train_set.num_classes), train_set, test_set, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)
 
 
-def starting_lens(args: argparse.Namespace, teacher: nn.Module, loader: DeviceLoader, data: ImageSet) -> JPEGLens:
+def starting_lens(args: argparse.Namespace, teacher: nn.Module, loader: DeviceLoader | FolderLoader, data: ImageSet | FolderSet) -> JPEGLens:
     """The start that ``--start`` and the codec's flags describe; what they leave open is the default start's."""
     default = default_start()
     codec = {name: getattr(args, name) for name in ("alpha", "kappa", "max_index", "window") if getattr(args, name) is not None}

@@ -1,30 +1,46 @@
 #!/usr/bin/env bash
 # The few-shot students of results/README.md: every run is one call of tools/train.py; finished runs are skipped.
-#   bash results/cifar100/fewshot.sh [LAST_SEED [PROCESSES [PYTHON]]]      from the root of the checkout, CIFAR-100 in ./data
+#   bash results/cifar100/fewshot.sh short|long|eight [LAST_SEED [PROCESSES [PYTHON]]]      from the root of the checkout, CIFAR-100 in ./data
 set -u
-last=${1:-4} processes=${2:-2} python=${3:-python}
-lenses=results/cifar100/lenses
-common="DISTILLER.TEACHER wrn_16_2 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors BENCH.PRECISION bfloat16 BENCH.VIEWS 16"
-five="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 10"
-ten="BENCH.FRACTION 0.1 BENCH.EVAL_EVERY 5 SOLVER.EPOCHS 25 SOLVER.LR_DECAY_STAGES [15,20,23]"  # the same number of steps
+length=$1 last=${2:-4} processes=${3:-2} python=${4:-python}
+lens=results/cifar100/lenses/gain03.safetensors jpeg=results/cifar100/lenses/jpeg.safetensors random=results/cifar100/lenses/random.safetensors
+eight="DIST WTTM CC ITRD LSKD CRD FT FITNET"  # the methods that mdistiller lacks, and two whose form here is our own
+common="DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16"
+plain="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
+mcmi="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/mcmi_gain_0.3.safetensors"
+five="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 10 BENCH.VIEWS 16"
+ten="BENCH.FRACTION 0.1 BENCH.EVAL_EVERY 5 SOLVER.EPOCHS 25 SOLVER.LR_DECAY_STAGES [15,20,23] BENCH.VIEWS 16"  # the same number of steps
+five_long="BENCH.FRACTION 0.05 BENCH.EVAL_EVERY 10 SOLVER.EPOCHS 120 SOLVER.LR_DECAY_STAGES [75,90,105] BENCH.VIEWS 16"
 
-plan() {
+short() {
   for seed in $(seq 0 "$last"); do
-    for lens in identity $lenses/gain03.safetensors $lenses/jpeg.safetensors $lenses/random.safetensors; do
-      echo "kd $seed $lens $five EXPERIMENT.NAME kd-5 $common"
-    done
+    for arm in identity $lens $jpeg $random; do echo "kd $seed $arm $five EXPERIMENT.NAME kd-5 $common $plain"; done
   done
   for seed in $(seq 0 "$last"); do
-    for lens in identity $lenses/gain03.safetensors $lenses/jpeg.safetensors; do
-      echo "rkd $seed $lens $five EXPERIMENT.NAME rkd-5 $common"
-    done
-    for lens in identity $lenses/gain03.safetensors; do
-      echo "dkd $seed $lens $five EXPERIMENT.NAME dkd-5 $common"
-    done
+    for arm in identity $lens $jpeg; do echo "rkd $seed $arm $five EXPERIMENT.NAME rkd-5 $common $plain"; done
+    for arm in identity $lens; do echo "dkd $seed $arm $five EXPERIMENT.NAME dkd-5 $common $plain"; done
   done
   for seed in $(seq 0 "$last"); do
-    for lens in identity $lenses/gain03.safetensors; do
-      echo "kd $seed $lens $ten EXPERIMENT.NAME kd-10 $common"
+    for arm in identity $lens; do echo "kd $seed $arm $ten EXPERIMENT.NAME kd-10 $common $plain"; done
+  done
+}
+
+long() {
+  for seed in $(seq 0 "$last"); do
+    for arm in identity $lens $jpeg; do echo "kd $seed $arm $five_long EXPERIMENT.NAME kd-5-long $common $plain"; done
+    echo "kd $seed identity $five_long EXPERIMENT.NAME kd-5-long-mcmi $common $mcmi"
+  done
+}
+
+eight() {  # FT and FitNet need feature maps, so their teacher answers live; CRD draws as large a share of the images as published
+  for seed in $(seq 0 "$last"); do
+    for kind in $eight; do
+      for arm in identity $lens; do
+        options="$five EXPERIMENT.NAME ${kind,,}-5 DISTILLER.TYPE $kind $common $plain"
+        [ $kind = CRD ] && options="$options SOLVER.TRAINER crd CRD.FEAT.STUDENT_DIM 64 CRD.FEAT.TEACHER_DIM 128 CRD.NCE.K 819"
+        [ $kind = FT ] || [ $kind = FITNET ] && options="$options BENCH.VIEWS 0"
+        echo "kd $seed $arm $options"
+      done
     done
   done
 }
@@ -34,4 +50,4 @@ one() {
   "$python" tools/train.py --cfg configs/cifar100/fewshot/${method}_wrn_16_2_resnet8.yaml --djip-lens "$lens" --seed "$seed" --resume "$@" 2>/dev/null
 }
 export -f one; export python
-plan | OMP_NUM_THREADS=1 xargs -P "$processes" -I{} bash -c 'one {}'
+"$length" | OMP_NUM_THREADS=1 xargs -P "$processes" -I{} bash -c 'one {}'

@@ -32,7 +32,7 @@ ROWS = {
     "JPEG-DL's code": f"{FIT} --alpha 5 --max-index 127 --window 5 --start 1 --q-min 0.01",
     "fixed centres": f"{FIT} --variant fixed",
     "literal": f"{FIT} --variant literal",
-    "T = 4": f"{FIT} --temperature 4",
+    "T = 4": "--rounds 10 --cmi-gain 0.04 0.08 --max-accuracy-drop 30 --temperature 4",
     "lambda 0.5": f"{FIT} --lam 0.5",
     "lambda 1": f"{FIT} --lam 1",
     "batch 500, lr 0.2": f"{FIT} --batch-size 500 --lr 0.2",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from djip_ext.bench.cfg import load_cfg
+from djip_ext.bench.cfg import CFG, differing_settings, load_cfg
 from djip_ext.errors import DJIPError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
@@ -45,3 +45,13 @@ def test_a_mistake_is_one_line_that_names_it(text: str, options: list[str], name
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(DJIPError, match="nowhere.yaml"):
         load_cfg("nowhere.yaml")
+
+
+def test_settings_differ_by_what_changes_numbers_and_a_key_of_another_version_counts_as_its_default() -> None:
+    ours = load_cfg(None, ["SOLVER.LR", 0.2, "BENCH.DATA_ROOT", "/elsewhere", "LOG.PREFIX", "x"])
+    assert differing_settings(ours.dump(), CFG.dump()) == {"SOLVER.LR": (0.2, 0.05)}
+    older = CFG.clone()
+    del older.BENCH["VIEWS"], older["FITNET"]
+    older.BENCH["GONE"] = 3
+    assert differing_settings(CFG.dump(), older.dump()) == {}
+    assert differing_settings(load_cfg(None, ["BENCH.VIEWS", 4]).dump(), older.dump()) == {"BENCH.VIEWS": (4, 0)}

@@ -13,6 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from slow_losses import (
+    at_reference,
+    cc_reference,
+    dist_reference,
+    dkd_reference,
+    ft_reference,
+    itrd_correlation_reference,
+    itrd_mutual_reference,
+    kd_reference,
+    nce_reference,
+    rkd_angle_reference,
+    rkd_distance_reference,
+    sp_reference,
+    standardised_reference,
+    wttm_reference,
+)
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
@@ -47,189 +63,6 @@ METHODS = [name for name in distiller_dict if name != "NONE"]
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-# --- references: one number at a time, float64, in the order of the papers ----------------------------------------
-
-
-def probabilities(row: Tensor) -> list[Tensor]:
-    powers = [value.exp() for value in row]
-    return [power / sum(powers) for power in powers]
-
-
-def divergence(p: list[Tensor], q: list[Tensor]) -> Tensor:
-    return sum(a * (a / b).log() for a, b in zip(p, q, strict=True))
-
-
-def mean(values: list[Tensor]) -> Tensor:
-    return sum(values) / len(values)
-
-
-def length(values: list[Tensor]) -> Tensor:
-    return sum(value**2 for value in values) ** 0.5
-
-
-def unit(values: list[Tensor]) -> list[Tensor]:
-    size = length(values)
-    return [value / size for value in values] if size > 0 else values
-
-
-def huber(a: Tensor, b: Tensor) -> Tensor:
-    gap = abs(a - b)
-    return gap**2 / 2 if gap < 1 else gap - 0.5
-
-
-def kd_reference(z_s: Tensor, z_t: Tensor, temperature: float) -> Tensor:
-    rows = zip(z_t / temperature, z_s / temperature)
-    return temperature**2 * mean([divergence(probabilities(t), probabilities(s)) for t, s in rows])
-
-
-def dkd_reference(z_s: Tensor, z_t: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
-    losses = []
-    for s, t, y in zip(z_s / temperature, z_t / temperature, TARGET.tolist()):
-        p_s, p_t = probabilities(s), probabilities(t)
-        rest_s = [p for i, p in enumerate(p_s) if i != y]
-        rest_t = [p for i, p in enumerate(p_t) if i != y]
-        tckd = divergence([p_t[y], sum(rest_t)], [p_s[y], sum(rest_s)])
-        nckd = divergence([p / sum(rest_t) for p in rest_t], [p / sum(rest_s) for p in rest_s])
-        losses.append(alpha * tckd + beta * nckd)
-    return temperature**2 * mean(losses)
-
-
-def pooled_to(f: Tensor, side: int) -> list[list[list[Tensor]]]:
-    """One image's map ``(C, H, W)`` as nested lists, averaged over square blocks."""
-    block = f.shape[1] // side
-    cells = range(block)
-    return [
-        [[mean([c[block * i + u, block * j + v] for u in cells for v in cells]) for j in range(side)] for i in range(side)]
-        for c in f
-    ]
-
-
-def attention_reference(f: Tensor, side: int, p: int) -> list[Tensor]:
-    channels = pooled_to(f, side)
-    return unit([mean([c[i][j] ** p for c in channels]) for i in range(side) for j in range(side)])
-
-
-def at_reference(feats_s: list[Tensor], feats_t: list[Tensor], p: int) -> Tensor:
-    total = 0
-    for f_s, f_t in zip(feats_s, feats_t):
-        side = min(f_s.shape[2], f_t.shape[2])
-        maps = [(attention_reference(s, side, p), attention_reference(t, side, p)) for s, t in zip(f_s, f_t)]
-        total = total + mean([(a - b) ** 2 for q_s, q_t in maps for a, b in zip(q_s, q_t)])
-    return total
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    return sum(x * y for x, y in zip(a.flatten(), b.flatten(), strict=True))
-
-
-def sp_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
-    g_s = [unit([dot(a, b) for b in f_s]) for a in f_s]
-    g_t = [unit([dot(a, b) for b in f_t]) for a in f_t]
-    return mean([(s - t) ** 2 for row_s, row_t in zip(g_s, g_t) for s, t in zip(row_s, row_t)])
-
-
-def relative_distances_reference(f: Tensor, squared: bool) -> list[Tensor]:
-    pairs = [(i, j) for i in range(len(f)) for j in range(len(f))]
-    power = 2 if squared else 1
-    d = [f.new_zeros(()) if i == j else length(list(f[i] - f[j])) ** power for i, j in pairs]
-    scale = mean([value for value in d if value > 0])
-    return [value / scale for value in d]
-
-
-def rkd_distance_reference(f_s: Tensor, f_t: Tensor, squared: bool) -> Tensor:
-    pairs = zip(relative_distances_reference(f_s, squared), relative_distances_reference(f_t, squared), strict=True)
-    return mean([huber(s, t) for s, t in pairs])
-
-
-def cosines_reference(f: Tensor) -> list[Tensor]:
-    cosines = []
-    for i in range(len(f)):
-        e = [[f.new_zeros(())] * f.shape[1] if j == i else unit(list(f[j] - f[i])) for j in range(len(f))]
-        cosines += [sum(x * y for x, y in zip(a, b)) for a in e for b in e]
-    return cosines
-
-
-def rkd_angle_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
-    return mean([huber(s, t) for s, t in zip(cosines_reference(f_s), cosines_reference(f_t), strict=True)])
-
-
-def correlation(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    a, b = [x - mean(a) for x in a], [x - mean(b) for x in b]
-    return sum(x * y for x, y in zip(a, b, strict=True)) / (length(a) * length(b) + 1e-8)
-
-
-def dist_reference(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -> Tensor:
-    rows_s = [probabilities(row) for row in z_s / tau]
-    rows_t = [probabilities(row) for row in z_t / tau]
-    inter = 1 - mean([correlation(s, t) for s, t in zip(rows_s, rows_t)])
-    intra = 1 - mean([correlation(list(s), list(t)) for s, t in zip(zip(*rows_s), zip(*rows_t))])
-    return tau**2 * (beta * inter + gamma * intra)
-
-
-def wttm_reference(z_s: Tensor, z_t: Tensor, gamma: float) -> Tensor:
-    losses = []
-    for s, t in zip(z_s, z_t):
-        powers = [p**gamma for p in probabilities(t)]
-        u = sum(powers)
-        losses.append(u * divergence([power / u for power in powers], probabilities(s)))
-    return mean(losses)
-
-
-def cc_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
-    gaps = [[abs(a - b) for a, b in zip(s, t, strict=True)] for s, t in zip(f_s, f_t)]
-    return mean([sum(a * b for a, b in zip(gaps[i], gaps[i + 1])) for i in range(len(gaps) - 1)])
-
-
-def ft_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
-    side = min(f_s.shape[2], f_t.shape[2])
-    factors = [(attention_reference(s, side, 2), attention_reference(t, side, 2)) for s, t in zip(f_s, f_t)]
-    return mean([abs(a - b) for q_s, q_t in factors for a, b in zip(q_s, q_t)])
-
-
-def z_scores(values: list[Tensor], eps: float) -> list[Tensor]:
-    centre = mean(values)
-    deviation = (sum((value - centre) ** 2 for value in values) / (len(values) - 1)) ** 0.5
-    return [(value - centre) / (deviation + eps) for value in values]
-
-
-def itrd_correlation_reference(f_s: Tensor, f_t: Tensor, alpha: float) -> Tensor:
-    total = 0
-    for s, t in zip(f_s.T, f_t.T, strict=True):
-        pairs = zip(z_scores(list(s), 1e-8), z_scores(list(t), 1e-8))
-        c = mean([a * b for a, b in pairs])
-        total = total + abs(c - 1) ** (2 * alpha)
-    return total.log() / math.log(2)
-
-
-def gram(f: Tensor) -> list[list[Tensor]]:
-    rows = [unit(list(row)) for row in f]
-    return [[sum(x * y for x, y in zip(a, b)) for b in rows] for a in rows]
-
-
-def itrd_mutual_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
-    g_s, g_t = gram(f_s), gram(f_t)
-    g_st = [[a * b for a, b in zip(row_s, row_t)] for row_s, row_t in zip(g_s, g_t)]
-    energies = []
-    for g in (g_s, g_st):
-        trace = sum(g[i][i] for i in range(len(g)))
-        energies.append(sum((value / trace) ** 2 for row in g for value in row))
-    return energies[0] - energies[1]
-
-
-def standardised_reference(z: Tensor) -> Tensor:
-    return torch.stack([torch.stack(z_scores(list(row), 1e-7)) for row in z])
-
-
-def nce_reference(scores: Tensor, num_data: int) -> Tensor:
-    noise = (scores.shape[1] - 1) / num_data
-    losses = []
-    for positive, *negatives in scores:
-        hit = positive / (positive + noise + 1e-7)
-        misses = [noise / (negative + noise + 1e-7) for negative in negatives]
-        losses.append(-hit.log() - sum(miss.log() for miss in misses))
-    return mean(losses)
-
-
 # --- the losses ---------------------------------------------------------------------------------------------------
 
 
@@ -259,12 +92,12 @@ LOSSES: dict[str, tuple[Callable, Callable, Callable]] = {
     "dkd": (
         logits_pair,
         lambda s, t: dkd_loss(s, t, TARGET, 1.0, 8.0, 4.0),
-        lambda s, t: dkd_reference(s, t, 1.0, 8.0, 4.0),
+        lambda s, t: dkd_reference(s, t, TARGET, 1.0, 8.0, 4.0),
     ),
     "dkd, target part only": (
         logits_pair,
         lambda s, t: dkd_loss(s, t, TARGET, 1.0, 0.0, 1.0),
-        lambda s, t: dkd_reference(s, t, 1.0, 0.0, 1.0),
+        lambda s, t: dkd_reference(s, t, TARGET, 1.0, 0.0, 1.0),
     ),
     "at, student larger": (map_pair, lambda s, t: at_loss([s], [t], 2), lambda s, t: at_reference([s], [t], 2)),
     "at, teacher larger": (
@@ -579,7 +412,7 @@ EXPECTED: dict[str, Callable[[Distiller, Seen, Seen], Tensor]] = {
     "RKD": lambda d, s, t: 25 * rkd_distance_loss(s.pooled, t.pooled) + 50 * rkd_angle_loss(s.pooled, t.pooled),
     "FITNET": lambda d, s, t: 100 * F.mse_loss(d.conv_reg(s.maps[2]), t.maps[2]),
     "DIST": lambda d, s, t: dist_loss(s.z, t.z, 2, 2, 4),
-    "WTTM": lambda d, s, t: 4 * wttm_loss(s.z, t.z, 0.2),
+    "WTTM": lambda d, s, t: 3 * wttm_loss(s.z, t.z, 0.1),
     "LSKD": lambda d, s, t: 9 * kd_loss(standardise(s.z), standardise(t.z), 2),
     "CC": lambda d, s, t: 0.02 * cc_loss(d.embed_s(s.pooled), d.embed_t(t.pooled)),
     "FT": lambda d, s, t: 200 * ft_loss(d.translator(s.maps[-1]), d.paraphraser.encoder(t.maps[-1])),
@@ -617,6 +450,7 @@ def test_lskd_can_standardise_for_dkd() -> None:
     image = batch()["image"]
     z_s, z_t = (standardise(network(image)[0]) for network in (distiller.student, distiller.teacher))
     torch.testing.assert_close(losses["loss_kd"], 9 * 0.5 * dkd_loss(z_s, z_t, TARGET, 1, 8, 2))
+    torch.testing.assert_close(losses["loss_ce"], F.cross_entropy(distiller.student(image)[0], TARGET))  # DKD's weight, not KD's 0.1
 
 
 def test_lskd_refuses_another_base() -> None:
@@ -830,3 +664,9 @@ def test_losses_and_gradients_are_those_of_mdistiller(
     assert (gradient - expected_gradient).norm() <= 1e-4 * expected_gradient.norm()
     scalars = 5 if name == "CRD" else 0  # mdistiller also counts K, T, momentum and two constants
     assert ours.get_extra_parameters() == theirs.get_extra_parameters() - scalars
+
+
+def test_the_documentation_lists_every_method() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "distillers.md").read_text()
+    listed = [line.split("`")[1] for line in text.partition("## How")[0].splitlines() if line.startswith("| `") and "TYPE" not in line]
+    assert sorted(listed) == sorted(METHODS)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from djip_ext.bench import dataset
 from djip_ext.bench.cfg import load_cfg
-from djip_ext.bench.compare import compare, markdown, summarise
+from djip_ext.bench.compare import compare, markdown, read_arm, summarise
 from djip_ext.bench.run import build_model, load_weights, resolve_device, train
 from djip_ext.bench.synthetic import make_synthetic
 from djip_ext.errors import DJIPError
@@ -55,7 +55,7 @@ def test_a_finished_folder_is_not_overwritten(options: list) -> None:
 
 def test_a_run_with_other_settings_does_not_resume(options: list) -> None:
     train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run"]))
-    with pytest.raises(DJIPError, match="config"):
+    with pytest.raises(DJIPError, match="SOLVER.LR"):
         train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run", "SOLVER.LR", 0.5]), resume=True)
 
 
@@ -175,7 +175,7 @@ def record(folder: Path, accuracies: dict[int, float]) -> Path:
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     plain = record(tmp_path / "plain", {0: 10.0, 1: 20.0, 2: 30.0})
     lens = record(tmp_path / "lens", {1: 21.0, 2: 32.0, 5: 99.0})
-    first, second = compare({"plain": plain, "lens": lens})
+    first, second = compare({"plain": read_arm(plain), "lens": read_arm(lens)})
     assert (first["n"], second["n"], second["pairs"]) == (3, 3, 2)
     assert second["last_acc_diff"] == pytest.approx(1.5)
     assert second["last_acc_ci95"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
@@ -185,6 +185,6 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
 def test_arms_without_runs_or_common_seeds_are_refused(tmp_path: Path) -> None:
     plain = record(tmp_path / "plain", {0: 10.0})
     with pytest.raises(DJIPError, match="no finished run"):
-        compare({"plain": plain, "lens": tmp_path / "empty"})
+        read_arm(tmp_path / "empty")
     with pytest.raises(DJIPError, match="no seed in common"):
-        compare({"plain": plain, "lens": record(tmp_path / "lens", {4: 10.0})})
+        compare({"plain": read_arm(plain), "lens": read_arm(record(tmp_path / "lens", {4: 10.0}))})

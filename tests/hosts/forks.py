@@ -1,14 +1,18 @@
 """Running host code in a child process, since it changes the process it runs in."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 
-def forked(folder: Path, run: Callable[[], object]) -> tuple[int, str]:
-    """Exit status and output of ``run()`` in a child process that works in ``folder``."""
+def forked(folder: Path, run: Callable[[], object], seconds: int = 0) -> tuple[int, str]:
+    """Exit status and output of ``run()`` in a child process that works in ``folder``.
+
+    A child that computes for longer than ``seconds`` (0: no limit), or waits ten times as long, is killed: its status is negative.
+    """
     log = folder / "log.txt"
     child = os.fork()
     if child == 0:
@@ -17,6 +21,8 @@ def forked(folder: Path, run: Callable[[], object]) -> tuple[int, str]:
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr, sys.excepthook = open(1, "w"), open(2, "w"), sys.__excepthook__
         os.chdir(folder)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.alarm(10 * seconds)
         status = 0
         try:
             run()
@@ -29,4 +35,4 @@ def forked(folder: Path, run: Callable[[], object]) -> tuple[int, str]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), log.read_text(errors="replace")

@@ -23,7 +23,7 @@ def standardise(z: Tensor, eps: float = 1e-7) -> Tensor:
 class LSKD(Distiller):
     """KD or DKD (``cfg.LSKD.BASE``) of standardised logits: the student need not match the teacher's scale.
 
-    With DKD, alpha, beta and the warm-up are those of the ``DKD`` node.
+    With DKD, the weight of cross entropy, alpha, beta and the warm-up are those of the ``DKD`` node, as in the authors' code.
 
     Raises:
         DJIPError: another base.
@@ -37,7 +37,9 @@ class LSKD(Distiller):
         self.temperature = cfg.LSKD.TEMPERATURE
         self.ce_loss_weight = cfg.LSKD.LOSS.CE_WEIGHT
         self.kd_loss_weight = cfg.LSKD.LOSS.KD_WEIGHT
-        self.alpha, self.beta, self.warmup = cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.WARMUP
+        if self.base == "DKD":
+            self.ce_loss_weight = cfg.DKD.CE_WEIGHT
+            self.alpha, self.beta, self.warmup = cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.WARMUP
 
     def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
         z_s, z_t = standardise(student.logits), standardise(teacher.logits)

@@ -1,0 +1,199 @@
+"""The configuration files of the published tables, composed from what differs: a pair, a method.
+
+``python configs/write.py`` writes them beside this file, flat and in mdistiller's layout and naming, for its train.py and for
+``djip train`` alike; ``--check`` only says whether they are current.  Edit this file, not those.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+HEADER = "# Written by configs/write.py from a pair and a method; edit that file, not this one.\n"
+
+# What differs between methods: the node of each, as published (mdistiller's for its own methods).
+METHODS: dict[str, dict[str, Any]] = {
+    "KD": {"TEMPERATURE": 4, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}},
+    "DKD": {"CE_WEIGHT": 1.0, "ALPHA": 1.0, "BETA": 8.0, "T": 4.0, "WARMUP": 20},  # beta: by pair, see below
+    "DIST": {"TAU": 4.0, "LOSS": {"CE_WEIGHT": 1.0, "INTER_WEIGHT": 2.0, "INTRA_WEIGHT": 2.0}},
+    # Tuned pair by pair in its paper; here, for all, what that gives for resnet32x4-resnet8x4 and wrn_40_2-wrn_40_1.
+    "WTTM": {"GAMMA": 0.1, "LOSS": {"CE_WEIGHT": 1.0, "KD_WEIGHT": 3.0}},
+    "LSKD": {"BASE": "KD", "TEMPERATURE": 2.0, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 9.0}},
+    "RKD": {"DISTANCE_WEIGHT": 25, "ANGLE_WEIGHT": 50, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0}},
+    "CC": {"DIM": 128, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.02}},
+    "CRD": {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.8}, "NCE": {"K": 16384, "MOMENTUM": 0.5, "TEMPERATURE": 0.07}},
+    "ITRD": {"ALPHA": 1.01, "LOSS": {"CE_WEIGHT": 1.0, "CORR_WEIGHT": 2.0, "MUTUAL_WEIGHT": 1.0}},
+    "AT": {"P": 2, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0}},
+    "SP": {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 3000.0}},
+    "FITNET": {"HINT_LAYER": 2, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0}},
+    "FT": {"RATE": 0.5, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 200.0}},
+}
+
+# Networks: mdistiller's short name in tags, pooled features (what CRD must be told).
+CIFAR_NETWORKS: dict[str, tuple[str, int]] = {
+    "resnet8": ("resnet8", 64),
+    "resnet20": ("res20", 64),
+    "resnet32": ("res32", 64),
+    "resnet56": ("res56", 64),
+    "resnet110": ("res110", 64),
+    "resnet8x4": ("res8x4", 256),
+    "resnet32x4": ("res32x4", 256),
+    "wrn_16_2": ("wrn_16_2", 128),
+    "wrn_40_1": ("wrn_40_1", 64),
+    "wrn_40_2": ("wrn_40_2", 128),
+    "vgg8": ("vgg8", 512),
+    "vgg13": ("vgg13", 512),
+    "ResNet50": ("res50", 2048),
+    "MobileNetV2": ("mv2", 1280),
+    "ShuffleV1": ("shuv1", 960),
+    "ShuffleV2": ("shuv2", 1024),
+}
+SLOW = {"MobileNetV2", "ShuffleV1", "ShuffleV2"}  # learn at 0.01
+
+# Pairs: mdistiller's file name -> teacher, student, DKD's beta. Two betas are not published, those of res110_res20 and res50_vgg8:
+# the teacher's other pair lends its own.
+CIFAR_PAIRS: dict[str, tuple[str, str, float]] = {
+    "wrn40_2_wrn_16_2": ("wrn_40_2", "wrn_16_2", 6.0),
+    "wrn40_2_wrn_40_1": ("wrn_40_2", "wrn_40_1", 6.0),
+    "res56_res20": ("resnet56", "resnet20", 2.0),
+    "res110_res32": ("resnet110", "resnet32", 2.0),
+    "res32x4_res8x4": ("resnet32x4", "resnet8x4", 8.0),
+    "vgg13_vgg8": ("vgg13", "vgg8", 6.0),
+    "res110_res20": ("resnet110", "resnet20", 2.0),
+    "vgg13_mv2": ("vgg13", "MobileNetV2", 6.0),
+    "res50_mv2": ("ResNet50", "MobileNetV2", 8.0),
+    "res32x4_shuv1": ("resnet32x4", "ShuffleV1", 8.0),
+    "res32x4_shuv2": ("resnet32x4", "ShuffleV2", 8.0),
+    "wrn40_2_shuv1": ("wrn_40_2", "ShuffleV1", 8.0),
+    "res50_vgg8": ("ResNet50", "vgg8", 8.0),
+}
+FEWSHOT = ("wrn_16_2", "resnet8")  # the pair of results/: small enough for a CPU
+
+# ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student and teacher, DKD's beta.
+# The transformers are timm's, give logits and pooled features only, and are published with AdamW and a cosine, which no trainer here has.
+IMAGENET_PAIRS = {
+    "r34_r18": (("ResNet34", "ResNet18"), ("res34", "res18"), (512, 512), 0.5),
+    "r50_mv1": (("ResNet50", "MobileNetV1"), ("res50", "mobilenetv1"), (1024, 2048), 2.0),
+    "vits_deitt": (("timm:vit_small_patch16_224", "timm:deit_tiny_patch16_224"), ("vit_s", "deit_t"), (192, 384), 2.0),
+}
+NEED_MAPS = {"AT"}
+IMAGENET_METHODS: dict[str, dict[str, Any]] = {
+    "KD": {"TEMPERATURE": 1, "LOSS": {"CE_WEIGHT": 0.5, "KD_WEIGHT": 0.5}},
+    "AT": METHODS["AT"],
+    "DKD": {"CE_WEIGHT": 1.0, "T": 1.0, "WARMUP": 1},
+    "CRD": METHODS["CRD"],
+    "DIST": METHODS["DIST"] | {"TAU": 1.0},
+}
+
+
+def compose() -> dict[str, str]:
+    """Path below this folder -> content, for every file."""
+    files = {}
+    for pair, (teacher, student, beta) in CIFAR_PAIRS.items():
+        for method in METHODS:
+            files[f"cifar100/{method.lower()}/{pair}.yaml"] = cifar(method, teacher, student, beta)
+    for network, (short, _) in CIFAR_NETWORKS.items():
+        files[f"cifar100/vanilla/{short}.yaml"] = cifar("NONE", network, network)
+    for method in METHODS:
+        files[f"cifar100/fewshot/{method.lower()}_{'_'.join(FEWSHOT)}.yaml"] = cifar(method, *FEWSHOT, fewshot=True)
+    for pair, (networks, shorts, dims, beta) in IMAGENET_PAIRS.items():
+        for method in IMAGENET_METHODS:
+            if pair == "vits_deitt" and method in NEED_MAPS:
+                continue
+            files[f"imagenet/{pair}/{method.lower()}.yaml"] = imagenet(method, networks, shorts, dims, beta)
+    return files
+
+
+def cifar(method: str, teacher: str, student: str, beta: float = 8.0, fewshot: bool = False) -> str:
+    """The recipe of the CRD benchmark and DKD: 240 epochs; few-shot: 50, at a rate of .05, with the same decay."""
+    (short_t, dim_t), (short_s, dim_s) = CIFAR_NETWORKS[teacher], CIFAR_NETWORKS[student]
+    tag = ["vanilla", short_s] if method == "NONE" else [method.lower(), short_t, short_s]
+    solver = {
+        "BATCH_SIZE": 64,
+        "EPOCHS": 50 if fewshot else 240,
+        "LR": 0.01 if student in SLOW else 0.05,
+        "LR_DECAY_STAGES": [30, 40, 46] if fewshot else [150, 180, 210],
+        "LR_DECAY_RATE": 0.1,
+        "WEIGHT_DECAY": 0.0005,
+        "MOMENTUM": 0.9,
+        "TYPE": "SGD",
+    }
+    cfg: dict[str, Any] = {
+        "EXPERIMENT": {"NAME": "", "TAG": ",".join(tag), "PROJECT": "cifar100_fewshot" if fewshot else "cifar100_baselines"},
+        "DISTILLER": {"TYPE": method, "TEACHER": teacher, "STUDENT": student},
+        "SOLVER": solver,
+    }
+    return HEADER + text(cfg | node(method, METHODS, cfg, (dim_s, dim_t), beta))
+
+
+def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], dims: tuple[int, int], beta: float) -> str:
+    """mdistiller's recipe: 100 epochs, 512 images a batch at a rate of .2 (CRD: half of both)."""
+    half = 2 if method == "CRD" else 1
+    solver = {
+        "BATCH_SIZE": 512 // half,
+        "EPOCHS": 100,
+        "LR": 0.2 / half,
+        "LR_DECAY_STAGES": [30, 60, 90],
+        "LR_DECAY_RATE": 0.1,
+        "WEIGHT_DECAY": 0.0001,
+        "MOMENTUM": 0.9,
+        "TYPE": "SGD",
+    }
+    cfg: dict[str, Any] = {
+        "EXPERIMENT": {"NAME": "", "TAG": ",".join([method.lower(), *shorts]), "PROJECT": "imagenet_baselines"},
+        "DATASET": {"TYPE": "imagenet", "NUM_WORKERS": 32, "TEST": {"BATCH_SIZE": 128}},
+        "DISTILLER": {"TYPE": method, "TEACHER": networks[0], "STUDENT": networks[1]},
+        "SOLVER": solver,
+        "LOG": {"TENSORBOARD_FREQ": 50, "SAVE_CHECKPOINT_FREQ": 10},
+    }
+    return HEADER + text(cfg | node(method, IMAGENET_METHODS, cfg, dims, beta))
+
+
+def node(method: str, methods: dict[str, dict[str, Any]], cfg: dict[str, Any], dims: tuple[int, int], beta: float) -> dict[str, Any]:
+    """The method's own node, with what depends on the pair; CRD also needs its trainer."""
+    if method == "NONE":
+        return {}
+    own = dict(methods[method])
+    if method == "DKD":
+        own["BETA"] = beta
+    if method == "CRD":
+        own["FEAT"] = {"STUDENT_DIM": dims[0], "TEACHER_DIM": dims[1]}
+        cfg["SOLVER"]["TRAINER"] = "crd"
+    return {method: own}
+
+
+def text(tree: dict[str, Any], indent: str = "") -> str:
+    """Nested mappings as block YAML, everything else as JSON, which YAML reads alike."""
+    lines = [
+        f"{indent}{key}:\n{text(value, indent + '  ')}" if isinstance(value, dict) else f"{indent}{key}: {json.dumps(value)}\n"
+        for key, value in tree.items()
+    ]
+    return "".join(lines)
+
+
+def stale(folder: Path = FOLDER) -> list[str]:
+    """Files that differ from what this file says, are missing, or were written by it once and are no longer."""
+    files = compose()
+    differing = [name for name, content in files.items() if not (folder / name).exists() or (folder / name).read_text() != content]
+    left_over = [path for path in folder.rglob("*.yaml") if path.read_text().startswith(HEADER)]
+    return differing + [name for path in left_over if (name := path.relative_to(folder).as_posix()) not in files]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the configuration files of the published tables.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is not current")
+    if parser.parse_args().check:
+        differing = stale()
+        sys.exit(f"not current, run python configs/write.py: {', '.join(differing)}" if differing else 0)
+    for name in stale():
+        if (content := compose().get(name)) is None:
+            (FOLDER / name).unlink()
+            continue
+        (FOLDER / name).parent.mkdir(parents=True, exist_ok=True)
+        (FOLDER / name).write_text(content)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""A network of another library on the surface of the benchmark."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import DJIPError, first_line
+from ...outputs import logits_of
+from .features import Features
+
+
+class Classifier(nn.Module):
+    """A network of another library that returns what the benchmark's networks return: ``(logits, features)``.
+
+    ``features`` holds ``pooled_feat``, the input of the network's last linear layer; asking for maps is an error.  The state
+    dict is the network's own, so checkpoints and lenses fit the bare network too.
+
+    Shape: normalised images (B, 3, H, W) -> logits (B, C), features.
+    """
+
+    def __init__(self, network: nn.Module, name: str, num_classes: int) -> None:
+        super().__init__()
+        self.network, self.name = network, name
+        heads = [key for key, module in network.named_modules() if isinstance(module, nn.Linear) and module.out_features == num_classes]
+        self.head = heads[-1] if heads else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Features]:
+        kept: dict[str, Tensor] = {}
+        if self.head is None:
+            return self._logits(x), _PooledOnly(self.name)
+        head = self.network.get_submodule(self.head)
+        hook = head.register_forward_pre_hook(lambda _, inputs: kept.update(pooled_feat=inputs[0]))
+        try:
+            logits = self._logits(x)
+        finally:
+            hook.remove()
+        return logits, _PooledOnly(self.name, kept if kept["pooled_feat"].dim() == 2 else {})
+
+    def _logits(self, x: Tensor) -> Tensor:
+        try:
+            return logits_of(self.network(x))
+        except (AssertionError, ValueError) as error:  # how timm and transformers refuse a size
+            size = "x".join(map(str, x.shape[2:]))
+            raise DJIPError(f"{self.name} does not take images of {size} ({first_line(error)}); see INPUT_SIZE of BENCH and of the method") from error
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.network.state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}network.{key[len(prefix):]}"] = state_dict.pop(key)
+
+
+class _PooledOnly(dict):
+    def __init__(self, name: str, kept: dict[str, Tensor] | None = None) -> None:
+        super().__init__(kept or {})
+        self.name = name
+
+    def __missing__(self, key: str) -> Any:
+        has = " and ".join(["logits", *self])
+        raise DJIPError(f"this method needs {key}, {self.name} gives {has}; take KD, DKD, DIST, WTTM, LSKD or a network of the benchmark")

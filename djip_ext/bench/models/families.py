@@ -1,0 +1,226 @@
+"""Image classifiers of other libraries by name: ``torchvision:resnet34``, ``timm:vit_small_patch16_224``, ``hf:FOLDER_OR_HUB_ID``.
+
+Each is built, and its published weights are loaded, by its own library; what it expects of its images is read from its own
+configuration.  timm and transformers are optional and imported when asked for.  Nothing is fetched unless ``download`` is set.
+"""
+
+import importlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ...errors import DJIPError, first_line
+from ..inputs import InputSpec
+from .classifier import Classifier
+
+
+def is_family(name: str) -> bool:
+    """Whether ``name`` names a network of another library."""
+    return ":" in name
+
+
+def input_spec(name: str, download: bool = False) -> InputSpec:
+    """What the network ``name`` expects of its images, from its own configuration.
+
+    Raises:
+        DJIPError: an unknown name, a library that is not installed, a configuration that is missing or that needs what a
+            lens cannot give (pixels in another range).
+    """
+    family, network = _find(name)
+    return family.spec(network, download)
+
+
+def build(name: str, num_classes: int, pretrained: bool = False, download: bool = False) -> Classifier:
+    """The network ``name`` on the benchmark's surface.
+
+    Args:
+        num_classes: of the data.
+        pretrained: with its published weights, from the library's own cache or folder; else with fresh ones.
+        download: let the library fetch what it lacks.
+
+    Raises:
+        DJIPError: as :func:`input_spec`, and for weights that are not there or are for another number of classes.
+    """
+    family, network = _find(name)
+    return Classifier(family.build(network, num_classes, pretrained, download), name, num_classes)
+
+
+class Family(NamedTuple):
+    """How one library describes and builds its networks."""
+
+    spec: Callable[[str, bool], InputSpec]
+    build: Callable[[str, int, bool, bool], nn.Module]
+
+
+def _find(name: str) -> tuple[Family, str]:
+    family, _, network = name.partition(":")
+    if family not in FAMILIES or not network:
+        raise DJIPError(f"'{name}' is not FAMILY:NETWORK; the families are {', '.join(FAMILIES)}")
+    return FAMILIES[family], network
+
+
+def _library(name: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DJIPError(f"{name} is not installed; pip install 'djip_ext[{extra}]'") from error
+
+
+def _check_classes(name: str, found: int, num_classes: int) -> None:
+    if found != num_classes:
+        raise DJIPError(f"the published weights of {name} know {found} classes, the data have {num_classes}; name weights for these data")
+
+
+def _no_weights(name: str, error: BaseException | str) -> DJIPError:
+    reason = error if isinstance(error, str) else first_line(error)
+    return DJIPError(f"no weights for {name} here ({reason}); name a file with BENCH.TEACHER_CHECKPOINT or add BENCH.DOWNLOAD True")
+
+
+# --- torchvision: NETWORK or NETWORK@WEIGHTS, for example resnet50@IMAGENET1K_V1 -------------------------------------------
+
+
+def torchvision_weights(network: str) -> tuple[str, Any]:
+    """The network's name and the member of torchvision's weights enum that ``network[@WEIGHTS]`` names, else its default."""
+    from torchvision import models
+
+    network, _, version = network.partition("@")
+    try:
+        known = models.get_model_weights(network)
+        return network, known[version or "DEFAULT"]
+    except (ValueError, KeyError) as error:
+        what = f"weights '{version}' of {network}" if isinstance(error, KeyError) else f"network '{network}'"
+        raise DJIPError(f"torchvision has no {what}; see torchvision.models.list_models()") from error
+
+
+def torchvision_state(network: str, download: bool) -> dict[str, Tensor]:
+    """torchvision's published weights, from the cache of torch's hub or, with ``download``, fetched there (checksum verified)."""
+    import torch
+
+    _, weights = torchvision_weights(network)
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    if not download and not cached.exists():
+        raise _no_weights(f"torchvision:{network}", f"{weights} is not in {cached.parent}")
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise _no_weights(f"torchvision:{network}", error) from error
+
+
+def _torchvision_spec(network: str, download: bool) -> InputSpec:
+    _, weights = torchvision_weights(network)
+    preset = weights.transforms()
+    height, width = 2 * preset.crop_size if len(preset.crop_size) == 1 else preset.crop_size
+    interpolation = preset.interpolation.value
+    return InputSpec(tuple(preset.mean), tuple(preset.std), (height, width), preset.resize_size[0], interpolation, f"torchvision's {weights}")
+
+
+def _torchvision_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
+    from torchvision import models
+
+    name, weights = torchvision_weights(network)
+    if not pretrained:
+        return models.get_model(name, num_classes=num_classes)
+    _check_classes(f"torchvision:{network}", len(weights.meta["categories"]), num_classes)
+    model = models.get_model(name)
+    model.load_state_dict(torchvision_state(network, download))
+    return model
+
+
+# --- timm: any name of timm.list_models(pretrained=True), with or without its tag ------------------------------------------
+
+
+def _timm_spec(network: str, download: bool) -> InputSpec:
+    timm = _library("timm", "timm")
+    config = timm.get_pretrained_cfg(network) if timm.is_model(network) else None
+    if config is None:
+        raise DJIPError(f"timm has no network '{network}'; see timm.list_models('*{network[:6]}*')")
+    data = timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict())
+    _, height, width = data["input_size"]
+    whole = data["crop_mode"] == "squash"
+    resize = (height, width) if whole else math.floor(min(height, width) / data["crop_pct"])
+    interpolation = data["interpolation"] if data["interpolation"] != "random" else "bilinear"
+    return InputSpec(tuple(data["mean"]), tuple(data["std"]), (height, width), resize, interpolation, f"timm's pretrained_cfg, tag {config.tag or 'none'}")
+
+
+def _timm_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
+    timm = _library("timm", "timm")
+    if not timm.is_model(network):
+        raise DJIPError(f"timm has no network '{network}'; see timm.list_models('*{network[:6]}*')")
+    if not pretrained:
+        return timm.create_model(network, num_classes=num_classes)
+    _check_classes(f"timm:{network}", timm.get_pretrained_cfg(network).num_classes, num_classes)
+    if not download:
+        raise _no_weights(f"timm:{network}", "timm fetches them")
+    try:
+        return timm.create_model(network, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise _no_weights(f"timm:{network}", error) from error
+
+
+# --- Hugging Face: a folder with config.json and preprocessor_config.json, or a hub id --------------------------------------
+
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
+
+
+def _hf_spec(network: str, download: bool) -> InputSpec:
+    transformers = _library("transformers", "hf")
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(network, local_files_only=not download).to_dict()
+    except (OSError, ValueError, ImportError) as error:
+        cure = "set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself, or add BENCH.DOWNLOAD True for a hub id"
+        raise DJIPError(f"hf:{network} does not say how its images are prepared ({first_line(error)}); {cure}") from error
+    if not processor.get("do_rescale", True) or abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3 or processor.get("rescale_offset"):
+        raise DJIPError(f"hf:{network} takes pixels in a range other than [0, 1] before its normalisation; the benchmark cannot prepare them")
+    normalised = processor.get("do_normalize", True)
+    mean, std = (processor["image_mean"], processor["image_std"]) if normalised else ((0, 0, 0), (1, 1, 1))
+    size, resize = _hf_size(network, processor)
+    interpolation = RESAMPLE[int(processor.get("resample") or 2)]
+    return InputSpec(tuple(map(float, mean)), tuple(map(float, std)), size, resize, interpolation, "its image processor")
+
+
+def _hf_size(network: str, processor: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
+    """Final (H, W), and the shorter side or the (H, W) before it."""
+    size, crop = ({key: value for key, value in dict(processor.get(name) or {}).items() if value} for name in ("size", "crop_size"))
+    if processor.get("do_center_crop") and crop:
+        final = (crop["height"], crop["width"])
+        return final, size.get("shortest_edge") or (size["height"], size["width"])
+    if "height" in size:
+        return (size["height"], size["width"]), (size["height"], size["width"])
+    if "shortest_edge" in size:
+        side = size["shortest_edge"]
+        # ConvNeXt's rule: below 384 a central crop of crop_pct, from there on the whole image
+        resize = int(side / processor["crop_pct"]) if processor.get("crop_pct") and side < 384 else (side, side)
+        return (side, side), resize
+    raise DJIPError(f"hf:{network} has no fixed input size ({size}); set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself")
+
+
+def _hf_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
+    transformers = _library("transformers", "hf")
+    auto = transformers.AutoModelForImageClassification
+    try:
+        config = transformers.AutoConfig.from_pretrained(network, local_files_only=not download)
+        if not pretrained:
+            config.num_labels = num_classes
+            return auto.from_config(config).float()
+        _check_classes(f"hf:{network}", config.num_labels, num_classes)
+        model, report = auto.from_pretrained(network, local_files_only=not download, output_loading_info=True)
+    except DJIPError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise _no_weights(f"hf:{network}", error) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise DJIPError(f"the weights in hf:{network} lack {missing[0]} and {len(missing) - 1} more; is this a trained classifier?")
+    return model.float()
+
+
+FAMILIES = {
+    "torchvision": Family(_torchvision_spec, _torchvision_build),
+    "timm": Family(_timm_spec, _timm_build),
+    "hf": Family(_hf_spec, _hf_build),
+}
+"""``prefix -> Family``."""

@@ -1,0 +1,86 @@
+"""The ImageNet classifiers of mdistiller: its names and, for the residual ones, torchvision's own state-dict keys.
+
+torchvision builds and initialises the residual networks, so that its published weights load strictly; the forward passes here
+differ only in keeping each stage's map before its last ReLU.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet as torchvision_resnet
+
+from .features import Features
+from .mobilenetv1 import MobileNetV1
+
+
+class BasicBlock(torchvision_resnet.BasicBlock):
+    """torchvision's block with its last ReLU moved to the front of the next: returns the sum before it."""
+
+    @property
+    def last_bn(self) -> nn.BatchNorm2d:
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        h = F.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(h)) + (x if self.downsample is None else self.downsample(x))
+
+
+class Bottleneck(torchvision_resnet.Bottleneck):
+    """The same for the bottleneck, whose stride is on the 3x3 convolution."""
+
+    @property
+    def last_bn(self) -> nn.BatchNorm2d:
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn2(self.conv2(h)))
+        return self.bn3(self.conv3(h)) + (x if self.downsample is None else self.downsample(x))
+
+
+class ResNet(torchvision_resnet.ResNet):
+    """torchvision's network, returning what the benchmark's networks return.
+
+    Shape:
+        - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 224.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16, 32.
+    """
+
+    def _stages(self) -> list[nn.Sequential]:
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
+    def get_feat_modules(self) -> nn.ModuleList:
+        """The modules up to the last feature map, in order of execution."""
+        return nn.ModuleList([self.conv1, self.bn1, self.maxpool, *self._stages()])
+
+    def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
+        """The batch normalisation that ends the residual branch of each stage."""
+        return [stage[-1].last_bn for stage in self._stages()]
+
+    def get_stage_channels(self) -> list[int]:
+        """Channels of each map in ``feats``."""
+        return [self.bn1.num_features, *(bn.num_features for bn in self.get_bn_before_relu())]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Features]:
+        stem = F.relu(self.bn1(self.conv1(x)))
+        h, preact = self.maxpool(stem), []
+        for stage in self._stages():
+            h = stage(h)
+            preact.append(h)
+        feats = [stem, *(F.relu(f) for f in preact)]
+        pooled = self.avgpool(feats[-1]).flatten(1)
+        return self.fc(pooled), {"feats": feats, "preact_feats": [stem, *preact], "pooled_feat": pooled}
+
+
+imagenet_model_dict: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
+    "ResNet18": (partial(ResNet, BasicBlock, [2, 2, 2, 2]), "resnet18"),
+    "ResNet34": (partial(ResNet, BasicBlock, [3, 4, 6, 3]), "resnet34"),
+    "ResNet50": (partial(ResNet, Bottleneck, [3, 4, 6, 3]), "resnet50"),
+    "ResNet101": (partial(ResNet, Bottleneck, [3, 4, 23, 3]), "resnet101"),
+    "MobileNetV1": (MobileNetV1, None),
+}
+"""``name -> (factory, torchvision's name of the network whose published weights fit, or None)``."""

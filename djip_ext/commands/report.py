@@ -1,0 +1,71 @@
+"""``djip report``: the table of a file, or of a folder of records, as Markdown, CSV, LaTeX and pictures; nothing is trained."""
+
+import argparse
+from pathlib import Path
+
+from ..bench.records import Results, all_runs, arms_of, cmi_change, in_order, read_results, table_rows
+from ..bench.report import latex_report, markdown_report
+from ..bench.table import Table, load_table
+from ..errors import DJIPError
+from ..files import atomic_write, write_csv
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", metavar="TABLE|FOLDER", help="a table's YAML file (its runs lie in output/NAME), or a folder of records")
+    parser.add_argument("--runs", metavar="FOLDER", help="where the runs of a table lie, if not in output/NAME")
+    parser.add_argument("--baseline", metavar="ARM", help="what the others are compared with (default: a table's first arm, or the identity lens)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: report/ beside the runs)")
+
+
+def run(args: argparse.Namespace) -> None:
+    table = load_table(args.what) if Path(args.what).suffix in (".yaml", ".yml") else None
+    folder = Path(args.runs or (f"output/{table.name}" if table else args.what))
+    print(write_report(folder, table, Path(args.out or folder / "report"), args.baseline))
+
+
+def write_report(folder: Path, table: Table | None, out: Path, baseline: str | None = None) -> str:
+    """Write the report on the runs below ``folder`` to ``out``; returns its text.
+
+    Raises:
+        DJIPError: no finished student, or no arm of that name.
+    """
+    results = read_results(folder)
+    if table is not None:
+        results = in_order(results, table.distillers, list(table.arms))
+    arms = arms_of(results) if table is None else [arm for arm in table.arms if arm in arms_of(results)]
+    baseline = baseline or (next(iter(table.arms)) if table else arms[0])
+    if baseline not in arms:
+        raise DJIPError(f"{folder} has no finished run of the arm {baseline}; it has {', '.join(arms)}")
+    arms = [baseline, *(arm for arm in arms if arm != baseline)]
+    rows = table_rows(results, baseline)
+    pictures = draw(results, rows, arms, out)
+    planned = len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds if table else None
+    text = markdown_report(table.name if table else folder.name, rows, results, arms, planned, pictures)
+    atomic_write(out / "table.md", lambda path: path.write_text(text))
+    atomic_write(out / "table.tex", lambda path: path.write_text(latex_report(rows, results, arms)))
+    write_csv(out / "table.csv", rows)
+    return text
+
+
+def draw(results: Results, rows: list[dict], arms: list[str], out: Path) -> list[str]:
+    """The pictures that the records allow; returns their names."""
+    from ..pictures import save_figure
+    from ..table_pictures import cmi_change_figure, differences_figure, gain_figure
+
+    figures = {}
+    if len(arms) > 1 and any(row["pairs"] and row["arm"] != arms[0] for row in rows):
+        figures["differences.png"] = differences_figure(rows, arms)
+    changes = {
+        f"{pair.teacher}, {arm}": change
+        for pair, cells in results.items()
+        for cell in cells.values()
+        for arm, runs in cell.items()
+        if (change := cmi_change(runs)) is not None
+    }
+    if changes:
+        figures["cmi.png"] = cmi_change_figure(changes)
+        if any(row["cmi_after"] != "" and row["last_acc_diff"] != "" for row in rows):
+            figures["gain.png"] = gain_figure(rows)
+    for name, figure in figures.items():
+        save_figure(figure, out / name)
+    return list(figures)

@@ -1,0 +1,100 @@
+"""``djip reproduce``: a table from its file: data, teachers, lenses, students, report; stopped and started anywhere."""
+
+import argparse
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+
+import yaml
+
+from ..bench.cost import Cost, Estimate, data_key
+from ..bench.dataset import load_run_sets
+from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
+from ..bench.plan import Step, make_plan
+from ..bench.run import fingerprint
+from ..bench.table import load_table
+from ..errors import DJIPError
+from .report import write_report
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", metavar="TABLE", help="YAML file, see docs/tables.md and results/cifar100/fewshot13.yaml")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the table's")
+    parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: output/NAME_OF_TABLE)")
+    parser.add_argument("--data-root", metavar="DIR", default="", help="folder that holds cifar-100-python (BENCH.DATA_ROOT)")
+    parser.add_argument("--workers", type=int, metavar="N", help="commands at a time (default: 1; on a cluster all that can run)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, their cost and an estimate of the hours; run none")
+    parser.add_argument("--cluster", choices=("slurm", "local"), help="hand the commands to submitit; local tries that without a cluster")
+    parser.add_argument("--job", nargs="+", default=[], metavar="KEY=VALUE", help="of submitit, e.g. timeout_min=240 slurm_partition=gpu")
+
+
+def run(args: argparse.Namespace) -> None:
+    table = load_table(args.table)
+    if args.seeds is not None:
+        if args.seeds < 1:
+            raise DJIPError(f"--seeds is {args.seeds}; it must be at least 1")
+        table = dataclasses.replace(table, seeds=args.seeds)
+    out = args.out or f"output/{table.name}"
+    steps = make_plan(table, out, args.data_root)
+    check_data(steps)
+    if args.dry_run:
+        dry_run(steps)
+        return
+    workers = args.workers or (len(steps) if args.cluster else 1)
+    start = cluster_start(args.cluster, out, parameters(args.job)) if args.cluster else local_start(out, workers)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C does, end what was begun
+    outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
+    if any(step.kind == "student" for step in [*outcome.here, *outcome.found]):
+        print(f"\n{write_report(Path(out), table, Path(out, 'report'))}")
+    finish(outcome, out)
+
+
+def check_data(steps: list[Step]) -> None:
+    """Load what the commands will read, once each, before the first of them is started; prints what was found."""
+    seen = set()
+    for step in steps:
+        cfg = step.settings()
+        key = data_key(cfg)
+        if key not in seen:
+            seen.add(key)
+            train, test = (fingerprint(data) for data in load_run_sets(cfg))
+            found = ", ".join(f"{part['images']} {name} images ({part['sha256']})" for name, part in (("training", train), ("test", test)))
+            print(f"data: {cfg.DATASET.TYPE}, {found}")
+
+
+def dry_run(steps: list[Step]) -> None:
+    """Print every command with its state and cost, then the sums."""
+    costs = Estimate()(steps)
+    for step, cost in zip(steps, costs):
+        epochs = 0 if step.result() else step.epochs_done()
+        state = "done" if step.result() else f"{epochs} epochs done, {_cost(cost)} left" if epochs else _cost(cost)
+        print(f"\n# {step.name}: {state}\n{step}")
+    print()
+    for kind in ("teacher", "lens", "student"):
+        own = [cost for step, cost in zip(steps, costs) if step.kind == kind]
+        print(f"{len(own)} {kind} commands: {_cost(sum(own, Cost()))}")
+    whole = sum(costs, Cost())
+    print(f"in all: {_cost(whole)} with one worker, on this machine as busy as it was just now")
+
+
+def _cost(cost: Cost) -> str:
+    return f"{cost.teacher:,} teacher and {cost.student:,} student passes, {cost.seconds / 3600:.2f} hours"
+
+
+def parameters(pairs: list[str]) -> dict[str, object]:
+    """``KEY=VALUE`` words as submitit's parameters, numbers as numbers."""
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise DJIPError(f"--job takes KEY=VALUE, not '{wrong[0]}', for example timeout_min=240")
+    return {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def finish(outcome: Outcome, out: str) -> None:
+    """Say what was done; raise DJIPError when something failed."""
+    print(f"{len(outcome.here)} commands run here, {len(outcome.found)} done before or elsewhere, all below {out}")
+    if outcome.failed:
+        first = outcome.failed[0]
+        rest = f", and {len(outcome.blocked)} that need them were not begun" if outcome.blocked else ""
+        where = f"the first: {first.name}, see {log_file(first, out)}"
+        raise DJIPError(f"{len(outcome.failed)} commands failed{rest}; {where}. Mend it and start the same command again")

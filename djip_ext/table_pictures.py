@@ -1,0 +1,100 @@
+"""Pictures of a whole table: differences per distiller and pair, CMI per teacher, gain against CMI."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib import colormaps
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from .pictures import ARMS, FAINT, INK, LENS, PLAIN, STYLE
+
+
+@matplotlib.rc_context(STYLE)
+def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> Figure:
+    """A heat map of the paired differences, last epoch: distillers down, pairs and arms across; those outside their interval in bold.
+
+    Args:
+        rows: of :func:`~djip_ext.bench.records.table_rows`.
+        arms: the baseline first.
+    """
+    cells = {(row["distiller"], _column(row)): row for row in rows if row["arm"] != arms[0] and row["last_acc_diff"] != ""}
+    distillers, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    values = [[cells[d, c]["last_acc_diff"] if (d, c) in cells else float("nan") for c in columns] for d in distillers]
+    reach = max(0.1, *(abs(row["last_acc_diff"]) for row in cells.values()))
+    figure = Figure(figsize=(max(4.6, 2.2 + 1.2 * len(columns)), 1.9 + 0.34 * len(distillers)), layout="constrained")
+    figure.suptitle(f"Difference to {arms[0]}, last epoch (points)")
+    axes = figure.subplots()
+    picture = axes.imshow(values, cmap=colormaps["PuOr_r"], norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
+    for (distiller, column), row in cells.items():
+        sure = row["last_acc_ci95"] != "" and abs(row["last_acc_diff"]) > row["last_acc_ci95"]
+        text = f"{row['last_acc_diff']:+.2f}" + (f" ± {row['last_acc_ci95']:.2f}" if row["last_acc_ci95"] != "" else "")
+        light = abs(row["last_acc_diff"]) > 0.7 * reach
+        place = columns.index(column), distillers.index(distiller)
+        weight, colour = "bold" if sure else "normal", "white" if light else INK
+        axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight=weight, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(distillers)), distillers)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(picture, ax=axes, shrink=0.7)
+    figure.supxlabel("± half of the 95 % t-interval over seeds; bold: zero lies outside", fontsize=8)
+    return figure
+
+
+def _column(row: dict[str, Any]) -> str:
+    return f"{row['teacher']}\n{row['student']}\n{row['arm']}"
+
+
+@matplotlib.rc_context(STYLE)
+def cmi_change_figure(changes: Mapping[str, tuple[float, float]]) -> Figure:
+    """CMI of each teacher without and with each lens.
+
+    Args:
+        changes: name -> CMI before and after, nats.
+    """
+    figure = Figure(figsize=(6.4, 1.3 + 0.42 * len(changes)), layout="constrained")
+    figure.suptitle("The teacher's CMI, training images (nats)")
+    axes = figure.subplots()
+    heights = range(len(changes) - 1, -1, -1)
+    for y, (before, after) in zip(heights, changes.values()):
+        axes.plot((before, after), (y, y), color=FAINT, linewidth=2, zorder=1)
+        axes.annotate(f"{before:.3f} → {after:.3f}", (max(before, after), y), (8, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.scatter([before for before, _ in changes.values()], heights, color=PLAIN, s=40, zorder=2, label="plain")
+    axes.scatter([after for _, after in changes.values()], heights, color=LENS, s=40, zorder=2, label="behind the lens")
+    axes.set_yticks(heights, list(changes))
+    axes.set_xlim(0, 1.25 * max(max(change) for change in changes.values()))
+    axes.set_ylim(-0.7, len(changes) - 0.3)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=FAINT, linewidth=0.5, alpha=0.6)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def gain_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    """The student's paired gain against the teacher's gain in CMI, a point a pair, distiller and arm."""
+    points = [row for row in rows if row["cmi_after"] != "" and row["last_acc_diff"] != ""]
+    arms = list(dict.fromkeys(row["arm"] for row in points))
+    spots: dict[float, list[dict[str, Any]]] = {}
+    for row in points:
+        spots.setdefault(round(row["cmi_after"] - row["cmi_before"], 3), []).append(row)
+    spread = 0.1 * (max(spots) - min(spots)) if len(spots) > 1 else 0.05  # of the distillers of one lens, side by side
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    figure.suptitle("What the student gains, and what CMI the teacher gained")
+    axes = figure.subplots()
+    axes.axhline(0, color=FAINT, linewidth=1)
+    for gain, shared in spots.items():
+        for i, row in enumerate(shared):
+            x = gain + spread * (i / max(1, len(shared) - 1) - 0.5)
+            colour = ARMS[(1 + arms.index(row["arm"])) % len(ARMS)]
+            axes.errorbar(x, row["last_acc_diff"], row["last_acc_ci95"] or None, color=colour, marker="o", markersize=4, elinewidth=0.8)
+            if len(points) <= 30:
+                axes.annotate(row["distiller"], (x, row["last_acc_diff"]), (3, 4), textcoords="offset points", fontsize=7)
+    for i, arm in enumerate(arms):
+        axes.plot([], [], color=ARMS[(1 + i) % len(ARMS)], marker="o", linestyle="none", label=arm)
+    axes.set_xlabel("gain in CMI (nats); the distillers of one lens stand side by side\nbars: 95 % t-interval over seeds")
+    axes.set_ylabel("paired difference, last epoch (points)")
+    figure.legend(loc="outside lower center", ncols=min(4, len(arms)))
+    return figure

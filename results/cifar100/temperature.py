@@ -1,0 +1,65 @@
+"""What a distiller sees at its own temperature: CMI at T = 1, 2, 4 of every teacher of results/README.md, as Markdown.
+
+    python results/cifar100/temperature.py     from the root of the checkout, CIFAR-100 in ./data
+
+On the 2,500 images of the 5 % set, which the students learn from, without augmentation; CE and accuracy also on the test images.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from djip_ext import conditional_mutual_information, load_lens  # noqa: E402
+from djip_ext.bench.cfg import load_cfg  # noqa: E402
+from djip_ext.bench.dataset import load_image_sets  # noqa: E402
+from djip_ext.bench.imageset import ImageSet  # noqa: E402
+from djip_ext.bench.loader import DeviceLoader  # noqa: E402
+from djip_ext.bench.run import build_model, load_weights  # noqa: E402
+from djip_ext.measure import autocast  # noqa: E402
+from djip_ext.teacher import DJIPTeacher  # noqa: E402
+
+FOLDER, PRECISION, TEMPERATURES = Path("results/cifar100"), "bfloat16", (1, 2, 4)
+ARMS = {
+    "plain": ("wrn_16_2", None),
+    "lens `gain015`": ("wrn_16_2", "gain015"),
+    "lens `gain03`": ("wrn_16_2", "gain03"),
+    "JPEG, quality 87": ("wrn_16_2", "jpeg"),
+    "random, median 8": ("wrn_16_2", "random"),
+    "MCMI, gain 0.3": ("mcmi_gain_0.3", None),
+}
+
+
+@torch.no_grad()
+def answers(teacher: nn.Module, data: ImageSet) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and labels (N,)."""
+    logits = []
+    for image, _ in DeviceLoader(data, 250):
+        with autocast(image.device, PRECISION):
+            logits.append(teacher(image)[0].float())
+    return torch.cat(logits), data.labels
+
+
+def main() -> None:
+    few_shot, test = load_image_sets(load_cfg(None, ["BENCH.FRACTION", 0.05]))
+    heads = [f"CMI, T = {t}" for t in TEMPERATURES]
+    print("| teacher | " + " | ".join(heads) + " | entropy, T = 4 | CE | accuracy (%) | CE, test | accuracy, test (%) |")
+    print("|---" * (len(heads) + 6) + "|")
+    for name, (weights, lens) in ARMS.items():
+        network = load_weights(build_model("wrn_16_2", 100), FOLDER / "teacher" / f"{weights}.safetensors").to(memory_format=torch.channels_last)
+        look = "identity" if lens is None else load_lens(FOLDER / "lenses" / f"{lens}.safetensors")
+        teacher = DJIPTeacher(network, look, few_shot.mean, few_shot.std)
+        (logits, labels), (test_logits, test_labels) = answers(teacher, few_shot), answers(teacher, test)
+        cells = [f"{conditional_mutual_information(logits, labels, 100, t).total:.4f}" for t in TEMPERATURES]
+        soft = torch.softmax(logits / 4, dim=1)
+        cells.append(f"{-(soft * soft.log()).sum(1).mean():.3f}")
+        for z, y in ((logits, labels), (test_logits, test_labels)):
+            cells += [f"{F.cross_entropy(z, y):.4f}", f"{100 * (z.argmax(1) == y).float().mean():.2f}"]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+main()

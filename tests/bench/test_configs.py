@@ -1,0 +1,130 @@
+"""The generated configurations: current, the published recipe, and each of them a distiller that builds and learns."""
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from yacs.config import CfgNode
+
+from djip_ext.bench.cfg import load_cfg
+from djip_ext.bench.cost import random_teacher
+from djip_ext.bench.distillers import distiller_dict
+from djip_ext.bench.models import cifar_model_dict
+from djip_ext.bench.run import build_distiller, build_model
+from djip_ext.bench.synthetic import make_synthetic
+from djip_ext.bench.trainer import trainer_dict
+
+ROOT = Path(__file__).parents[2]
+METHODS = [name for name in distiller_dict if name != "NONE"]
+
+
+def _writer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write", ROOT / "configs" / "write.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+WRITER = _writer()
+PAIRS = list(WRITER.CIFAR_PAIRS)
+
+
+def config(pair: str, method: str) -> str:
+    return str(ROOT / "configs" / "cifar100" / method.lower() / f"{pair}.yaml")
+
+
+def test_the_files_are_what_write_py_says() -> None:
+    assert WRITER.stale() == []
+
+
+def test_files_that_are_not_current_are_named(tmp_path: Path) -> None:
+    for name, content in WRITER.compose().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "cifar100/kd/vgg13_vgg8.yaml").write_text("changed by hand")
+    (tmp_path / "cifar100/at/vgg13_vgg8.yaml").unlink()
+    (tmp_path / "cifar100/old.yaml").write_text(WRITER.HEADER + "no longer written")
+    assert sorted(WRITER.stale(tmp_path)) == ["cifar100/at/vgg13_vgg8.yaml", "cifar100/kd/vgg13_vgg8.yaml", "cifar100/old.yaml"]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_method_of_a_pair_has_the_published_recipe(pair: str) -> None:
+    for method in METHODS:
+        cfg = load_cfg(config(pair, method))
+        solver = cfg.SOLVER
+        assert (cfg.DISTILLER.TYPE, cfg.DATASET.TYPE) == (method, "cifar100")
+        assert (solver.EPOCHS, solver.BATCH_SIZE, solver.MOMENTUM, solver.WEIGHT_DECAY) == (240, 64, 0.9, 0.0005)
+        assert (solver.LR_DECAY_STAGES, solver.LR_DECAY_RATE) == ([150, 180, 210], 0.1)
+        assert solver.LR == (0.01 if cfg.DISTILLER.STUDENT in ("MobileNetV2", "ShuffleV1", "ShuffleV2") else 0.05)
+
+
+@pytest.mark.parametrize(
+    "method, weights",
+    [
+        ("KD", [4, 0.1, 0.9]),
+        ("DIST", [4, 1, 2, 2]),
+        ("LSKD", ["KD", 2, 0.1, 9]),
+        ("CC", [128, 1, 0.02]),
+        ("RKD", [25, 50, 1, 1]),
+        ("AT", [2, 1, 1000]),
+        ("SP", [1, 3000]),
+        ("FITNET", [2, 1, 100]),
+        ("FT", [0.5, 1, 200]),
+        ("CRD", [1, 0.8, 16384, 0.5, 0.07, 256, 256]),
+        ("ITRD", [1.01, 1, 2, 1]),
+        ("DKD", [1, 1, 8, 4, 20]),
+    ],
+)
+def test_the_weights_are_the_published_ones(method: str, weights: list[float]) -> None:
+    def leaves(node: dict) -> list:
+        return [leaf for value in node.values() for leaf in (leaves(value) if isinstance(value, dict) else [value])]
+
+    assert leaves(yaml.safe_load(Path(config("res32x4_res8x4", method)).read_text())[method]) == weights
+
+
+def networks(pair: str) -> tuple[nn.Module, nn.Module]:
+    """Teacher and student with random weights, the teacher with the statistics of noise: else a deep one's numbers explode."""
+    teacher, student, _ = WRITER.CIFAR_PAIRS[pair]
+    return random_teacher(load_cfg(config(pair, "KD"), ["BENCH.DEVICE", "cpu"]), make_synthetic(1, 0)), build_model(student, 20)
+
+
+def distiller_of(
+    pair: str, method: str, teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> tuple[nn.Module, CfgNode]:
+    """The method on the given networks, as a run builds it; sixteen negatives for CRD, one epoch ahead for FT."""
+    monkeypatch.setitem(cifar_model_dict, WRITER.CIFAR_PAIRS[pair][1], (lambda num_classes: student, None))
+    cfg = load_cfg(config(pair, method), ["BENCH.DEVICE", "cpu", "CRD.NCE.K", 16, "FT.PRETRAIN.EPOCHS", 1])
+    return build_distiller(cfg, teacher, 8, 20), cfg
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_every_method_of_a_pair_builds(pair: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, student = networks(pair)
+    for method in METHODS:
+        distiller, cfg = distiller_of(pair, method, teacher, student, monkeypatch)
+        assert type(distiller) is distiller_dict[method] and cfg.SOLVER.TRAINER in trainer_dict
+
+
+EVERY = "DJIP_TEST_EVERY_CONFIG" in os.environ  # some minutes; by default each pair and each method takes a step once
+STEPS = [(p, m) for i, p in enumerate(PAIRS) for j, m in enumerate(METHODS) if EVERY or i == j]
+
+
+@pytest.mark.parametrize("pair, method", STEPS)
+def test_one_step_moves_the_student(pair: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    distiller, cfg = distiller_of(pair, method, *networks(pair), monkeypatch)
+    batch = {"image": torch.randn(4, 3, 32, 32), "target": torch.arange(4), "index": torch.arange(4), "epoch": 1}
+    batch["contrastive_index"] = torch.cat([torch.arange(4)[:, None], torch.randint(4, 8, (4, 16))], dim=1)
+    if hasattr(distiller, "pretrain"):
+        distiller.pretrain([(batch["image"],)])
+    before = [parameter.detach().clone() for parameter in distiller.student.parameters()]
+    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=cfg.SOLVER.LR)
+    _, losses = distiller.train()(**batch)
+    sum(losses.values()).backward()
+    optimizer.step()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert any(not torch.equal(old, new) for old, new in zip(before, distiller.student.parameters()))
