@@ -1,6 +1,8 @@
 """The lens as one operation against the chain of its parts, which autograd differentiates."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -156,3 +158,21 @@ def test_the_compiled_kernel_equals_the_eager_one() -> None:
         results.append((seen.detach(), torch.autograd.grad(seen.square().mean(), lens.q)[0]))
     torch.testing.assert_close(results[1][0], results[0][0], atol=5e-4, rtol=0)
     torch.testing.assert_close(results[1][1], results[0][1], atol=1e-4, rtol=1e-3)
+
+
+def test_what_inference_mode_left_behind_serves_training() -> None:
+    """In a fresh process, since buffers and matrices are kept for as long as it lives."""
+    code = """
+import torch
+from djip_ext import JPEGLens
+from djip_ext.codec import block_dct
+lens, x = JPEGLens(6.0, kappa=5.0), torch.rand(2, 3, 8, 8) * 255
+with torch.inference_mode():
+    seen = lens(x)
+    block_dct(x)
+assert torch.equal(lens(x.requires_grad_()), seen)
+lens(x).sum().backward()
+block_dct(x).sum().backward()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
