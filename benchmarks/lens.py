@@ -1,10 +1,10 @@
 """The lens against other JPEG layers: time and peak memory, ratios in one interleaved run.
 
-    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT] [--rounds 15] [--out docs/performance/lens]
+    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT] [--rounds 15] [--threads N] [--out PATH]
 
 kornia is taken when pip has installed it; without a checkout of JPEG-DL a naive five-bin layer stands in for it, under that name.
-Prints, and writes as CSV and Markdown, the medians in milliseconds and the peak memory in units of the images; a picture of the ratios; and the share
-that the lens has in a teacher's forward pass.
+Prints, and writes as CSV and Markdown, the medians in milliseconds and the peak memory in units of the images, with a picture; the
+ratios; and the share that the lens has in a teacher's forward pass.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def scene(batch: int, size: int) -> tuple[Tensor, Tensor]:
     """Smooth images with some noise in [0, 255], and a gradient to pull back."""
     torch.manual_seed(0)
     coarse = torch.nn.functional.interpolate(torch.rand(batch, 3, size // 8, size // 8) * 255, size=(size, size), mode="bicubic")
-    return (coarse + 8 * torch.randn(batch, 3, size, size)).clamp(0, 255), torch.randn(batch, 3, size, size)
+    images = (coarse + 8 * torch.randn(batch, 3, size, size)).clamp(0, 255)
+    return images.to(peers.DEVICE), torch.randn(batch, 3, size, size).to(peers.DEVICE)
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, object]]:
@@ -130,7 +131,7 @@ def shares(args: argparse.Namespace) -> list[dict[str, object]]:
     for name, network, batch, size in (
         ("resnet32x4", cifar_model_dict["resnet32x4"][0](num_classes=100), 64, 32), ("ResNet-34", resnet34(), 8, 224)
     ):
-        network = network.eval().to(memory_format=torch.channels_last)
+        network = network.eval().to(peers.DEVICE, memory_format=torch.channels_last)
         images, _ = scene(batch, size)
         normalised = images.to(memory_format=torch.channels_last) / 128 - 1
         calls: dict[str, Callable[[], object]] = {"teacher": torch.no_grad()(lambda: network(normalised))}
@@ -138,27 +139,23 @@ def shares(args: argparse.Namespace) -> list[dict[str, object]]:
             see = peers.lens(compiled=compiled).see
             calls["lens, compiled" if compiled else "lens"] = torch.no_grad()(lambda see=see: see(images))
         medians = interleaved(calls, args.rounds)
-        row: dict[str, object] = {"teacher": name, "images": f"{batch} x {size} x {size}"} | {f"{key}, ms": 1e3 * t for key, t in medians.items()}
+        row: dict[str, object] = {"teacher": name, "images": f"{batch} x {size} x {size}"}
+        row |= {f"{key}, ms": 1e3 * seconds for key, seconds in medians.items()}
         rows.append(row | {f"{key} / teacher, %": 100 * medians[key] / medians["teacher"] for key in medians if key != "teacher"})
     return rows
 
 
 def ratios(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     """How many times longer each layer takes than ours."""
-    ours = {row["images"]: row for row in rows if row["layer"] == ("lens, compiled" if any(r["layer"] == "lens, compiled" for r in rows) else "lens")}
-    eager = {row["images"]: row for row in rows if row["layer"] == "lens"}
+    ours = {(row["images"], row["layer"]): row for row in rows}
     out = []
     for row in rows:
         if str(row["layer"]).startswith("lens"):
             continue
         line: dict[str, object] = {"images": row["images"], "layer": row["layer"]}
-        for title, base in (("compiled", ours), ("eager", eager)):
-            if base is eager and ours is eager:
-                continue
-            for mode in MODES:
-                key = f"{mode}, ms"
-                if key in row:
-                    line[f"{mode} / {title}"] = row[key] / base[row["images"]][key]
+        for title, layer in (("compiled", "lens, compiled"), ("eager", "lens")):
+            base = ours.get((row["images"], layer), {})
+            line |= {f"{mode} / {title}": row[key] / base[key] for mode in MODES if (key := f"{mode}, ms") in row and key in base}
         out.append(line)
     return out
 
@@ -186,19 +183,26 @@ def picture(rows: list[dict[str, object]], path: Path) -> None:
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
+def _size(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jpeg-dl", metavar="CHECKOUT")
     parser.add_argument("--diff-jpeg", metavar="CHECKOUT")
     parser.add_argument("--diffjpeg", metavar="CHECKOUT")
     parser.add_argument("--rounds", type=int, default=15, help="repetitions, of which the median is taken")
-    parser.add_argument("--sizes", type=lambda text: tuple(map(int, text.split("x"))), nargs="+", default=SIZES, metavar="BxS", help="batches, like 32x224")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all. One is steadier on a machine that others use")
+    parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, metavar="BxS", help="batches, like 32x224")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave the compiled lens out")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--no-teachers", dest="teachers", action="store_false")
     parser.add_argument("--out", type=Path, default=Path("docs/performance/lens"))
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.peak:
         print_peak(args)
         return

@@ -1,8 +1,8 @@
 """Other JPEG layers under one interface: those that pip or a checkout gives, and a plain stand-in of JPEG-DL's.
 
 A peer is built for a batch size and an image size and maps images in [0, 255] (B, 3, H, W) to images; its ``tables`` are the
-parameters that gradients go to.  kornia, Diff-JPEG and DiffJPEG halve the colour resolution, round by polynomials and have no sharpness: they do less
-work than the lens.
+parameters that gradients go to.  kornia, Diff-JPEG and DiffJPEG halve the colour resolution, round by polynomials and have no sharpness:
+they do less work than the lens.
 """
 
 import contextlib
@@ -23,6 +23,8 @@ from djip_ext import JPEGLens
 from djip_ext.codec import coefficients_to_rgb, rgb_to_coefficients
 from djip_ext.tables import standard_jpeg
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -32,7 +34,7 @@ class Peer:
 
 def lens(compiled: bool = False, **settings: object) -> Peer:
     """This project's lens; by default as it is fitted: exact sum, alpha tied to the step with kappa = 5, equal steps of 8."""
-    made = JPEGLens(**({"q": 8.0, "kappa": 5.0} | settings))
+    made = JPEGLens(**({"q": 8.0, "kappa": 5.0} | settings)).to(DEVICE)
     if compiled:
         made.compile()
     return Peer(made, [made.q])
@@ -50,31 +52,32 @@ class PlainFiveBins(torch.nn.Module):
         z = rgb_to_coefficients(x)
         q = self.q[[0, 1, 1]].repeat(1, x.shape[2] // 8, x.shape[3] // 8)[..., None]
         z = z[..., None]
-        index = (torch.round(z / q).detach() + torch.arange(-2.0, 3.0)).clamp(-self.max_index, self.max_index)
+        index = (torch.round(z / q).detach() + torch.arange(-2.0, 3.0, device=x.device)).clamp(-self.max_index, self.max_index)
         bins = index * q
         return coefficients_to_rgb((torch.softmax(-self.alpha * (z - bins).square(), dim=-1) * bins).sum(-1))
 
 
 def plain_five_bins() -> Peer:
-    layer = PlainFiveBins()
+    layer = PlainFiveBins().to(DEVICE)
     return Peer(layer, [layer.q])
 
 
 def kornia_codec(batch: int) -> Peer:
     from kornia.enhance import JPEGCodecDifferentiable
 
-    luma, chroma = (table.requires_grad_() for table in standard_jpeg(50).clone())
+    luma, chroma = (table.requires_grad_() for table in standard_jpeg(50).to(DEVICE).clone())
     codec = JPEGCodecDifferentiable(luma, chroma)
-    quality = torch.full((batch,), 50.0)
+    quality = torch.full((batch,), 50.0, device=DEVICE)
     return Peer(lambda x: codec(x / 255, quality) * 255, [luma, chroma])
 
 
 def jpeg_dl(checkout: Path, size: int, alpha: float = 5.0, step: float = 8.0) -> Peer:
     """The layer of a checkout of JPEG-DL as its CIFAR scripts set it: alpha fixed, five bins, 8 bits."""
     options = types.SimpleNamespace(
-        num_bit=8, Q_inital=step, batch_size=1, block_size=8, min_Q_Step=0.0, max_Q_Step=255, num_non_zero_q=5, JEPG_alpha=alpha, q_max=step,
-        hardness_matching=False, hardness=2, alpha_scaling=False, alpha_fixed=True, zero_dc=False, model="none", dir_initial_abs_avg="",
-        initial_Q_w_abs_avg=False, initial_Q_w_sensitivity=False, std_width_Y=1, std_width_CbCr=1, JPEG_alpha_trainable=False, jpeg_layers=1,
+        num_bit=8, Q_inital=step, q_max=step, min_Q_Step=0.0, max_Q_Step=255, num_non_zero_q=5, JEPG_alpha=alpha, alpha_fixed=True,
+        batch_size=1, block_size=8, jpeg_layers=1, model="none", dir_initial_abs_avg="", std_width_Y=1, std_width_CbCr=1, hardness=2,
+        hardness_matching=False, alpha_scaling=False, zero_dc=False, JPEG_alpha_trainable=False,
+        initial_Q_w_abs_avg=False, initial_Q_w_sensitivity=False,
     )
     with _importing(checkout, "helper", "perc"), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         options.sensitvity_dir = f"{folder}/"  # it exits without these files, whatever the tables are to be
@@ -84,14 +87,15 @@ def jpeg_dl(checkout: Path, size: int, alpha: float = 5.0, step: float = 8.0) ->
     with torch.no_grad():
         layer.lum_qtable.fill_(step)
         layer.chrom_qtable.fill_(step)
+    layer.to(DEVICE)
     return Peer(layer, [layer.lum_qtable, layer.chrom_qtable])
 
 
 def diff_jpeg(checkout: Path, batch: int) -> Peer:
     with _importing(checkout, "diff_jpeg"):
         coding = importlib.import_module("diff_jpeg").diff_jpeg_coding
-    luma, chroma = (table.requires_grad_() for table in standard_jpeg(50).clone())
-    quality = torch.full((batch,), 50.0)
+    luma, chroma = (table.requires_grad_() for table in standard_jpeg(50).to(DEVICE).clone())
+    quality = torch.full((batch,), 50.0, device=DEVICE)
     return Peer(lambda x: coding(x, quality, luma, chroma), [luma, chroma])
 
 
@@ -99,6 +103,7 @@ def diffjpeg(checkout: Path, size: int) -> Peer:
     with _importing(checkout, "DiffJPEG", "modules", "utils"):
         codec = importlib.import_module("DiffJPEG").DiffJPEG(size, size, differentiable=True, quality=50)
         utils = importlib.import_module("utils")
+    codec.to(DEVICE)
     return Peer(lambda x: codec(x / 255) * 255, [utils.y_table, utils.c_table])
 
 
@@ -107,7 +112,7 @@ def pillow() -> Peer:
 
     def see(x: Tensor) -> Tensor:
         seen = []
-        for image in x.byte().permute(0, 2, 3, 1).numpy():
+        for image in x.byte().permute(0, 2, 3, 1).cpu().numpy():
             file = io.BytesIO()
             Image.fromarray(image).save(file, "JPEG", quality=50, subsampling=0)
             seen.append(np.asarray(Image.open(file)))
@@ -119,7 +124,7 @@ def pillow() -> Peer:
 def torchvision_codec() -> Peer:
     from torchvision.io import decode_jpeg, encode_jpeg
 
-    return Peer(lambda x: torch.stack([decode_jpeg(encode_jpeg(image, quality=50)) for image in x.byte()]).float(), [])
+    return Peer(lambda x: torch.stack([decode_jpeg(encode_jpeg(image, quality=50)) for image in x.byte().cpu()]).float(), [])
 
 
 @contextlib.contextmanager

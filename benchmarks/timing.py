@@ -2,6 +2,7 @@
 
 import csv
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +12,11 @@ import torch
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
-    """Median seconds of each call; every round runs each of them once, so that a busy machine hurts all alike."""
+    """Median seconds of each call; every round runs each once, in a new order, so that a busy machine and a cold cache hurt all alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)
     for index in range(warm_up + rounds):
-        for name, call in calls.items():
+        for name, call in order.sample(list(calls.items()), len(calls)):
             _wait()
             started = time.perf_counter()
             call()
@@ -84,4 +86,4 @@ def write(rows: Sequence[Mapping[str, object]], path: Path, title: str) -> str:
 
 
 def _text(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(value, float) else str(value)

@@ -56,8 +56,9 @@ def block_idct(z: Tensor, out: Tensor | None = None, between: Tensor | None = No
 @lru_cache
 def _factors(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """M, and M^T twice on a diagonal: sixteen numbers in a row make a better matmul than eight."""
-    matrix = dct_matrix().to(device, dtype)
-    return matrix, torch.block_diag(matrix.T, matrix.T)
+    with torch.inference_mode(False):  # whoever asks first must not make them unfit for training
+        matrix = dct_matrix().to(device, dtype)
+        return matrix, torch.block_diag(matrix.T, matrix.T)
 
 
 def _separable(x: Tensor, matrix: Tensor, pair: Tensor, out: Tensor | None, between: Tensor | None) -> Tensor:

@@ -3,8 +3,8 @@ r"""One period of the soft quantizer, for every table entry at once.
 Away from the ends of the index range g = n + h(r, kappa): only the residual r = u - n in [-1/2, 1/2] matters, and there are only
 128 kappas.  So the transcendental work is done per *table entry*, in float64, and a coefficient costs a few multiplications:
 
-* kappa < 9: h / r, s = dh/dr and t / r = kappa dh/dkappa / r are even and smooth in r, hence polynomials in y = 8 r^2 - 1, fitted through the
-  direct sum at Chebyshev nodes to the last digit of the dtype;
+* kappa < 9: h / r, s = dh/dr and t / r = kappa dh/dkappa / r are even and smooth in r, hence polynomials in y = 8 r^2 - 1, fitted
+  through the direct sum at Chebyshev nodes to the last digit of the dtype;
 * kappa >= 9: by the Jacobi triple product g is a staircase of sigmoids with risers at the half-integers, and only the nearest
   ones count:
 

@@ -162,7 +162,8 @@ class _Fit:
 
     def settled(self) -> bool:
         """Whether the best round is one to keep and ``patience`` later ones were not better."""
-        return bool(self.settings.patience) and self.best is not None and self.best.fits and len(self.history) > self.best.index + self.settings.patience
+        patience = self.settings.patience
+        return bool(patience and self.best and self.best.fits and len(self.history) > self.best.index + patience)
 
     def move(self, index: int, centres: Tensor, counts: Tensor, old: dict[int, Tensor], cmi: float) -> float:
         """One pass of steps on the tables at fixed centres; returns the mean lambda."""

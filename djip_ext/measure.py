@@ -61,7 +61,8 @@ def measure(
     Raises:
         DJIPError: an empty loader, NaN logits, labels or logits that do not fit ``num_classes``.
     """
-    statistics, ce, hits, count = ClassStatistics(num_classes, temperature), torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64), 0
+    statistics, count = ClassStatistics(num_classes, temperature), 0
+    ce, hits = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     for image, label, *rest in loader:
         with autocast(image.device, precision):
             logits = logits_of(network(image if look is None else look(image))).float()

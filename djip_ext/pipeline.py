@@ -194,7 +194,8 @@ def _chunks(x: Tensor) -> Iterator[tuple[slice, Room]]:
         def room(name: str) -> Tensor:
             key = f"{name} {x.dtype}"
             if key not in buffers or buffers[key].numel() < shape.numel():
-                buffers[key] = torch.empty(shape.numel(), dtype=x.dtype)
+                with torch.inference_mode(False):  # else only usable there
+                    buffers[key] = torch.empty(shape.numel(), dtype=x.dtype)
             buffer = buffers[key][: shape.numel()].view(shape)
             return buffer if name in FLAT else _rows(buffer)
 

@@ -22,6 +22,6 @@ def crop_and_flip(padded: Tensor, index: Tensor, size: int, top: Tensor, left: T
     Shape: padded uint8 (N, size + 2p, size + 2p, C), index int64 (B,), the rest (B, 1) -> uint8 (B, size, size, C).
     """
     line = torch.arange(size)
-    rows = (top + line).to(padded.device)
-    columns = (left + torch.where(mirrored, line.flip(0), line)).to(padded.device)
+    rows = (top + line).to(padded.device, non_blocking=True)
+    columns = (left + torch.where(mirrored, line.flip(0), line)).to(padded.device, non_blocking=True)
     return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -78,17 +78,18 @@ class DeviceLoader:
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         view = self.view(self.epoch)
         self.epoch += 1
-        order = torch.randperm(self.num_images, generator=generator).to(self.device)
-        for index in order.split(self.batch_size):
-            index = index[rank::processes]
-            if not len(index):
+        order = torch.randperm(self.num_images, generator=generator)
+        for chosen in order.split(self.batch_size):
+            chosen = chosen[rank::processes]
+            if not len(chosen):
                 continue
+            index = chosen.to(self.device, non_blocking=True)  # nothing here waits for the device
             if not self.augment:
                 images = self._images[index]
             elif view is None:
                 images = self._augmented(index, *draw(len(index), 2 * self.padding + 1, generator))
             else:
-                images = self._augmented(index, *(choice[index.cpu()] for choice in view))
+                images = self._augmented(index, *(choice[chosen] for choice in view))
             yield self.normalise(images), self._labels[index], index
 
     def view(self, epoch: int) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -33,13 +33,13 @@ def evaluate(network: nn.Module, loader: DeviceLoader, precision: str = "float32
     """
     was_training = network.training
     network.eval()
-    totals = torch.zeros(3, dtype=torch.float64)
+    totals = torch.zeros(3, dtype=torch.float64, device=loader.device)  # read once, at the end
     for image, target in loader:
         with autocast(image.device, precision):
             output = network(image)
         logits = (output[0] if isinstance(output, tuple) else output).float()
         hit = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
-        totals += torch.stack([F.cross_entropy(logits, target, reduction="sum"), hit[:, 0].sum(), hit.sum()]).double().cpu()
+        totals += torch.stack([F.cross_entropy(logits, target, reduction="sum"), hit[:, 0].sum(), hit.sum()])
     network.train(was_training)
     loss, top1, top5 = (totals / loader.num_images).tolist()
     return {"test_loss": loss, "test_acc": 100 * top1, "test_acc_top5": 100 * top5}
@@ -114,7 +114,8 @@ class BaseTrainer:
         # Sums stay on the device: reading a number every step would stall a GPU.
         loss_sum = torch.zeros((), device=self.train_loader.device)
         hits = torch.zeros((), device=self.train_loader.device)
-        for batch in tqdm(self.train_loader, desc=f"epoch {epoch}/{cfg.SOLVER.EPOCHS}", leave=False, mininterval=1.0):
+        bar = {"desc": f"epoch {epoch}/{cfg.SOLVER.EPOCHS}", "unit": " images", "unit_scale": self.train_loader.batch_size}
+        for batch in tqdm(self.train_loader, **bar, leave=False, mininterval=1.0):
             logits, loss = self.train_step(batch, epoch)
             loss_sum += loss.detach() * len(logits)
             hits += (logits.detach().argmax(1) == batch[1]).sum()

@@ -1,6 +1,9 @@
 """The lens as one operation against the chain of its parts, which autograd differentiates."""
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 
 import pytest
 import reference
@@ -67,13 +70,16 @@ def test_normalised_images_see_the_reference_codec() -> None:
 
 
 @pytest.mark.parametrize("images", (1, 5))
-def test_the_size_of_a_chunk_does_not_matter(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_size_of_a_chunk_nor_its_buffers_matter(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lens, x = JPEGLens(tables(), kappa=5.0).double(), torch.randn(images, 3, 16, 16, dtype=torch.float64).requires_grad_()
     results = []
     for chunk in (1, 2 * 768, 10**6):
         monkeypatch.setattr(pipeline, "CHUNK", chunk)
         seen = NORMALISATION.through(lens, x)
         results.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), (lens.q, x))))
+    monkeypatch.setattr(pipeline, "_chunks", lambda batch: iter([(slice(None), pipeline.fresh)]))  # as on a GPU
+    seen = NORMALISATION.through(lens, x)
+    results.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), (lens.q, x))))
     for other in results[1:]:
         for a, b in zip(results[0], other):
             torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
@@ -97,8 +103,20 @@ def test_a_fit_keeps_one_tensor_and_an_image_s_gradient_none() -> None:
         assert (kept[0].data_ptr() == x.data_ptr()) == by_x
 
 
-@pytest.mark.parametrize("change", (lambda q: q.data.mul_(2), lambda q: q.data.__setitem__((0, 0, 0), 20.0), lambda q: setattr(q, "data", q.data * 2)))
-def test_a_change_of_the_steps_is_seen_however_it_is_made(change) -> None:
+def double(q: Tensor) -> None:
+    q.data.mul_(2)
+
+
+def set_one(q: Tensor) -> None:
+    q.data[0, 0, 0] = 20.0
+
+
+def replace(q: Tensor) -> None:
+    q.data = q.data * 2
+
+
+@pytest.mark.parametrize("change", (double, set_one, replace))
+def test_a_change_of_the_steps_is_seen_however_it_is_made(change: Callable[[Tensor], None]) -> None:
     lens, x = JPEGLens(6.0, kappa=5.0), torch.rand(1, 3, 8, 8) * 255
     before = lens(x).detach()
     change(lens.q)
@@ -140,3 +158,21 @@ def test_the_compiled_kernel_equals_the_eager_one() -> None:
         results.append((seen.detach(), torch.autograd.grad(seen.square().mean(), lens.q)[0]))
     torch.testing.assert_close(results[1][0], results[0][0], atol=5e-4, rtol=0)
     torch.testing.assert_close(results[1][1], results[0][1], atol=1e-4, rtol=1e-3)
+
+
+def test_what_inference_mode_left_behind_serves_training() -> None:
+    """In a fresh process, since buffers and matrices are kept for as long as it lives."""
+    code = """
+import torch
+from djip_ext import JPEGLens
+from djip_ext.codec import block_dct
+lens, x = JPEGLens(6.0, kappa=5.0), torch.rand(2, 3, 8, 8) * 255
+with torch.inference_mode():
+    seen = lens(x)
+    block_dct(x)
+assert torch.equal(lens(x.requires_grad_()), seen)
+lens(x).sum().backward()
+block_dct(x).sum().backward()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

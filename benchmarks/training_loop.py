@@ -1,0 +1,138 @@
+"""Images per second of this benchmark's training loop and of mdistiller's own, KD on the same networks, batches and machine.
+
+    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N]
+
+Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the
+device), its own trainer and its own networks, without evaluation and without files.  Loops take turns, some batches each; the medians are
+compared.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+import torch  # noqa: E402
+from timing import machine, write  # noqa: E402
+
+from djip_ext.bench.cfg import load_cfg  # noqa: E402
+from djip_ext.bench.distillers import distiller_dict  # noqa: E402
+from djip_ext.bench.imageset import ImageSet  # noqa: E402
+from djip_ext.bench.loader import DeviceLoader  # noqa: E402
+from djip_ext.bench.run import build_model, resolve_device  # noqa: E402
+from djip_ext.bench.teacher_cache import CachedTeacher  # noqa: E402
+from djip_ext.bench.trainer import BaseTrainer  # noqa: E402
+from djip_ext.host_cures import Host, cuda_means_cpu  # noqa: E402
+
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+Step = Callable[[], object]
+
+
+def ours(teacher: str, student: str, data: ImageSet, batch: int, precision: str = "float32", views: int = 0) -> Step:
+    """One training step of this benchmark; ``views``: with the teacher's answers kept instead of computed."""
+    cfg = load_cfg(None, ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision])
+    device = resolve_device("auto")
+    distiller = distiller_dict["KD"](build_model(student, 100), build_model(teacher, 100), cfg)
+    distiller.to(device, memory_format=torch.channels_last)
+    if views:
+        distiller.teacher = CachedTeacher({"logits": torch.randn(views, len(data.labels), 100, device=device).half()}, "none")
+    loader = DeviceLoader(data, batch, device, augment=True, views=views)
+    trainer = BaseTrainer(Path("."), distiller, loader, loader, cfg)
+    distiller.train()
+    batches = _forever(loader)
+    return lambda: trainer.train_step(next(batches), 0)
+
+
+def mdistillers(checkout: str, teacher: str, student: str, data: ImageSet, batch: int) -> Step:
+    """One training step of mdistiller's BaseTrainer."""
+    sys.path.insert(0, checkout)
+    cuda_means_cpu(Host("mdistiller", Path(checkout), "", False))
+    from mdistiller.dataset.cifar100 import CIFAR100Instance, get_cifar100_train_transform
+    from mdistiller.distillers import distiller_dict as theirs
+    from mdistiller.engine.cfg import CFG
+    from mdistiller.engine.trainer import BaseTrainer as Trainer
+    from mdistiller.engine.utils import AverageMeter
+    from mdistiller.models import cifar_model_dict
+
+    cfg = CFG.clone()
+    cfg.SOLVER.BATCH_SIZE, cfg.LOG.PREFIX, cfg.LOG.WANDB = batch, tempfile.mkdtemp(), False
+    dataset = object.__new__(CIFAR100Instance)  # its files replaced by the same random images
+    dataset.data, dataset.targets = data.images.numpy(), data.labels.tolist()
+    dataset.transform, dataset.target_transform = get_cifar100_train_transform(), None
+    loader = torch.utils.data.DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=cfg.DATASET.NUM_WORKERS)
+    networks = (cifar_model_dict[name][0](num_classes=100) for name in (student, teacher))
+    trainer = Trainer("speed", torch.nn.DataParallel(theirs["KD"](*networks, cfg).cuda()), loader, loader, cfg)
+    trainer.distiller.train()
+    batches = _forever(loader)
+
+    def step() -> object:
+        meters = {name: AverageMeter() for name in ("training_time", "data_time", "losses", "top1", "top5")}
+        return trainer.train_iter(next(batches), 1, meters)
+
+    return step
+
+
+def _forever(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def rates(loops: dict[str, Step], batch: int, batches: int, rounds: int) -> dict[str, float]:
+    """Images per second of each loop, the median over ``rounds`` turns of ``batches`` steps."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(rounds + 1):
+        for name, step in loops.items():
+            started = time.perf_counter()
+            for _ in range(batches):
+                step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: batch * batches / sorted(values)[len(values) // 2] for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mdistiller", metavar="CHECKOUT")
+    parser.add_argument("--pairs", nargs="+", default=["resnet20:resnet8", "wrn_16_2:resnet8"], metavar="TEACHER:STUDENT")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batches", type=int, default=20, help="in a turn")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all. One is steadier on a machine that others use")
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path("docs/performance/training_loop"))
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    images = torch.randint(256, (args.images, 32, 32, 3), dtype=torch.uint8)
+    data = ImageSet(images, torch.arange(args.images) % 100, 100, MEAN, STD)
+    rows = []
+    for pair in args.pairs:
+        teacher, student = pair.split(":")
+        loops: dict[str, Step] = {}
+        if args.mdistiller:
+            loops["mdistiller"] = mdistillers(os.path.abspath(args.mdistiller), teacher, student, data, args.batch_size)
+        loops |= {
+            "this loop": ours(teacher, student, data, args.batch_size),
+            "this loop, bfloat16": ours(teacher, student, data, args.batch_size, "bfloat16"),
+            "this loop, teacher asked once (VIEWS)": ours(teacher, student, data, args.batch_size, views=4),
+            "this loop, bfloat16, VIEWS": ours(teacher, student, data, args.batch_size, "bfloat16", views=4),
+        }
+        found = rates(loops, args.batch_size, args.batches, args.rounds)
+        base = found.get("mdistiller")
+        rows += [
+            {"teacher": teacher, "student": student, "loop": name, "images / s": rate} | ({"times mdistiller": rate / base} if base else {})
+            for name, rate in found.items()
+        ]
+    print(write(rows, args.out, f"{machine()}; KD, batch {args.batch_size}, 32 x 32"))
+
+
+main()
