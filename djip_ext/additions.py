@@ -15,7 +15,7 @@ def add_missing(package: str, registry: dict[str, Any]) -> Callable[[], None]:
     A name that the host uses already, in its registry or its configuration, is left alone; a host without such a ``CFG``
     gets none.  Returns a function that takes nodes and hooks away again (the registry is the caller's to restore).
     """
-    cfg = getattr(_module(f"{package}.engine.cfg"), "CFG", None)
+    cfg = getattr(_module(module_name(package, "engine.cfg")), "CFG", None)
     missing = [name for name in ADDITIONS if name not in registry and cfg is not None and name not in cfg]
     if not missing:
         return lambda: None
@@ -36,7 +36,7 @@ def add_missing(package: str, registry: dict[str, Any]) -> Callable[[], None]:
 
 def _pretrain_before_training(package: str) -> Callable[[], None]:
     """Let the host's trainer call ``distiller.pretrain(train_loader)`` before a fresh run of a method that has it (FT)."""
-    trainer = getattr(_module(f"{package}.engine.trainer"), "BaseTrainer", None)
+    trainer = getattr(_module(module_name(package, "engine.trainer")), "BaseTrainer", None)
     if trainer is None:
         return lambda: None
     train = trainer.train
@@ -54,6 +54,11 @@ def _pretrain_before_training(package: str) -> Callable[[], None]:
         trainer.train = train
 
     return release
+
+
+def module_name(package: str, name: str) -> str:
+    """The full name of a host's module; the package "." is a host whose packages stand at the top of its checkout."""
+    return name if package == "." else f"{package}.{name}"
 
 
 def _module(name: str) -> Any:

@@ -5,11 +5,13 @@ wherever they stand, and puts the lens in place.  Without ``--djip-lens`` and ``
 """
 
 import argparse
+import atexit
 import sys
 from pathlib import Path
 
 from .activate import activate, add_flags
 from .errors import DJIPError
+from .install import teachers_behind_lens
 
 
 def take_flags(argv: list[str]) -> argparse.Namespace:
@@ -23,13 +25,19 @@ def take_flags(argv: list[str]) -> argparse.Namespace:
 def benchmark() -> str:
     """The package, imported already, that has ``<package>.distillers.distiller_dict``; mdistiller when there is none yet."""
     found = [
-        name.removesuffix(".distillers")
+        name.removesuffix("distillers").removesuffix(".") or "."
         for name, module in list(sys.modules.items())
-        if name.endswith(".distillers") and not name.startswith(f"{__package__}.") and isinstance(getattr(module, "distiller_dict", None), dict)
+        if f".{name}".endswith(".distillers") and not name.startswith(f"{__package__}.") and isinstance(getattr(module, "distiller_dict", None), dict)
     ]
     if len(found) > 1:
         raise DJIPError(f"{', '.join(found)} all have a distiller_dict; use python -m djip_ext.launch --host PACKAGE")
     return found[0] if found else "mdistiller"
+
+
+def warn_if_unused(package: str) -> None:
+    """Say so when the script has ended without building a distiller."""
+    if not teachers_behind_lens(package):
+        print(f"djip: the lens was never used: no distiller of {package} was built with a teacher", file=sys.stderr)
 
 
 _flags = take_flags(sys.argv)
@@ -38,3 +46,5 @@ if _flags.djip_lens is not None or _flags.seed is not None:
         activate(_flags, benchmark(), Path(sys.argv[0]), sys.argv)
     except DJIPError as error:
         sys.exit(f"error: {error}")
+    if _flags.djip_lens is not None:
+        atexit.register(warn_if_unused, benchmark())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import DJIPError
+from .processes import sum_all
 
 FLOOR = 1e-12  # of a centre's entry, inside a logarithm
 
@@ -52,6 +53,8 @@ class ClassStatistics:
         temperature: T > 0, dividing the logits.
     """
 
+    SUMS = ("counts", "sum_f", "sum_ln_f", "sum_f_ln_f")
+
     def __init__(self, num_classes: int, temperature: float = 1.0) -> None:
         if not temperature > 0:
             raise DJIPError(f"the temperature is {temperature}; it must be positive")
@@ -73,7 +76,7 @@ class ClassStatistics:
         check_logits(logits, labels, self.num_classes)
         device = logits.device
         if self.counts.device != device:
-            for name in ("counts", "sum_f", "sum_ln_f", "sum_f_ln_f"):
+            for name in self.SUMS:
                 setattr(self, name, getattr(self, name).to(device))
         ln_f = torch.log_softmax(logits.double() / self.temperature, dim=1)
         f = ln_f.exp()
@@ -82,6 +85,12 @@ class ClassStatistics:
         self.sum_f.index_add_(0, labels, f)
         self.sum_ln_f.index_add_(0, labels, ln_f)
         self.sum_f_ln_f.index_add_(0, labels, (f * ln_f).sum(1))
+
+    def gather(self) -> "ClassStatistics":
+        """Add up the sums of all processes, so that each holds those of the whole set; returns itself. Call it in all, once."""
+        for name in self.SUMS:
+            setattr(self, name, sum_all(getattr(self, name)))
+        return self
 
     def result(self) -> CMI:
         """The statistics of everything seen so far; raises DJIPError when that is nothing."""

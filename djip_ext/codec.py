@@ -30,22 +30,27 @@ def dct_matrix() -> Tensor:
     return matrix
 
 
-def mix_channels(x: Tensor, matrix: Tensor) -> Tensor:
+def mix_channels(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
     """Apply a 3x3 ``matrix`` to the three channels of x (B, 3, ...)."""
     matrix = matrix.to(x)
     if torch.compiler.is_compiling():  # fuses with what stands around it
-        return torch.stack([x[:, 0] * row[0] + x[:, 1] * row[1] + x[:, 2] * row[2] for row in matrix], dim=1)
-    return torch.matmul(matrix, x.flatten(2)).view_as(x)
+        mixed = torch.stack([x[:, 0] * row[0] + x[:, 1] * row[1] + x[:, 2] * row[2] for row in matrix], dim=1)
+        return mixed if out is None else out.copy_(mixed)
+    flat = x.reshape(len(x), 3, -1)
+    return torch.bmm(matrix.expand(len(x), 3, 3), flat, out=None if out is None else out.view(flat.shape)).view(x.shape)
 
 
-def block_dct(x: Tensor) -> Tensor:
-    """The 8x8 DCT-II of every block of x (B, C, H, W); H and W must be multiples of 8."""
-    return _separable(x, *_factors(x.dtype, x.device))
+def block_dct(x: Tensor, out: Tensor | None = None, between: Tensor | None = None) -> Tensor:
+    """The 8x8 DCT-II of every block of x (B, C, H, W); H and W must be multiples of 8.
+
+    ``out`` and ``between`` are buffers of the same shape for the result and for what is in between.
+    """
+    return _separable(x, *_factors(x.dtype, x.device), out, between)
 
 
-def block_idct(z: Tensor) -> Tensor:
+def block_idct(z: Tensor, out: Tensor | None = None, between: Tensor | None = None) -> Tensor:
     """The inverse of :func:`block_dct`."""
-    return _separable(z, *(factor.T for factor in _factors(z.dtype, z.device)))
+    return _separable(z, *(factor.T for factor in _factors(z.dtype, z.device)), out, between)
 
 
 @lru_cache
@@ -55,11 +60,12 @@ def _factors(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     return matrix, torch.block_diag(matrix.T, matrix.T)
 
 
-def _separable(x: Tensor, matrix: Tensor, pair: Tensor) -> Tensor:
+def _separable(x: Tensor, matrix: Tensor, pair: Tensor, out: Tensor | None, between: Tensor | None) -> Tensor:
     """M x M^T for every 8x8 block of x (B, C, H, W), without a permuted copy."""
-    columns = x.reshape(-1, BLOCK, x.shape[3])
-    columns = torch.bmm(matrix.expand(len(columns), BLOCK, BLOCK), columns)
-    return torch.mm(columns.view(-1, len(pair)), pair).view(x.shape)
+    strips = x.reshape(-1, BLOCK, x.shape[3])
+    strips = torch.bmm(matrix.expand(len(strips), BLOCK, BLOCK), strips, out=None if between is None else between.view(strips.shape))
+    pairs = strips.view(-1, len(pair))
+    return torch.mm(pairs, pair, out=None if out is None else out.view(pairs.shape)).view(x.shape)
 
 
 def pad_to_blocks(x: Tensor) -> Tensor:

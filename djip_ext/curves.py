@@ -27,25 +27,34 @@ SWITCH = 9.0  # kappa from which a pair of risers is float32's h
 LINEAR = 0.25  # kappa up to which h = r, s = 1 and t = 0 to 1e-16
 TAIL = 40.0  # exp(-TAIL) is nothing in float64
 
+Room = Callable[[str], Tensor | None]  # name of an intermediate result -> the buffer to put it into; None: a new one
+
+
+def fresh(name: str) -> None:
+    """The room of those who do not mind an allocation at every step."""
+    return None
+
 
 @dataclass(frozen=True)
 class Curves:
     """h, s and t of every table entry.
 
     Attributes:
-        kappa: as given, in the dtype of the coefficients.
+        twice: 2 kappa.
         h, s, t: coefficients of h / r, s and t / r as polynomials in y, highest power first, each of the shape of ``kappa``; empty when
             no entry is below the switch.
         sharp: 1 for entries above the switch, else 0; ``None`` when there are none above, or none below.
         pairs: of risers to sum; 0 when no entry is above the switch.
+        minus_one: a constant.
     """
 
-    kappa: Tensor
+    twice: Tensor
     h: tuple[Tensor, ...]
     s: tuple[Tensor, ...]
     t: tuple[Tensor, ...]
     sharp: Tensor | None
     pairs: int
+    minus_one: Tensor
 
     @classmethod
     def of(cls, kappa: Tensor, dtype: torch.dtype, window: int | None = None) -> "Curves":
@@ -54,8 +63,9 @@ class Curves:
         sharp = kappa >= (SWITCH if window != 1 else math.inf)
         some, every = bool(sharp.any()), bool(sharp.all())
         pairs = (1 if single else 2) if some else 0
+        twice, minus_one = (2 * kappa).to(dtype), torch.tensor(-1, dtype=dtype, device=kappa.device)
         if every:
-            return cls(kappa.to(dtype), (), (), (), None, pairs)
+            return cls(twice, (), (), (), None, pairs, minus_one)
         nodes, tolerance = (24, 6e-8) if single else (40, 1e-14)
         entries = kappa.clamp_max(SWITCH).reshape(-1)
         samples = torch.cat([_samples(part, nodes, window) for part in entries.split(512)], dim=2)
@@ -67,35 +77,41 @@ class Curves:
             count = max(2, int((lost > tolerance).sum()))
             powers = _monomials(count).to(kappa.device) @ terms[:count]
             polynomials.append(tuple(power.view(kappa.shape).to(dtype) for power in powers.flip(0)))
-        return cls(kappa.to(dtype), *polynomials, sharp.to(dtype) if some else None, pairs)
+        return cls(twice, *polynomials, sharp.to(dtype) if some else None, pairs, minus_one)
 
     def map(self, lay_out: Callable[[Tensor], Tensor]) -> "Curves":
         """The same curves with every table laid out by ``lay_out``."""
         h, s, t = (tuple(lay_out(c) for c in polynomial) for polynomial in (self.h, self.s, self.t))
-        return Curves(lay_out(self.kappa), h, s, t, None if self.sharp is None else lay_out(self.sharp), self.pairs)
+        sharp = None if self.sharp is None else lay_out(self.sharp)
+        return Curves(lay_out(self.twice), h, s, t, sharp, self.pairs, self.minus_one)
 
-    def at(self, r: Tensor, slope: bool = False, turn: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """h, s (if ``slope``) and t (if ``turn``) at r; the tables must broadcast to it."""
+    def at(self, r: Tensor, slope: bool = False, turn: bool = False, room: Room = fresh) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """h, s (if ``slope``) and t (if ``turn``) at r, in buffers from ``room``; the tables must broadcast to r."""
         if not self.h:
-            return self._risers(r, slope, turn)
-        y = torch.addcmul(r.new_tensor(-1.0), r, r, value=8)
-        smooth = r * _horner(self.h, y), _horner(self.s, y) if slope else None, r * _horner(self.t, y) if turn else None
-        if not self.pairs:
-            return smooth
-        risers = self._risers(r, slope, turn)
-        return tuple(None if a is None else torch.lerp(a, b, self.sharp) for a, b in zip(smooth, risers))
+            return self._risers(r, slope, turn, room)
+        y = torch.addcmul(self.minus_one, r, r, value=8, out=room("y"))
+        h = _horner(self.h, y, room("h")).mul_(r)
+        s = _horner(self.s, y, room("s")) if slope else None
+        t = _horner(self.t, y, room("t")).mul_(r) if turn else None
+        if self.pairs:
+            for smooth, risen in zip((h, s, t), self._risers(r, slope, turn, room, "risen ")):
+                if smooth is not None:
+                    torch.lerp(smooth, risen, self.sharp, out=smooth)
+        return h, s, t
 
-    def _risers(self, r: Tensor, slope: bool, turn: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        twice = 2 * self.kappa
+    def _risers(self, r: Tensor, slope: bool, turn: bool, room: Room, prefix: str = "") -> tuple[Tensor, Tensor | None, Tensor | None]:
         h = s = t = None
         for k in range(self.pairs):
-            up, down = r - (k + 0.5), r + (k + 0.5)
-            a, b = torch.sigmoid(twice * up), torch.sigmoid(-twice * down)
-            h = _plus(h, a - b)
+            c, name = k + 0.5, f"{prefix}{k}"
+            a = torch.sub(r, c, out=room(name + "a")).mul_(self.twice).sigmoid_()
+            b = torch.add(r, c, out=room(name + "b")).mul_(self.twice).neg_().sigmoid_()
+            h = _plus(h, torch.sub(a, b, out=room(name + "h")))
             if slope or turn:
-                rise_a, rise_b = a - a * a, b - b * b
-                s = _plus(s, twice * (rise_a + rise_b)) if slope else None
-                t = _plus(t, twice * (up * rise_a + down * rise_b)) if turn else None
+                a, b = torch.addcmul(a, a, a, value=-1, out=a), torch.addcmul(b, b, b, value=-1, out=b)  # the sigmoids' slopes
+                both = torch.add(a, b, out=room(name + "both"))
+                if turn:  # 2 kappa ((r - c) a' + (r + c) b')
+                    t = _plus(t, a.sub_(b).mul_(-c).addcmul_(r, both).mul_(self.twice))
+                s = _plus(s, both.mul_(self.twice)) if slope else None
         return h, s, t
 
 
@@ -143,12 +159,12 @@ def _monomials(count: int) -> Tensor:
     return table
 
 
-def _horner(coefficients: tuple[Tensor, ...], y: Tensor) -> Tensor:
-    value = coefficients[0]
-    for coefficient in coefficients[1:]:
-        value = torch.addcmul(coefficient, value, y)
+def _horner(coefficients: tuple[Tensor, ...], y: Tensor, out: Tensor | None) -> Tensor:
+    value = torch.addcmul(coefficients[1], coefficients[0], y, out=out)
+    for coefficient in coefficients[2:]:
+        value = torch.addcmul(coefficient, value, y, out=value)
     return value
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    return term if total is None else total + term
+    return term if total is None else total.add_(term)

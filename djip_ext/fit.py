@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .cmi import CMI, check_logits
+from .cmi import CMI
 from .errors import DJIPError, first_line
 from .files import atomic_write
 from .fit_settings import FitSettings
@@ -26,6 +26,7 @@ from .measure import Measurement, autocast, measure
 from .objective import lens_objective
 from .outputs import logits_of
 from .pixels import Normalisation
+from .processes import by_first, in_step, mean_all, processes, rank
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ def fit_lens(
     Each round measures the teacher through the lens (class centres S_y, CMI, CE, accuracy), then takes one pass of
     mini-batch steps on the tables with the centres held fixed.  The teacher is not changed.
 
+    In a process group all processes call this together, each with its share of the data (a ``DistributedSampler``, say): sums
+    and gradients are those of all shares, the tables stay the same everywhere, and only the first process writes and logs.
+
     Args:
         teacher: any classifier; put in eval mode and frozen for the duration.
         loader: can be iterated again and again; batches begin with normalised images (B, 3, H, W) and labels (B,).
@@ -84,22 +88,26 @@ def fit_lens(
         DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an empty loader.
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
+    if settings.variant == "literal" and processes() > 1:
+        raise DJIPError("the literal variant keeps every image's last prediction in the process that read it; use fresh with several processes")
     lens = _starting_lens(lens)
     normalisation = Normalisation(mean, std)
     fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings)
     with _frozen(teacher):
         identity = {"settings": asdict(settings), "teacher_hash": weight_hash(teacher), "start": lens.q.detach().flatten().tolist()}
-        if checkpoint is not None and Path(checkpoint).exists():
+        if checkpoint is not None and by_first(lambda: Path(checkpoint).exists()):
             fit.load(checkpoint, identity)
         else:
             fit.before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
-        rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress, unit="round")
+        rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
         for index in rounds:
+            if fit.settled():
+                break
             row = fit.round(index)
             rounds.set_postfix(CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}")
-            if log is not None:
+            if log is not None and rank() == 0:
                 log(row)
-            if checkpoint is not None:
+            if checkpoint is not None and rank() == 0:
                 fit.save(checkpoint, identity)
     return fit.choose()
 
@@ -114,6 +122,10 @@ class _Fit:
         self.normalisation, self.lens, self.settings = normalisation, lens, settings
         device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
         lens.to(device)
+        with torch.no_grad():
+            lens.q.copy_(by_first(lambda: lens.q.detach().cpu()))
+            if settings.tables == "one":
+                lens.q.copy_(lens.q.log().mean(0).exp().expand_as(lens.q))
         # Steps span three decades, so they are fitted as ln q: a learning rate is a relative change.
         self.ln_q = lens.q.detach().log().requires_grad_()
         if settings.optimizer == "adam":
@@ -121,6 +133,7 @@ class _Fit:
         else:
             self.optimizer = torch.optim.SGD([self.ln_q], lr=settings.lr, momentum=0.9)
         self.before: Measurement
+        self.centres: Tensor | None = None  # S_y that the steps are taken against
         self.history: list[dict[str, float]] = []
         self.best: _Best | None = None
 
@@ -136,48 +149,68 @@ class _Fit:
         now = measure(self.teacher, self.loader, self.num_classes, self.look, settings.temperature, settings.precision, keep)
         tables = self.lens.q.detach().cpu().clone()
         self.consider(index, tables, now)
-        lam = self.price(now.cmi.total)
+        lam = float(self.price(torch.tensor(now.cmi.total, dtype=torch.float64)))
         if index < settings.rounds:
-            centres = self.before.cmi if settings.variant == "fixed" else now.cmi
-            lam = self.move(index, centres.centres, now.cmi.counts, old, now.cmi.total)
+            if settings.variant == "fixed":
+                self.centres = self.before.cmi.centres
+            elif index % settings.refresh == 0:
+                self.centres = now.cmi.centres
+            lam = self.move(index, self.centres, now.cmi.counts, old, now.cmi.total)
         row = {"round": index, **now.summary(), "lam": lam, "q_low": tables.min().item(), "q_high": tables.max().item()}
         self.history.append(row | {"seconds": time.perf_counter() - started})
         return self.history[-1]
 
+    def settled(self) -> bool:
+        """Whether the best round is one to keep and ``patience`` later ones were not better."""
+        return bool(self.settings.patience) and self.best is not None and self.best.fits and len(self.history) > self.best.index + self.settings.patience
+
     def move(self, index: int, centres: Tensor, counts: Tensor, old: dict[int, Tensor], cmi: float) -> float:
         """One pass of steps on the tables at fixed centres; returns the mean lambda."""
-        settings, prices = self.settings, []
+        settings, spent, steps = self.settings, 0.0, 0
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * index / settings.rounds))
         centres, counts = centres.to(self.ln_q.device), counts.to(self.ln_q.device)
-        for image, label, *rest in self.loader:
+        now = torch.tensor(cmi, dtype=torch.float64, device=self.ln_q.device)  # stays there: reading a number every step would stall a GPU
+        for batch in in_step(self.loader):
+            lam = self.price(now)
+            grad_q, kl = self.gradient(batch, centres, counts, old, lam.float())
+            # A running view of CMI between two passes; KL to stale centres is never below it.
+            now += 0.1 * (kl - now)
+            spent, steps = spent + lam, steps + 1
+            self.step(grad_q)
+        return float(spent) / max(1, steps)
+
+    def gradient(self, batch: Any, centres: Tensor, counts: Tensor, old: dict[int, Tensor], lam: Tensor) -> tuple[Tensor, Tensor]:
+        """dL/dq and KL(f || S_y), means over the batch in all processes; ``batch`` is ``None`` where the data have run out."""
+        settings, q = self.settings, self.lens.q
+        both, size = q.new_zeros(q.numel() + 1), 0
+        if batch is not None:
+            image, label, *rest = batch
             with autocast(image.device, settings.precision):
                 logits = logits_of(self.teacher(self.look(image)))
-            check_logits(logits, label, self.num_classes)
-            lam = self.price(cmi)
             ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
             loss, _, kl = lens_objective(logits, label, centres, counts, lam, settings.temperature, ln_f_old, settings.ce_weight)
-            # A running view of CMI between two passes; KL to stale centres is never below it.
-            cmi += 0.1 * (kl.item() - cmi)
-            prices.append(lam)
-            self.step(torch.autograd.grad(loss, self.lens.q)[0])
-        return sum(prices) / max(1, len(prices))
+            both, size = torch.cat([torch.autograd.grad(loss, q)[0].flatten(), kl[None].to(q.dtype)]), len(label)
+        both = mean_all(both, size)
+        return both[:-1].view_as(q), both[-1]
 
     def step(self, grad_q: Tensor) -> None:
+        if self.settings.tables == "one":  # equal gradients keep equal tables equal
+            grad_q = grad_q.sum(0).expand_as(grad_q)
         self.ln_q.grad = grad_q * self.lens.q.detach()
         self.optimizer.step()
         with torch.no_grad():
             self.ln_q.clamp_(math.log(self.settings.q_min), math.log(Q_MAX))
             self.lens.q.copy_(self.ln_q.exp())
 
-    def price(self, cmi: float) -> float:
+    def price(self, cmi: Tensor) -> Tensor:
         """lambda: fixed, or proportional to the CMI that is still to gain."""
         settings = self.settings
         if settings.lam is not None:
-            return settings.lam
+            return torch.full_like(cmi, settings.lam)
         target = sum(settings.cmi_gain) / 2
         missing = self.before.cmi.total + target - cmi
-        return settings.lam_max * min(1.0, max(-1.0, missing / (0.25 * target)))
+        return settings.lam_max * (missing / (0.25 * target)).clamp(-1, 1)
 
     def consider(self, index: int, tables: Tensor, now: Measurement) -> None:
         """Keep the cheapest round among those in the band and above the floor, else the nearest miss."""
@@ -193,7 +226,6 @@ class _Fit:
 
     def choose(self) -> FitResult:
         best, lens = self.best, self.lens
-        in_band = best.rank[:2] == (0.0, 0.0)
         with torch.no_grad():
             lens.q.copy_(best.tables)
         lens.metadata = {
@@ -206,10 +238,10 @@ class _Fit:
             "before": self.before.summary(),
             "after": best.measured.summary(),
             "images": int(self.before.cmi.counts.sum()),
-            "fit": asdict(self.settings) | {"chosen": best.index, "in_band": in_band},
+            "fit": asdict(self.settings) | {"chosen": best.index, "in_band": best.fits},
             "seconds": sum(row["seconds"] for row in self.history),
         }
-        return FitResult(lens, self.before, best.measured, self.history, best.index, in_band)
+        return FitResult(lens, self.before, best.measured, self.history, best.index, best.fits)
 
     def save(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         state = {
@@ -219,6 +251,7 @@ class _Fit:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "before": _pack(self.before),
+            "centres": self.centres,
             "best": {"rank": self.best.rank, "index": self.best.index, "tables": self.best.tables, "measured": _pack(self.best.measured)},
         }
         atomic_write(path, lambda p: torch.save(state, p))
@@ -233,7 +266,7 @@ class _Fit:
                 self.ln_q.copy_(state["ln_q"])
                 self.lens.q.copy_(state["q"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.history, self.before = state["history"], _unpack(state["before"])
+            self.history, self.before, self.centres = state["history"], _unpack(state["before"]), state["centres"]
             best = state["best"]
             self.best = _Best(tuple(best["rank"]), best["index"], best["tables"].cpu(), _unpack(best["measured"]))
         except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -246,6 +279,11 @@ class _Best:
     index: int
     tables: Tensor
     measured: Measurement
+
+    @property
+    def fits(self) -> bool:
+        """Whether it meets both the accuracy floor and the band."""
+        return self.rank[:2] == (0.0, 0.0)
 
 
 def _pack(measurement: Measurement) -> dict[str, Any]:
@@ -276,6 +314,8 @@ def begin_round(loader: Iterable[Any], seed: int, index: int) -> None:
     torch.manual_seed(1_000_003 * seed + index)
     if hasattr(loader, "epoch"):
         loader.epoch = index
+    if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
+        sampler.set_epoch(index)  # torch's DistributedSampler, whose order is its own
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .additions import module_name
 from .errors import DJIPError
 
 
@@ -57,12 +58,12 @@ def apply_cures(host: Host, switched_off: Collection[str] = ()) -> list[str]:
 
 def own_checkout_first(host: Host) -> str | None:
     """Import the package from the checkout that the script belongs to."""
-    checkout = next((folder for folder in host.script.resolve().parents if (folder / host.package.replace(".", "/") / "distillers").is_dir()), None)
+    parts = module_name(host.package, "distillers").split(".")
+    top = parts[0]
+    checkout = next((folder for folder in host.script.resolve().parents if folder.joinpath(*parts).is_dir()), None)
     if checkout is None:
         return None  # a script of one's own, for an installed package
-    top = host.package.partition(".")[0]
-    spec = importlib.util.find_spec(top)
-    found = None if spec is None or not spec.submodule_search_locations else Path(next(iter(spec.submodule_search_locations))).resolve()
+    found = _folder(top)
     if found == checkout / top:
         return None
     if top in sys.modules:
@@ -74,12 +75,18 @@ def own_checkout_first(host: Host) -> str | None:
 
 def require_scipy(host: Host) -> str | None:
     """OFD imports scipy, which the requirements of mdistiller do not name."""
-    spec = importlib.util.find_spec(host.package)
-    folders = [] if spec is None else list(spec.submodule_search_locations or [])
-    sources = (path.read_text(errors="replace") for folder in folders for path in Path(folder, "distillers").glob("*.py"))
+    top, *rest = module_name(host.package, "distillers").split(".")
+    folder = _folder(top)
+    sources = [path.read_text(errors="replace") for path in folder.joinpath(*rest).glob("*.py")] if folder else []
     if importlib.util.find_spec("scipy") is None and any("from scipy" in text or "import scipy" in text for text in sources):
         raise DJIPError(f"{host.package} imports scipy, which its requirements forget; pip install scipy")
     return None
+
+
+def _folder(top: str) -> Path | None:
+    """Where the top-level package of that name would be imported from, None when there is none."""
+    spec = importlib.util.find_spec(top)
+    return None if spec is None or not spec.submodule_search_locations else Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
 def without_wandb(host: Host) -> str | None:
@@ -142,7 +149,11 @@ def separate_folders(host: Host) -> str | None:
     """Give a run with a lens or a seed a folder of its own, and refuse to write over a finished one."""
 
     def append_tag(cfg: Any) -> None:
-        if "EXPERIMENT" in cfg and host.tag and not cfg.EXPERIMENT.PROJECT.endswith(host.tag):
+        if "EXPERIMENT" not in cfg or not host.tag:
+            return
+        if "PROJECT" not in cfg.EXPERIMENT:
+            raise DJIPError("the host has no EXPERIMENT.PROJECT to set this run apart by; name a folder of its own and add --no-cure folders")
+        if not cfg.EXPERIMENT.PROJECT.endswith(host.tag):
             cfg.EXPERIMENT.PROJECT += f"/{host.tag}"
 
     _before_freeze(append_tag)
@@ -158,10 +169,12 @@ def separate_folders(host: Host) -> str | None:
                 raise DJIPError(f"the run would go to {folder}, among runs without {host.tag}; let the host freeze its configuration first")
             if (folder / "latest").exists() and not host.resume:
                 raise DJIPError(f"{folder} holds a run already; add --resume, move it away, or write over it with --no-cure folders")
+            if host.tag:
+                print(f"djip: the run goes to {folder} [cure folders]", file=sys.stderr, flush=True)
         start(self, logdir, *args, **kwargs)
 
     tensorboardX.SummaryWriter.__init__ = check_and_start
-    return f"run folders end in {host.tag}" if host.tag else None
+    return None  # said when the folder is known
 
 
 def _before_freeze(change: Callable[[Any], None]) -> None:

@@ -1,6 +1,7 @@
 """What a fit needs, taken from a host: its teacher with the host's checkpoint, and its images without augmentation."""
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .additions import module_name
 from .bench.imageset import ImageSet
 from .bench.run import load_weights
 from .errors import DJIPError
@@ -28,36 +30,47 @@ class HostTask:
     teacher_name: str
 
 
-def read_host(checkout: str | Path, cfg_path: str | Path, package: str = "mdistiller", limit: int = 0) -> HostTask:
+def read_host(checkout: str | Path, cfg_path: str | Path, package: str = "mdistiller", limit: int = 0, options: Sequence[str] = ()) -> HostTask:
     """Read the task that ``cfg_path``, a YAML file of the host, describes.
 
     Args:
         checkout: folder of mdistiller or of a fork; its ``package`` is imported.
         limit: read at most this many images of each set, spread evenly over it; 0: all.  Images that the host keeps in
             files (ImageNet) are held in memory, so a limit is asked for there.
+        options: keys and values in turn that override the file.
 
     Raises:
         DJIPError: no such package, file, teacher or checkpoint; a data set without a Normalize to take the scale from.
     """
     checkout = Path(checkout).resolve()
-    if not (checkout / package.replace(".", "/") / "distillers").is_dir():
-        raise DJIPError(f"{checkout} has no {package}/distillers; --host takes a checkout of mdistiller or of a fork")
+    distillers = module_name(package, "distillers").replace(".", "/")
+    if not (checkout / distillers).is_dir():
+        raise DJIPError(f"{checkout} has no {distillers}; --host takes a checkout of mdistiller or of a fork")
     if not Path(cfg_path).is_file():
         raise DJIPError(f"there is no configuration {cfg_path}; --cfg takes one of the host's YAML files")
     apply_cures(Host(package, checkout / "tools" / "train.py", tag="", resume=False), switched_off=("cpu", "resume", "folders"))
-    cfg = importlib.import_module(f"{package}.engine.cfg").CFG.clone()
+    cfg = _member(package, "engine.cfg").CFG.clone()
     try:
         cfg.merge_from_file(str(cfg_path))
+        cfg.merge_from_list(list(options))
     except (KeyError, ValueError, AssertionError) as error:
         raise DJIPError(f"{cfg_path}: {error.args[0] if error.args else error}; is it a file of this host?") from error
-    train_loader, test_loader, _, num_classes = importlib.import_module(f"{package}.dataset").get_dataset(cfg)
+    train_loader, test_loader, _, num_classes = _member(package, "dataset").get_dataset(cfg)
     mean, std = _scale(test_loader.dataset)
     train, test = (_images(loader.dataset, test_loader.dataset.transform, num_classes, mean, std, limit) for loader in (train_loader, test_loader))
     return HostTask(_teacher(package, cfg, num_classes), train, test, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)
 
 
+def _member(package: str, name: str) -> Any:
+    name = module_name(package, name)
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DJIPError(f"the host's {name} cannot be imported ({error}); without it fit the lens in Python, by djip_ext.fit_lens") from error
+
+
 def _teacher(package: str, cfg: Any, num_classes: int) -> nn.Module:
-    models, name, kind = importlib.import_module(f"{package}.models"), cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
+    models, name, kind = _member(package, "models"), cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
     known = getattr(models, {"cifar100": "cifar_model_dict"}.get(kind, f"{kind}_model_dict"), {})
     if name not in known:
         raise DJIPError(f"the host has no teacher '{name}' for {kind}; it has {', '.join(known) or 'none'}")
@@ -66,6 +79,8 @@ def _teacher(package: str, cfg: Any, num_classes: int) -> nn.Module:
     build, checkpoint = known[name]
     if checkpoint is None:
         raise DJIPError(f"the host has no checkpoint for '{name}'; choose a DISTILLER.TEACHER that it has trained")
+    if not Path(checkpoint).is_file():
+        raise DJIPError(f"the host's teacher {Path(checkpoint).resolve()} is missing; fetch its checkpoints into download_ckpts, as its README says")
     return load_weights(build(num_classes=num_classes), checkpoint).eval()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from .additions import add_missing
+from .additions import add_missing, module_name
 from .errors import DJIPError
 from .lens import JPEGLens
 from .lens_file import lens_id, load_lens
@@ -39,7 +39,8 @@ def install(lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller"
 
     Args:
         lens: a path, a :class:`JPEGLens`, or ``"identity"``, the fair baseline: the same wrapper, no change of the images.
-        package: the benchmark, imported if need be; it must have ``<package>.distillers.distiller_dict``.
+        package: the benchmark, imported if need be; it must have ``<package>.distillers.distiller_dict``.  "." is one whose
+            ``distillers`` is no part of a package.
         any_teacher: accept a lens that was fitted for other weights or another data set.
 
     Returns:
@@ -82,13 +83,14 @@ def count_teachers(package: str, number: int) -> None:
 
 def find_registry(package: str) -> dict[str, Any]:
     """``<package>.distillers.distiller_dict``; raises DJIPError that names what was looked for."""
+    name = module_name(package, "distillers")
     try:
-        module = importlib.import_module(f"{package}.distillers")
+        module = importlib.import_module(name)
     except ImportError as error:
-        raise DJIPError(f"cannot import {package}.distillers ({error}); run from the benchmark's checkout or name its package") from error
+        raise DJIPError(f"cannot import {name} ({error}); run from the benchmark's checkout or name its package") from error
     registry = getattr(module, "distiller_dict", None)
     if not isinstance(registry, dict) or not registry:
-        raise DJIPError(f"{package}.distillers ({module.__file__}) has no distiller_dict; djip_ext plugs in there and nowhere else")
+        raise DJIPError(f"{name} ({module.__file__}) has no distiller_dict; djip_ext plugs in there and nowhere else")
     return registry
 
 
@@ -107,8 +109,11 @@ def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: 
     """``teacher`` behind ``lens`` with the normalisation of the benchmark's data set ``cfg.DATASET.TYPE``.
 
     Raises:
-        DJIPError: the lens was fitted for another data set, normalisation or teacher, or the normalisation is unknown.
+        DJIPError: the lens was fitted for another data set, normalisation or teacher, the normalisation is unknown, or the
+            teacher is no network.
     """
+    if not isinstance(teacher, nn.Module):
+        raise DJIPError(f"the teacher is a {type(teacher).__name__}; a lens goes in front of one network")
     dataset = getattr(getattr(cfg, "DATASET", None), "TYPE", None)
     about = {} if isinstance(lens, str) else lens.metadata
     if dataset and about.get("dataset", dataset) != dataset and not any_teacher:
@@ -125,12 +130,14 @@ def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: 
 
 
 def _with_lens(build: Any, lens: JPEGLens | str, any_teacher: bool, installation: _Installation) -> Any:
-    """``build`` with its second argument, the teacher, behind the lens."""
+    """``build`` with its second argument, the teacher, behind the lens; one that takes ``(student, cfg)`` alone has no teacher."""
 
     @functools.wraps(build, updated=())
-    def build_with_lens(student: nn.Module, teacher: nn.Module, cfg: Any, *args: Any, **kwargs: Any) -> nn.Module:
-        amplified = put_behind(teacher, lens, cfg, any_teacher)
+    def build_with_lens(student: nn.Module, teacher: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if not args and "cfg" not in kwargs:
+            return build(student, teacher, **kwargs)
+        amplified = put_behind(teacher, lens, args[0] if args else kwargs["cfg"], any_teacher)
         installation.teachers += 1
-        return build(student, amplified, cfg, *args, **kwargs)
+        return build(student, amplified, *args, **kwargs)
 
     return build_with_lens

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .activate import activate, add_flags
+from .additions import module_name
 from .errors import DJIPError
 from .install import put_behind, teachers_behind_lens
 from .lens import JPEGLens
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one script; what the user can mend ends as one line on stderr and exit status 2."""
     parser = argparse.ArgumentParser("python -m djip_ext.launch", description="Run a script of mdistiller or a fork of it with a lens.", allow_abbrev=False)
     add_flags(parser, prefix="")
-    parser.add_argument("--host", default="mdistiller", metavar="PACKAGE", help="the benchmark's package (default: %(default)s)")
+    parser.add_argument("--host", default="mdistiller", metavar="PACKAGE", help="the benchmark's package (default: %(default)s); . when its distillers are no part of one")
     parser.add_argument("script", help="the host's script, usually tools/train.py or tools/eval.py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     flags = parser.parse_args(argv)
@@ -70,8 +71,8 @@ def _evaluates(script: Path) -> bool:
 
 def _show_to_vanilla(package: str, lens: JPEGLens | str, any_teacher: bool) -> list[Any]:
     """Put the lens in front of the network that eval.py evaluates; the list returned grows with every one."""
-    distillers = importlib.import_module(f"{package}.distillers")
-    cfg = importlib.import_module(f"{package}.engine.cfg").CFG
+    distillers = importlib.import_module(module_name(package, "distillers"))
+    cfg = importlib.import_module(module_name(package, "engine.cfg")).CFG
     vanilla, shown = distillers.Vanilla, []
 
     @functools.wraps(vanilla, updated=())

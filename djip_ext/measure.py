@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .cmi import CMI, ClassStatistics
 from .errors import DJIPError
 from .outputs import logits_of
+from .processes import sum_all
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def measure(
 ) -> Measurement:
     """One pass of ``network`` (in the mode it is in) over ``loader``.
 
+    In a process group all processes call this together, each with its share of the data, and get the numbers of the whole.
+
     Args:
         loader: batches that begin with normalised images (B, 3, H, W) and labels (B,).
         look: maps the images to what the network sees; ``None``: itself.
@@ -58,17 +61,18 @@ def measure(
     Raises:
         DJIPError: an empty loader, NaN logits, labels or logits that do not fit ``num_classes``.
     """
-    statistics, ce, hits, count = ClassStatistics(num_classes, temperature), 0.0, 0, 0
+    statistics, ce, hits, count = ClassStatistics(num_classes, temperature), torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64), 0
     for image, label, *rest in loader:
         with autocast(image.device, precision):
             logits = logits_of(network(image if look is None else look(image))).float()
         statistics.update(logits, label)
-        ce += F.cross_entropy(logits, label, reduction="sum").item()
-        hits += (logits.argmax(1) == label).sum().item()
+        ce = ce.to(logits.device) + F.cross_entropy(logits, label, reduction="sum")  # read once, at the end
+        hits = hits.to(logits.device) + (logits.argmax(1) == label).sum()
         count += len(label)
         if keep_ln_f is not None:
             if not rest:
                 raise DJIPError("the literal variant needs each batch to carry its images' indices third; add them or use variant='fresh'")
             keep_ln_f(rest[0], torch.log_softmax(logits / temperature, dim=1))
-    result = statistics.result()
-    return Measurement(result, ce / count, 100 * hits / count)
+    result = statistics.gather().result()
+    ce_sum, hit_sum, total = sum_all(torch.stack([ce.double(), hits.double(), torch.full_like(hits, count).double()])).tolist()
+    return Measurement(result, ce_sum / total, 100 * hit_sum / total)

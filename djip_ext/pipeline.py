@@ -13,18 +13,23 @@ Backward, with G the gradient of x~ seen as coefficients, K^-T D G D^T:
 When x needs no gradient, as in a fit, the forward pass keeps dQ/dq and nothing else; otherwise it keeps x and computes again.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .codec import BLOCK, RGB_TO_YCBCR, YCBCR_TO_RGB, block_dct, block_idct, mix_channels
-from .curves import Curves
+from .curves import Curves, Room, fresh
 from .quantizer import MAX_KAPPA, end_width, kappa_of, set_ends
 
 LARGEST = 1024.0  # |z| of a block of pixels in [0, 255]
-CHUNK = 300_000  # numbers that pass through all steps before the next ones do, so that they stay in the cache of a CPU
+CHUNK = 160_000  # numbers that pass through all steps before the next ones do, so that they stay in the cache of a CPU
+FLAT = ("z", "between", "pulled")  # buffers that the DCT fills, as images
+_kept_buffers = threading.local()  # some ten chunks: fresh memory costs a CPU more than the arithmetic does
 
 
 @dataclass(frozen=True)
@@ -85,75 +90,122 @@ class Plan:
         )
 
 
-def quantize(z: Tensor, plan: Plan, by_z: bool, by_q: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The pointwise kernel: K, quantizer, K^-1.
+def mean_index(
+    z: Tensor, plan: Plan, by_z: bool, by_q: bool, room: Room, by_step: Tensor | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """g of every coefficient, and dQ/dz and dQ/dq where asked for.
 
-    Shape: z (B, 3, H / 8, 8, W), coefficients of the images as they come -> coefficients of x~; dQ/dz and dQ/dq where asked for.
+    Shape: z (B, 3, H / 8, 8, W), coefficients of the images as they come -> the same; ``by_step`` is a buffer for dQ/dq.
     """
-    u = torch.addcmul(plan.shift, mix_channels(z, plan.colour), plan.inverse)
-    n = u.round()
-    h, s, t = plan.curves.at(u - n, slope=by_z or by_q, turn=by_q and not plan.tied)
-    g = n + h
+    u = mix_channels(z, plan.colour, out=room("u"))
+    u = torch.addcmul(plan.shift, u, plan.inverse, out=u)
+    n = torch.round(u, out=room("n"))
+    h, s, t = plan.curves.at(torch.sub(u, n, out=room("r")), slope=by_z or by_q, turn=by_q and not plan.tied, room=room)
+    g = h.add_(n)
     if plan.ends is not None:
         set_ends(u, *plan.ends, g, s, t)
-    seen = mix_channels(torch.addcmul(plan.unshift, g, plan.step), plan.back)
-    by_step = None
     if by_q:
-        by_step = torch.addcmul(g, u, s, value=-1)  # dQ/dq = g - u s + 2 t, without t when kappa stays what it is
+        by_step = torch.addcmul(g, u, s, value=-1, out=by_step)  # dQ/dq = g - u s + 2 t, without t when kappa stays what it is
         by_step = by_step if plan.tied else by_step.add_(t, alpha=2)
-    return seen, s if by_z else None, by_step
+    return g, s, by_step
+
+
+def quantize(z: Tensor, plan: Plan, room: Room, by_q: bool = False, by_step: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """The pointwise kernel: K, quantizer, K^-1; dQ/dq goes to ``by_step`` if ``by_q``."""
+    g, *_ = mean_index(z, plan, False, by_q, room, by_step)
+    return mix_channels(torch.addcmul(plan.unshift, g, plan.step, out=g), plan.back, out=out)
+
+
+def pull_back(pull: Tensor, kept: Tensor, plan: Plan, by_x: bool, by_q: bool, room: Room) -> tuple[Tensor | None, Tensor | None]:
+    """The kernel's backward.
+
+    Args:
+        pull: the gradient of x~ as coefficients, (B, 3, H / 8, 8, W).
+        kept: the coefficients of x when ``by_x``, else dQ/dq.
+
+    Returns:
+        the gradient of x as coefficients, if ``by_x``; that of q summed over images and rows of blocks, (3, 8, W), if ``by_q``.
+    """
+    pull = mix_channels(pull, plan.back.T, out=room("pull"))
+    if not by_x:
+        return None, _sum_rows(torch.mul(pull, kept, out=room("n")))
+    _, by_z, by_step = mean_index(kept, plan, True, by_q, room, room("by_step"))
+    grad_q = _sum_rows(torch.mul(pull, by_step, out=room("n"))) if by_q else None
+    return mix_channels(torch.mul(pull, by_z, out=room("n")), plan.colour.T, out=room("pull")), grad_q
+
+
+@lru_cache
+def kernels(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """:func:`quantize` and :func:`pull_back`, as they are or as torch.compile fuses them: some seconds each, when first used."""
+    return (torch.compile(quantize, dynamic=True), torch.compile(pull_back, dynamic=True)) if compiled else (quantize, pull_back)
 
 
 class Lens(torch.autograd.Function):
     """x (B, 3, H, W), sides multiples of 8, and q (2, 8, 8) -> x~; ``plan`` must be that of q."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, q: Tensor, plan: Plan) -> Tensor:
+    def forward(ctx, x: Tensor, q: Tensor, plan: Plan, compiled: bool) -> Tensor:
         by_x, by_q = ctx.needs_input_grad[:2]
         x = x.contiguous()
-        keep = torch.empty_like(x) if by_q and not by_x else None
+        keep = _rows(torch.empty_like(x)) if by_q and not by_x else None
         seen = torch.empty_like(x)
-        for part in _chunks(x):
-            z, _, by_step = quantize(_rows(block_dct(x[part])), plan, by_z=False, by_q=keep is not None)
-            if keep is not None:
-                keep[part] = by_step.view_as(x[part])
-            seen[part] = block_idct(z.view_as(x[part]))
+        compiled = compiled and plan.ends is None  # those look at the coefficients
+        kernel, _ = kernels(compiled)
+        for part, room in _chunks(x):
+            z = block_dct(x[part], out=room("z"), between=room("between"))
+            by_step = None if keep is None else keep[part]
+            z = kernel(_rows(z), plan, fresh if compiled else room, keep is not None, by_step, room("n"))
+            block_idct(z.view(x[part].shape), out=seen[part], between=room("between"))
         ctx.save_for_backward(x if by_x else keep)
-        ctx.plan = plan
+        ctx.plan, ctx.compiled = plan, compiled
         return seen
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_x, by_q = ctx.needs_input_grad[:2]
-        plan, (kept,) = ctx.plan, ctx.saved_tensors
+        (kept,), (_, kernel) = ctx.saved_tensors, kernels(ctx.compiled)
         with torch.autocast(grad.device.type, enabled=False):
             grad = grad.contiguous()
             grad_x = torch.empty_like(grad) if by_x else None
-            grad_q = 0
-            for part in _chunks(grad):
-                pull = mix_channels(_rows(block_dct(grad[part])), plan.back.T)
-                by_step = _rows(kept[part])
-                if by_x:
-                    _, by_z, by_step = quantize(_rows(block_dct(kept[part])), plan, True, by_q)
-                    grad_x[part] = block_idct(mix_channels(pull * by_z, plan.colour.T).view_as(grad[part]))
+            grad_q = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64, device=grad.device)
+            for part, room in _chunks(grad):
+                pull = _rows(block_dct(grad[part], out=room("pulled"), between=room("between")))
+                z = _rows(block_dct(kept[part], out=room("z"), between=room("between"))) if by_x else kept[part]
+                pull, steps = kernel(pull, z, ctx.plan, by_x, by_q, fresh if ctx.compiled else room)
                 if by_q:
-                    grad_q = grad_q + _sum_blocks(pull * by_step)
-            return grad_x, torch.stack([grad_q[0], grad_q[1] + grad_q[2]]).to(grad.dtype) if by_q else None, None
+                    grad_q += steps.double().view(3, BLOCK, -1, BLOCK).sum(2)
+                if by_x:
+                    block_idct(pull.view(grad[part].shape), out=grad_x[part], between=room("between"))
+            return grad_x, torch.stack([grad_q[0], grad_q[1] + grad_q[2]]).to(grad.dtype) if by_q else None, None, None
 
 
-def _chunks(x: Tensor) -> list[slice]:
-    """Slices of a batch, whole images, small enough for the cache of a CPU; all of it on other devices."""
-    count = max(1, CHUNK // max(1, x[0].numel())) if x.device.type == "cpu" and len(x) else max(1, len(x))
-    return [slice(start, start + count) for start in range(0, len(x), count)]
+def _chunks(x: Tensor) -> Iterator[tuple[slice, Room]]:
+    """Slices of a batch and room for what becomes of them: whole images, few enough for the cache of a CPU; elsewhere all at once."""
+    if x.device.type != "cpu":
+        yield slice(None), fresh
+        return
+    count = max(1, CHUNK // max(1, x[:1].numel()))
+    buffers = _kept_buffers.__dict__ if count * x[:1].numel() <= CHUNK else {}  # of one huge image: given back
+    for start in range(0, len(x), count):
+        part = slice(start, start + count)
+        shape = x[part].shape
+
+        def room(name: str) -> Tensor:
+            key = f"{name} {x.dtype}"
+            if key not in buffers or buffers[key].numel() < shape.numel():
+                buffers[key] = torch.empty(shape.numel(), dtype=x.dtype)
+            buffer = buffers[key][: shape.numel()].view(shape)
+            return buffer if name in FLAT else _rows(buffer)
+
+        yield part, room
 
 
 def _rows(x: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 3, H / 8, 8, W): rows of blocks."""
-    return x.view(*x.shape[:2], -1, BLOCK, x.shape[3])
+    return x.view(*x.shape[:2], x.shape[2] // BLOCK, BLOCK, x.shape[3])
 
 
-def _sum_blocks(z: Tensor) -> Tensor:
-    """Sum (B, 3, H / 8, 8, W) over images and blocks -> float64 (3, 8, 8)."""
-    total = z.sum(0).sum(1) if z.shape[0] > z.shape[2] else z.sum(2).sum(0)  # whichever reads memory in long runs
-    return total.double().view(3, BLOCK, -1, BLOCK).sum(2)
+def _sum_rows(z: Tensor) -> Tensor:
+    """Sum (B, 3, H / 8, 8, W) over images and rows of blocks, in the order that reads memory in longer runs."""
+    return z.sum(0).sum(1) if z.shape[0] > z.shape[2] else z.sum(2).sum(0)

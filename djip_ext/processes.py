@@ -39,16 +39,26 @@ def say(text: str) -> None:
 
 
 def sum_all(value: Tensor) -> Tensor:
-    """The sum of ``value`` over all processes, the same in each; ``value`` may be overwritten."""
-    if processes() > 1:
-        dist.all_reduce(value)
-    return value
+    """The sum of ``value`` over all processes, the same in each; ``value`` itself may be overwritten."""
+    if processes() == 1:
+        return value
+    shared = value.cuda() if dist.get_backend() == "nccl" else value  # NCCL knows GPUs only
+    dist.all_reduce(shared)
+    return shared.to(value.device)
 
 
-def in_step(batches: Iterable[T], device: torch.device) -> Iterator[T | None]:
+def mean_all(value: Tensor, weight: int) -> Tensor:
+    """The mean of ``value`` (K,) over all processes, each counted ``weight`` times, summed in float64."""
+    if processes() == 1:
+        return value
+    weighted = sum_all(torch.cat([weight * value.double(), value.new_tensor([weight], dtype=torch.float64)]))
+    return (weighted[:-1] / weighted[-1]).to(value.dtype)
+
+
+def in_step(batches: Iterable[T]) -> Iterator[T | None]:
     """Yield batches until every process has run out; one that has run out earlier gets ``None`` meanwhile.
 
-    A collective call between two batches then always finds all processes.
+    A sum between two batches then always finds all processes.
     """
     if processes() == 1:
         yield from batches
@@ -56,7 +66,7 @@ def in_step(batches: Iterable[T], device: torch.device) -> Iterator[T | None]:
     iterator = iter(batches)
     while True:
         batch = next(iterator, None)
-        if sum_all(torch.tensor(0 if batch is None else 1, device=device)).item() == 0:
+        if sum_all(torch.tensor(int(batch is not None))).item() == 0:
             return
         yield batch
 

@@ -89,8 +89,8 @@ def test_fit_takes_teacher_and_images_from_a_host(monkeypatch: pytest.MonkeyPatc
         return HostTask(build_model("resnet8", 20), make_synthetic(2, 0), make_synthetic(1, 1), "cifar100", "resnet8")
 
     monkeypatch.setattr(train_lens, "read_host", read_host)
-    run_command(["fit", "--host", "checkout", "--cfg", "theirs.yaml", "--images", "20", "--rounds", "1", "--out", "a.safetensors", "BENCH.DEVICE", "cpu"])
-    assert asked == [("checkout", "theirs.yaml", "mdistiller", 20)]
+    run_command(["fit", "--host", "checkout", "--cfg", "theirs.yaml", "--images", "20", "--rounds", "1", "--out", "a.safetensors", "BENCH.DEVICE", "cpu", "DISTILLER.TEACHER", "resnet8"])
+    assert asked == [("checkout", "theirs.yaml", "mdistiller", 20, ["DISTILLER.TEACHER", "resnet8"])]
     about = load_lens("a.safetensors").metadata
     assert (about["dataset"], about["teacher"], about["images"]) == ("cifar100", "resnet8", 20)
 
@@ -108,6 +108,9 @@ def test_every_setting_of_the_fit_has_a_flag(teacher: str) -> None:
     fit = load_lens("a.safetensors").metadata["fit"]
     assert (fit["lam"], fit["optimizer"], fit["variant"], fit["temperature"], fit["seed"]) == (0.5, "sgd", "literal", 4.0, 3)
     assert set(vars(FitSettings())) <= fit.keys()
+    run_command(["fit", "--out", "a.safetensors", "--rounds", "1", "--refresh", "3", "--tables", "one", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher])
+    fit = load_lens("a.safetensors").metadata["fit"]
+    assert (fit["refresh"], fit["tables"]) == (3, "one")
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
 """fit, train and inspect on an ImageFolder, with networks of the benchmark and of other libraries."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "bench"))
+sys.path[:0] = [str(Path(__file__).parent / "bench"), str(Path(__file__).parent / "core")]
 from folders import make_folders
 from test_families import hf_folder
+from together import environments
 
 from djip_ext import load_lens
+from djip_ext.bench.run import build_model
 from djip_ext.bench.trainer import BaseTrainer
 from djip_ext.commands.main import run_command
 
@@ -72,3 +75,20 @@ def test_an_interrupted_student_on_a_folder_resumes_to_the_same_numbers(data: li
     run_command(["train", *small, "EXPERIMENT.NAME", "broken", "--resume"])
     whole, resumed = (torch.load(f"output/distill/{name}/seed-0/student_last.pth", weights_only=True)["model"] for name in ("whole", "broken"))
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_two_processes_fit_the_lens_of_one_and_only_the_first_writes_and_prints(data: list[str], tmp_path: Path) -> None:
+    torch.save({"model": build_model("resnet8", 5).state_dict()}, "teacher.pth")
+    command = ["fit", "--rounds", "1", "--batch-size", "8", "--lr", "0.05", "--lam", "1", "--start", "magnitude", *data, "BENCH.INPUT_SIZE", "16"]
+    command += ["DISTILLER.TEACHER", "resnet8", "BENCH.TEACHER_CHECKPOINT", "teacher.pth"]
+    run_command([*command, "--out", "one.safetensors"])
+    python = [sys.executable, "-m", "djip_ext.commands.main", *command, "--out", "two.safetensors"]
+    started = [subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=e) for e in environments(2)]
+    printed = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0], printed
+    assert "lens" in printed[0][0] and printed[1] == ("", "")
+    one, two = load_lens("one.safetensors"), load_lens("two.safetensors")
+    torch.testing.assert_close(two.q, one.q, rtol=1e-3, atol=0)
+    assert (two.metadata["processes"], two.metadata["images"], one.metadata["images"]) == (2, 20, 20)
+    for when in ("before", "after", "test_before", "test_after"):
+        assert two.metadata[when] == pytest.approx(one.metadata[when], rel=1e-3), when

@@ -132,10 +132,17 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
 
 
 def read_task(args: argparse.Namespace) -> tuple[CfgNode, HostTask]:
-    """Teacher and images: from the host's checkout with ``--host``, else from the embedded benchmark."""
+    """Teacher and images: from the host's checkout with ``--host``, else from the embedded benchmark.
+
+    With ``--host``, ``KEY VALUE`` pairs of the node ``BENCH`` are ours, all others the host's.
+    """
     if args.host:
-        task = read_host(args.host, args.cfg or "", args.host_package, args.images)
-        args.cfg = None  # what is left are settings of ours
+        if args.data_root:
+            raise DJIPError("--data-root is the embedded benchmark's; with --host the images are where the host keeps them")
+        pairs = list(zip(args.options[::2], args.options[1::2]))
+        theirs = [word for pair in pairs for word in pair if not pair[0].startswith("BENCH.")]
+        task = read_host(args.host, args.cfg or "", args.host_package, args.images, theirs)
+        args.cfg, args.options = None, [word for pair in pairs for word in pair if pair[0].startswith("BENCH.")]
         return benchmark_cfg(args), task
     cfg = benchmark_cfg(args)
     train_set, test_set = load_image_sets(cfg)

@@ -664,3 +664,9 @@ def test_losses_and_gradients_are_those_of_mdistiller(
     assert (gradient - expected_gradient).norm() <= 1e-4 * expected_gradient.norm()
     scalars = 5 if name == "CRD" else 0  # mdistiller also counts K, T, momentum and two constants
     assert ours.get_extra_parameters() == theirs.get_extra_parameters() - scalars
+
+
+def test_the_documentation_lists_every_method() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "distillers.md").read_text()
+    listed = [line.split("`")[1] for line in text.partition("## How")[0].splitlines() if line.startswith("| `") and "TYPE" not in line]
+    assert sorted(listed) == sorted(METHODS)

@@ -139,7 +139,56 @@ def test_fixed_keeps_the_plain_teachers_centres() -> None:
     assert not torch.equal(fit(variant="fixed", **settings).lens.q, fit(variant="fresh", **settings).lens.q)
 
 
-@pytest.mark.parametrize("name, value", [("optimizer", "lion"), ("variant", "stale"), ("precision", "int8"), ("cmi_gain", (0.3, 0.1)), ("lr", 0.0)])
+def test_centres_are_refreshed_every_so_many_rounds() -> None:
+    settings = {"lam": 1.0, "lens": JPEGLens(q=40.0, kappa=5.0), "lr": 0.2}
+
+    def drift(refresh: int) -> list[float]:
+        return [row["cmi"] for row in fit(rounds=4, refresh=refresh, **settings).history]
+
+    every, second, never = drift(1), drift(2), drift(9)
+    assert every[:2] == second[:2] == never[:2]  # all start from fresh centres
+    assert every[2] != second[2] == never[2]  # the second round's are new, or still the first's
+    assert second[3] != never[3]  # the third round's are new, or still the first's
+
+
+def test_a_fit_with_stale_centres_resumes_to_the_same_lens(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(row: dict[str, float]) -> None:
+        if row["round"] == 2:
+            raise Stop
+
+    settings = {"rounds": 4, "refresh": 3, "lam": 1.0}
+    with pytest.raises(Stop):
+        fit(checkpoint=tmp_path / "fit.pth", log=stop, **settings)
+    assert torch.equal(fit(checkpoint=tmp_path / "fit.pth", **settings).lens.q, fit(**settings).lens.q)
+
+
+def test_one_table_for_all_channels_starts_from_the_mean_and_stays_one() -> None:
+    start = JPEGLens(torch.stack([torch.full((8, 8), 12.0), torch.full((8, 8), 27.0)]), kappa=5.0)
+    result = fit(tables="one", lens=start, ce_weight=0.0, lam=1.0, cmi_gain=(0.001, 10.0))
+    assert result.history[0]["q_low"] == result.history[0]["q_high"] == pytest.approx(18.0)
+    assert result.chosen > 0 and torch.equal(result.lens.q[0], result.lens.q[1])
+    assert result.lens.q.max() > 1.5 * result.lens.q.min()
+
+
+def test_one_table_follows_the_gradients_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, steps = JPEGLens(q=6.0, kappa=5.0), []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(self.param_groups[0]["params"][0].grad.clone()))
+    fit(lens=start, rounds=1)
+    fit(lens=start, rounds=1, tables="one")
+    both, one = steps[0], steps[len(steps) // 2]
+    torch.testing.assert_close(one, (both[0] + both[1]).expand(2, 8, 8))
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_a_refresh_that_means_nothing_is_refused(value: int) -> None:
+    with pytest.raises(DJIPError, match=f"refresh is {value}"):
+        FitSettings(variant="fixed", refresh=value)
+
+
+@pytest.mark.parametrize("name, value", [("tables", "three"), ("optimizer", "lion"), ("variant", "stale"), ("precision", "int8"), ("cmi_gain", (0.3, 0.1)), ("lr", 0.0)])
 def test_a_wrong_setting_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(DJIPError, match=name):
         FitSettings(**{name: value})
@@ -220,3 +269,20 @@ def test_a_fit_killed_anywhere_resumes_to_the_same_lens(calls: int, tmp_path: Pa
     resumed, whole = fit(checkpoint=checkpoint), fit()
     assert torch.equal(resumed.lens.q, whole.lens.q)
     assert [row["cmi"] for row in resumed.history] == [row["cmi"] for row in whole.history]
+
+
+def test_patience_stops_the_fit_after_rounds_that_were_not_better() -> None:
+    patient = fit(rounds=12, cmi_gain=(1e-4, 10.0))
+    hasty = fit(rounds=12, cmi_gain=(1e-4, 10.0), patience=1)
+    assert hasty.in_band and len(hasty.history) == hasty.chosen + 2 < len(patient.history)
+    assert [row["cmi"] for row in hasty.history] == [row["cmi"] for row in patient.history[: len(hasty.history)]]
+
+
+def test_patience_waits_for_a_round_in_the_band() -> None:
+    assert len(fit(cmi_gain=(50.0, 60.0), patience=1).history) == QUICK["rounds"] + 1
+
+
+def test_an_impatient_fit_resumed_stops_where_it_stopped(tmp_path: Path) -> None:
+    settings = {"rounds": 12, "cmi_gain": (1e-4, 10.0), "patience": 1, "checkpoint": tmp_path / "fit.pth"}
+    whole, resumed = fit(**settings), fit(**settings)
+    assert torch.equal(whole.lens.q, resumed.lens.q) and len(whole.history) == len(resumed.history)

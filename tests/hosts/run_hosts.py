@@ -2,19 +2,23 @@
 
     python tests/hosts/run_hosts.py CHECKOUTS --data FOLDER_OF_CIFAR --out docs/hosts_table.csv
 
-Each run is the checkout's own train.py in a copy of the checkout, one epoch on 100 training and 20 test images of the
-real CIFAR-100, resnet56 -> resnet20, a teacher of random weights, on a CPU, seed 0, one process as torchrun starts it:
+Each run is the checkout's own train.py in a copy of the checkout, one epoch of two steps on 20 training images of the real
+CIFAR-100 (100, one of each class, where a CRD draws its negatives) and 10 test images, resnet56 -> resnet20, a teacher of
+random weights, on a CPU, seed 0, one process with the environment of torchrun:
 
 - plain, identity, lens: by ``djip_ext.launch``, without a lens, with the identity lens and with a lens;
 - one line: with the same lens, by the line that patches/djip_flag.py adds.
 
 A run with the lens "works" when it ends well and its student differs from that of the identity lens.  "identity = plain":
 the student of the identity lens is bit for bit the plain one; not so where the distiller moves the statistics of a bare
-teacher.  A name with + is a distiller that djip_ext adds.  Where a host fails without a lens the others are not run.
+teacher.  A name with + is a distiller that djip_ext adds.  Where a host fails without a lens the others are not run.  The row
+"djip fit --host" reads teacher and images for a fit.
 Rows already in the file are kept, so that a run continues where it was interrupted.
 """
 
 import argparse
+import importlib
+import json
 import os
 import pickle
 import re
@@ -25,6 +29,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -34,10 +39,11 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 import yaml  # noqa: E402
 from forks import forked  # noqa: E402
-from hosts_table import WORKS, Row, read_rows, write_rows  # noqa: E402
+from hosts_table import FIT, WORKS, Row, read_rows, write_rows  # noqa: E402
 
 from djip_ext import JPEGLens, install  # noqa: E402
 from djip_ext.bench.models import cifar_model_dict  # noqa: E402
+from djip_ext.host_fit import read_host  # noqa: E402
 from djip_ext.install import find_registry  # noqa: E402
 from djip_ext.launch import main as launch  # noqa: E402
 from djip_ext.launch import run_script  # noqa: E402
@@ -49,13 +55,14 @@ SHARED = {
     "EXPERIMENT": {"PROJECT": "hosts"},
     "DATASET": {"TYPE": "cifar100", "NUM_WORKERS": 0, "TEST": {"BATCH_SIZE": 50}},
     "DISTILLER": {"TEACHER": TEACHER, "STUDENT": STUDENT},
-    "SOLVER": {"BATCH_SIZE": 50, "EPOCHS": 1, "LR": 0.05},
+    "SOLVER": {"BATCH_SIZE": 10, "EPOCHS": 1, "LR": 0.05},
 }
 NODES = {
     "CRD": {"FEAT": {"STUDENT_DIM": 64, "TEACHER_DIM": 64}, "NCE": {"K": 50}},
     "REVIEWKD": {"IN_CHANNELS": WIDTHS, "OUT_CHANNELS": WIDTHS, "SHAPES": [1, 8, 16, 32], "OUT_SHAPES": [1, 8, 16, 32], "MAX_MID_CHANNEL": 64},
     "FT": {"PRETRAIN": {"EPOCHS": 1}},
 }
+SCRIPTS = {"KD_ours": "tools/train_ours.py", "MLKD": "tools/train_mlkd.py"}  # where a checkout has one of its own for them
 SECONDS = 120  # of computing
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
 
@@ -77,10 +84,11 @@ def main() -> None:
         start = Row(checkout.name.replace("+", "/"), subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip(), "")
         with tempfile.TemporaryDirectory() as scratch:
             host = prepare(checkout, Path(scratch) / "host", args.data)
-            for kind in listed(host):
+            kinds, error = listed(host)
+            for kind in kinds:
                 done = any((row.checkout, row.distiller) == (start.checkout, kind) for row in rows)
                 if not done and (not args.only or kind in args.only):
-                    rows.append(run_distiller(host, replace(start, distiller=kind)))
+                    rows.append(replace(start, distiller=kind, plain=error) if error else run_distiller(host, replace(start, distiller=kind)))
                     print(rows[-1], flush=True)
                     write_rows(args.out, rows)
 
@@ -91,10 +99,9 @@ def prepare(checkout: Path, copy: Path, data: Path) -> Path:
     folder = copy / "data" / "cifar-100-python"
     folder.mkdir(parents=True)
     shutil.copy(data / "cifar-100-python" / "meta", folder)
-    for part in ("train", "test"):
-        entry = pickle.loads((data / "cifar-100-python" / part).read_bytes(), encoding="latin1")
-        first = [entry["fine_labels"].index(label) for label in range(100)]
-        first = first if part == "train" else first[:20]
+    for part, size in (("train-20", 20), ("train-100", 100), ("test", 10)):
+        entry = pickle.loads((data / "cifar-100-python" / part.partition("-")[0]).read_bytes(), encoding="latin1")
+        first = [entry["fine_labels"].index(label) for label in range(size)]
         subset = {"data": entry["data"][first], "fine_labels": [entry["fine_labels"][i] for i in first]}
         (folder / part).write_bytes(pickle.dumps(subset))
     weights = copy / "download_ckpts" / "cifar_teachers" / f"{TEACHER}_vanilla" / "ckpt_epoch_240.pth"
@@ -112,44 +119,69 @@ def prepare(checkout: Path, copy: Path, data: Path) -> Path:
     return copy
 
 
-def listed(host: Path) -> list[str]:
-    """The host's own distillers, then those that djip_ext adds, with a +."""
-    listing = host / "distillers.txt"
+def listed(host: Path) -> tuple[list[str], str]:
+    """The host's own distillers, then those that djip_ext adds, with a +; or "all" and why the host cannot be imported.
+
+    Leaves in configurations.json which YAML file of the host's own, one that its schema accepts, is for which distiller.
+    """
+    listing, nothing, found = (host / name for name in ("distillers.txt", "nothing.py", "configurations.json"))
 
     def write() -> None:
-        launch_nothing = host / "nothing.py"
-        launch_nothing.write_text("")
-        launch([str(launch_nothing)])  # for the cures alone
+        nothing.write_text("")
+        launch([str(nothing)])  # for the cures alone
         own = list(find_registry("mdistiller"))
+        found.write_text(json.dumps(configurations(host, importlib.import_module("mdistiller.engine.cfg").CFG)))
         install("identity")
         added = [f"{name}+" for name in find_registry("mdistiller") if name not in own]
-        listing.write_text("\n".join([name for name in own if name != "NONE"] + added))
+        listing.write_text("\n".join([name for name in own if name != "NONE"] + added + [FIT]))
 
     error = attempt(host, write)
-    if error != WORKS:
-        raise SystemExit(f"{host}: {error}")
-    return listing.read_text().split()
+    return (listing.read_text().splitlines(), "") if error == WORKS else (["all"], error)
+
+
+def configurations(host: Path, cfg: Any) -> dict[str, str]:
+    """Distiller -> the first of the host's YAML files for it that ``cfg`` accepts; CIFAR-100 before others."""
+    found: dict[str, str] = {}
+    for path in sorted((host / "configs").glob("**/*.yaml"), key=lambda path: ("cifar100" not in path.parts, path)):
+        node = yaml.safe_load(path.read_text()) or {}
+        kind = node.get("DISTILLER", {}).get("TYPE")
+        if kind in found or "DOT" in node.get("SOLVER", {}) or "imagenet" in str(path):
+            continue
+        try:
+            cfg.clone().merge_from_file(str(path))
+        except (KeyError, ValueError, AssertionError):
+            continue
+        found[kind] = str(path)
+    return found
 
 
 def run_distiller(host: Path, row: Row) -> Row:
-    """``row`` with what became of the four runs."""
+    """``row`` with what became of the four runs; of the row FIT, whether its teacher and images can be read."""
+    if row.distiller == FIT:
+        cfg = next(iter(json.loads((host / "configurations.json").read_text()).values()))
+        options = ["DATASET.TYPE", "cifar100", "DISTILLER.TEACHER", TEACHER]
+        return replace(row, lens=attempt(host, lambda: read_host(host, cfg, limit=10, options=options)))
     kind = row.distiller.rstrip("+")
+    folder = host / "data" / "cifar-100-python"
+    shutil.copy(folder / ("train-100" if "CRD" in kind else "train-20"), folder / "train")
     cfg = host / f"{kind}.yaml"
     cfg.write_text(yaml.safe_dump(configuration(host, kind)))
+    script = SCRIPTS.get(kind, "tools/train.py")
+    script = script if (host / script).exists() else "tools/train.py"
     arms = {"plain": [], "identity": ["--djip-lens", "identity"], "lens": ["--djip-lens", "lens.safetensors"]}
     outcome, students = {}, {}
     for arm, flags in arms.items():
         if arm == "plain" and row.added:
             continue
-        outcome[arm] = attempt(host, lambda: launch(["--seed", "0", *flags, "tools/train.py", "--cfg", str(cfg)]))
+        outcome[arm] = attempt(host, lambda: launch(["--seed", "0", *flags, script, "--cfg", str(cfg)]))
         if arm == "plain" and outcome[arm] != WORKS:
             return replace(row, **outcome)
         students[arm] = student(host) if outcome[arm] == WORKS else None
-    subprocess.run([sys.executable, PATCH, "add", host], check=True, capture_output=True)
+    subprocess.run([sys.executable, PATCH, "add", host, "--script", script], check=True, capture_output=True)
     flags = ["--djip-lens", "lens.safetensors", "--djip-seed", "0", "--djip-no-cure", "folders"]
-    outcome["one_line"] = attempt(host, lambda: run_script("tools/train.py", ["--cfg", str(cfg), *flags]))
+    outcome["one_line"] = attempt(host, lambda: run_script(script, ["--cfg", str(cfg), *flags]))
     students["one_line"] = student(host) if outcome["one_line"] == WORKS else None
-    subprocess.run([sys.executable, PATCH, "remove", host], check=True, capture_output=True)
+    subprocess.run([sys.executable, PATCH, "remove", host, "--script", script], check=True, capture_output=True)
     for arm in ("lens", "one_line"):
         if outcome[arm] == WORKS and equal(students[arm], students["identity"]):
             outcome[arm] = "the lens changes nothing"
@@ -159,16 +191,12 @@ def run_distiller(host: Path, row: Row) -> Row:
 
 def configuration(host: Path, kind: str) -> dict:
     """The host's own YAML for this distiller on CIFAR-100, where it has one, for our pair and one epoch."""
-    merged: dict = {}
-    for path in sorted((host / "configs").glob("**/*.yaml")):
-        found = yaml.safe_load(path.read_text()) or {}
-        if found.get("DISTILLER", {}).get("TYPE") == kind and "DOT" not in found.get("SOLVER", {}) and "imagenet" not in str(path):
-            merged = found
-            break
+    found = json.loads((host / "configurations.json").read_text())
+    merged = yaml.safe_load(Path(found[kind]).read_text()) if kind in found else {}
     tag = f"{kind.lower()},res56,res20"  # in the form that one of the forks asserts
     own = {"EXPERIMENT": {"NAME": kind, "TAG": tag}, "DISTILLER": {"TYPE": kind}, **({kind: NODES[kind]} if kind in NODES else {})}
-    trainer = {"SOLVER": {"TRAINER": "crd"}} if kind == "CRD" else {}
-    for layer in (SHARED, own, trainer):
+    solver = {"SOLVER": {"BATCH_SIZE": 50, **({"TRAINER": "crd"} if kind == "CRD" else {})}} if "CRD" in kind else {}
+    for layer in (SHARED, own, solver):
         merged = overlaid(merged, layer)
     return merged
 
@@ -190,8 +218,11 @@ def attempt(host: Path, run: Callable[[], object]) -> str:
     status, output = forked(host, as_installed, SECONDS)
     if status == 0:
         return WORKS
+    if status < 0:
+        return f"killed after {SECONDS} s"
     lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", output)) if line.strip()]
-    return f"killed after {SECONDS} s" if status < 0 else (lines[-1] if lines else "no message")[:200].replace("|", "/")
+    errors = [line for line in lines if re.match(r"error: |[\w.]+(Error|Exception|Exit)\b", line)]
+    return (errors or lines or ["no message"])[-1][:200].replace("|", "/")
 
 
 def student(host: Path) -> dict[str, torch.Tensor]:

@@ -257,6 +257,36 @@ def test_a_lens_for_other_data_is_refused(package: str) -> None:
         build(package, "KD", "resnet20-resnet8")
 
 
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """The registry of a host of its own, whose distillers are what they were built with."""
+    distillers = types.ModuleType("tiny.distillers")
+    distillers.distiller_dict = {"KD": lambda *args, **kwargs: (args, kwargs), "NONE": lambda student: student}
+    for module in (types.ModuleType("tiny"), distillers):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    install("identity", "tiny")
+    yield distillers.distiller_dict
+    uninstall("tiny")
+
+
+def test_a_distiller_without_a_teacher_is_built_as_ever(registry: dict[str, Any]) -> None:
+    assert registry["KD"]("student", "cfg") == (("student", "cfg"), {})
+    assert teachers_behind_lens("tiny") == 0
+
+
+@pytest.mark.parametrize("keywords", [False, True])
+def test_whatever_follows_the_teacher_is_passed_on(keywords: bool, registry: dict[str, Any]) -> None:
+    teacher, cfg = nn.Flatten(), types.SimpleNamespace()
+    (args, kwargs) = registry["KD"]("student", teacher, cfg=cfg, num_data=7) if keywords else registry["KD"]("student", teacher, cfg, 7)
+    assert args[1].djip_teacher is teacher and teachers_behind_lens("tiny") == 1
+    assert (args[2:], kwargs) == (((), {"cfg": cfg, "num_data": 7}) if keywords else ((cfg, 7), {}))
+
+
+def test_several_teachers_are_refused(registry: dict[str, Any]) -> None:
+    with pytest.raises(DJIPError, match="the teacher is a list"):
+        registry["KD"]("student", [nn.Flatten(), nn.Flatten()], types.SimpleNamespace())
+
+
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(DJIPError, match="cannot import no_such_host.distillers"):
         install("identity", "no_such_host")

@@ -1,5 +1,6 @@
 """The launcher, the one added line and the cures, on a host of a few lines.  Every run is a fork of the test's process."""
 
+import atexit
 import importlib.util
 import sys
 from pathlib import Path
@@ -107,6 +108,7 @@ def test_the_launcher_puts_the_lens_before_the_teacher(lens: str, changed: bool,
     tag = "identity" if lens == "identity" else lens_id(JPEGLens(40.0, window=5))
     assert f"djip: {'identity lens' if lens == 'identity' else f'lens {tag}'} in front of the teacher" in output
     assert (checkout / "output/project" / f"djip-{tag}" / "name/latest").exists()
+    assert f"djip: the run goes to output/project/djip-{tag}/name" in output
 
 
 @pytest.mark.parametrize("lens, changed", [("lens.safetensors", True), ("identity", False)])
@@ -164,6 +166,49 @@ def test_the_added_line_does_nothing_without_the_flag(checkout: Path) -> None:
     status, output = forked(checkout, run)
     assert status == 0 and "djip" not in output and "changed False" in output and "wandb True" in output
     assert (checkout / "output/project/name/latest").exists()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_the_added_line_says_when_the_lens_was_never_used(used: bool, checkout: Path) -> None:
+    path = checkout / "tools/patched.py"
+    path.write_text(path.read_text() if used else path.read_text().partition("if __name__")[0])
+
+    def run() -> None:
+        sys.path.insert(0, str(checkout))
+        run_script("tools/patched.py", ["--djip-lens", "identity"])
+        atexit._run_exitfuncs()  # a fork ends without them
+
+    status, output = forked(checkout, run)
+    assert status == 0 and ("the lens was never used" in output) != used
+
+
+@pytest.mark.parametrize("door", ["launcher", "one line"])
+def test_packages_at_the_top_of_a_checkout_have_the_name_dot(door: str, checkout: Path) -> None:
+    script = checkout / "host/tools/train.py"
+    script.parent.mkdir()
+    text = (TRAIN if door == "launcher" else (checkout / "tools/patched.py").read_text()).replace("from host.", "from ")
+    script.write_text(text.replace("cfg.freeze()", "cfg.freeze()\n    sys.argv += ['--', distiller_dict['KD'].__module__]"))
+
+    def run() -> None:
+        for name in [name for name in sys.modules if name == "host" or name.startswith("host.")]:
+            del sys.modules[name]
+        if door == "launcher":
+            launch(["--host", ".", "--djip-lens", "lens.safetensors", str(script)])
+        else:
+            sys.path.insert(0, str(checkout / "host"))
+            run_script(str(script), ["--djip-lens", "lens.safetensors"])
+
+    status, output = forked(checkout, run)
+    assert status == 0 and "changed True" in output and "'distillers'" in output, output
+
+
+def test_a_host_without_a_project_is_told_to_name_its_folder(checkout: Path) -> None:
+    path = checkout / "host/engine/cfg.py"
+    path.write_text(CFG.replace('"PROJECT": "project"', '"SEED": 1'))
+    (checkout / "tools/train.py").write_text(TRAIN.replace("{cfg.EXPERIMENT.PROJECT}", "own"))
+    status, output = launched(checkout, "--djip-lens", "identity", "tools/train.py")
+    assert status == 2 and "no EXPERIMENT.PROJECT" in output and not (checkout / "output").exists()
+    assert launched(checkout, "--djip-lens", "identity", "--no-cure", "folders", "tools/train.py")[0] == 0
 
 
 def test_wandb_is_off_unless_its_cure_is(checkout: Path) -> None:

@@ -1,6 +1,7 @@
 """Reading teacher, images and scale from a host of a few lines."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from torch import nn
 folder = os.path.dirname(__file__)
 def small(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, num_classes))
-cifar_model_dict = {"small": (small, os.path.join(folder, "small.pth")), "untrained": (small, None)}
+cifar_model_dict = {"small": (small, os.path.join(folder, "small.pth")), "untrained": (small, None), "lost": (small, os.path.join(folder, "lost.pth"))}
 """
 DATASET = """
 import torch
@@ -64,13 +65,13 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def reading(checkout: Path, yaml: str = "{}", limit: int = 0, code: str = "pass") -> tuple[int, str]:
+def reading(checkout: Path, yaml: str = "{}", limit: int = 0, code: str = "pass", options: Sequence[str] = ()) -> tuple[int, str]:
     """Read the host and run ``code`` on the ``task``, in a child process."""
     (checkout / "own.yaml").write_text(yaml)
 
     def read() -> None:
         try:
-            task = read_host(checkout, checkout / "own.yaml", "host", limit)
+            task = read_host(checkout, checkout / "own.yaml", "host", limit, options)
         except DJIPError as error:
             print("error:", error)
             raise SystemExit(2) from None
@@ -100,12 +101,19 @@ assert (task.train.images.numpy() == dataset.pixels[[0, 3, 6, 9]]).all()
 @pytest.mark.parametrize("yaml, reason", [
     ("DATASET: {TYPE: files}", "with --images"),
     ("DISTILLER: {TEACHER: untrained}", "no checkpoint for 'untrained'"),
+    ("DISTILLER: {TEACHER: lost}", "host/lost.pth is missing; fetch its checkpoints"),
     ("DISTILLER: {TEACHER: other}", "no teacher 'other'"),
     ("NO_SUCH_NODE: 1", "NO_SUCH_NODE"),
 ])
 def test_what_the_host_lacks_is_named(yaml: str, reason: str, checkout: Path) -> None:
     status, output = reading(checkout, yaml)
     assert status == 2 and reason in output
+
+
+def test_options_override_the_file(checkout: Path) -> None:
+    status, output = reading(checkout, "DATASET: {TYPE: files}", limit=3, options=["DATASET.TYPE", "cifar100"], code="assert task.dataset == 'cifar100'")
+    assert status == 0, output
+    assert "NO_SUCH" in reading(checkout, options=["NO_SUCH.KEY", "1"])[1]
 
 
 def test_a_folder_that_is_no_checkout_is_named(tmp_path: Path) -> None:

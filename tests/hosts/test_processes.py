@@ -65,7 +65,19 @@ def train(rank, processes):
         distiller(image).backward()
         optimizer.step()
     torch.save(student.state_dict(), f"student-{rank}-of-{processes}")
+    if "FT" in sys.argv:
+        torch.save(pretrained(image), f"paraphraser-{rank}-of-{processes}")
     dist.destroy_process_group()
+
+def pretrained(image):
+    from djip_ext.bench.cfg import CFG as ours
+    from djip_ext.bench.distillers.ft import FT
+    from djip_ext.bench.models import cifar_model_dict
+    torch.manual_seed(0)
+    ours.FT.PRETRAIN.EPOCHS, ours.FT.INPUT_SIZE = 3, (8, 8)
+    distiller = FT(*(cifar_model_dict["resnet8"][0](num_classes=4) for _ in range(2)), ours)
+    distiller.pretrain([(image,)])
+    return distiller.paraphraser.state_dict()
 """
 TORCHRUN = WORKER + """
 if __name__ == "__main__":
@@ -110,7 +122,7 @@ def alone(checkout: Path, lens: str) -> dict[str, torch.Tensor]:
 
     def one_process() -> None:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        launch(["--host", "host", "--djip-lens", lens, "tools/train.py"])
+        launch(["--host", "host", "--djip-lens", lens, "tools/train.py", "FT"])
 
     status, output = forked(checkout, one_process)
     assert status == 0, output
@@ -123,7 +135,7 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_two_processes_of_torchrun_train_the_student_of_one(checkout: Path) -> None:
     start = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port(), "-m", "djip_ext.launch"]
-    command = [sys.executable, *start, "--host", "host", "--djip-lens", "lens.safetensors", "tools/train.py", "KEY", "VALUE"]
+    command = [sys.executable, *start, "--host", "host", "--djip-lens", "lens.safetensors", "tools/train.py", "KEY", "FT"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), str(Path(djip_ext.__file__).parents[1])]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -131,9 +143,11 @@ def test_two_processes_of_torchrun_train_the_student_of_one(checkout: Path) -> N
     students = [torch.load(checkout / f"student-{rank}-of-2") for rank in range(2)]
     assert all(torch.equal(students[0][key], students[1][key]) for key in students[0])
     assert close(students[0], alone(checkout, "lens.safetensors")) and not close(students[0], alone(checkout, "identity"))
+    paraphrasers = [torch.load(checkout / f"paraphraser-{which}") for which in ("0-of-2", "1-of-2", "0-of-1")]
+    assert all(torch.equal(paraphrasers[0][key], paraphrasers[1][key]) for key in paraphrasers[0]) and close(paraphrasers[0], paraphrasers[2])
     tag = f"djip-{lens_id(JPEGLens(40.0, window=5))}"
     assert output.count("in front of the teacher") == 1  # said once, by the first process
-    assert output.count(f"project/{tag} ['KEY', 'VALUE']") == 2
+    assert output.count(f"project/{tag} ['KEY', 'FT']") == 2
 
 
 @pytest.mark.parametrize("door", ["launcher", "one line"])

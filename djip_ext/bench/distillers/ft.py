@@ -65,6 +65,14 @@ class Paraphraser(nn.Module):
         return self.decoder(self.encoder(f_t))
 
 
+def _average_gradients(module: nn.Module) -> None:
+    """Over the processes of a distributed run: pretraining happens outside of DistributedDataParallel."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for p in module.parameters():
+            torch.distributed.all_reduce(p.grad)
+            p.grad /= torch.distributed.get_world_size()
+
+
 class FT(Distiller):
     """A trained translator turns the student's last map into the factor of the teacher's.
 
@@ -116,6 +124,7 @@ class FT(Distiller):
                 error = self._reconstruction_error(image.to(device))
                 optimizer.zero_grad()
                 error.backward()
+                _average_gradients(self.paraphraser)
                 optimizer.step()
                 errors.append(error.detach())
             history.append(torch.stack(errors).mean().item())

@@ -35,9 +35,11 @@ class LSKD(Distiller):
             raise DJIPError(f"LSKD.BASE is '{cfg.LSKD.BASE}'; choose KD or DKD")
         self.base = cfg.LSKD.BASE
         self.temperature = cfg.LSKD.TEMPERATURE
-        self.ce_loss_weight = cfg.LSKD.LOSS.CE_WEIGHT if self.base == "KD" else cfg.DKD.CE_WEIGHT
+        self.ce_loss_weight = cfg.LSKD.LOSS.CE_WEIGHT
         self.kd_loss_weight = cfg.LSKD.LOSS.KD_WEIGHT
-        self.alpha, self.beta, self.warmup = cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.WARMUP
+        if self.base == "DKD":
+            self.ce_loss_weight = cfg.DKD.CE_WEIGHT
+            self.alpha, self.beta, self.warmup = cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.WARMUP
 
     def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
         z_s, z_t = standardise(student.logits), standardise(teacher.logits)
