@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -85,6 +86,17 @@ def test_the_weights_are_the_published_ones(method: str, weights: list[float]) -
         return [leaf for value in node.values() for leaf in (leaves(value) if isinstance(value, dict) else [value])]
 
     assert leaves(yaml.safe_load(Path(config("res32x4_res8x4", method)).read_text())[method]) == weights
+
+
+def test_the_weights_of_a_pair_are_those_that_docs_distillers_lists() -> None:
+    rows = re.findall(r"^\| (\w+) - (\w+) \|" + r" ?([\d.]*) \|" * 5, (ROOT / "docs" / "distillers.md").read_text(), flags=re.MULTILINE)
+    listed = {(teacher, student): numbers for teacher, student, *numbers in rows}
+    assert len(listed) == len(PAIRS)
+    for pair in PAIRS:
+        wttm, itrd, dkd = (load_cfg(config(pair, method)) for method in ("WTTM", "ITRD", "DKD"))
+        ours = [wttm.WTTM.GAMMA, wttm.WTTM.LOSS.KD_WEIGHT, itrd.ITRD.ALPHA, itrd.ITRD.LOSS.MUTUAL_WEIGHT, dkd.DKD.BETA]
+        for number, published in zip(ours, listed[dkd.DISTILLER.TEACHER, dkd.DISTILLER.STUDENT]):
+            assert published == "" or number == float(published)
 
 
 def networks(pair: str) -> tuple[nn.Module, nn.Module]:
