@@ -8,22 +8,22 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parent
 HEADER = "# Written by configs/write.py from a pair and a method; edit that file, not this one.\n"
 
-# What differs between methods: the node of each, as published (mdistiller's for its own methods).
+# What differs between methods: the node of each, as published (mdistiller's for its own methods). DKD, WTTM and ITRD: by pair, below.
 METHODS: dict[str, dict[str, Any]] = {
     "KD": {"TEMPERATURE": 4, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}},
-    "DKD": {"CE_WEIGHT": 1.0, "ALPHA": 1.0, "BETA": 8.0, "T": 4.0, "WARMUP": 20},  # beta: by pair, see below
+    "DKD": {"CE_WEIGHT": 1.0, "ALPHA": 1.0, "BETA": 8.0, "T": 4.0, "WARMUP": 20},
     "DIST": {"TAU": 4.0, "LOSS": {"CE_WEIGHT": 1.0, "INTER_WEIGHT": 2.0, "INTRA_WEIGHT": 2.0}},
-    "WTTM": {"GAMMA": 0.1, "LOSS": {"CE_WEIGHT": 1.0, "KD_WEIGHT": 3.0}},  # by pair, see below
+    "WTTM": {"GAMMA": 0.1, "LOSS": {"CE_WEIGHT": 1.0, "KD_WEIGHT": 3.0}},
     "LSKD": {"BASE": "KD", "TEMPERATURE": 2.0, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 9.0}},
     "RKD": {"DISTANCE_WEIGHT": 25, "ANGLE_WEIGHT": 50, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0}},
     "CC": {"DIM": 128, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.02}},
     "CRD": {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.8}, "NCE": {"K": 16384, "MOMENTUM": 0.5, "TEMPERATURE": 0.07}},
-    "ITRD": {"ALPHA": 1.01, "LOSS": {"CE_WEIGHT": 1.0, "CORR_WEIGHT": 2.0, "MUTUAL_WEIGHT": 1.0}},  # by pair, see below
+    "ITRD": {"ALPHA": 1.01, "LOSS": {"CE_WEIGHT": 1.0, "CORR_WEIGHT": 2.0, "MUTUAL_WEIGHT": 1.0}},
     "AT": {"P": 2, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0}},
     "SP": {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 3000.0}},
     "FITNET": {"HINT_LAYER": 2, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0}},
@@ -51,86 +51,73 @@ CIFAR_NETWORKS: dict[str, tuple[str, int]] = {
 }
 SLOW = {"MobileNetV2", "ShuffleV1", "ShuffleV2"}  # learn at 0.01
 
-# Pairs: mdistiller's file name -> teacher, student, DKD's beta. Two betas are not published, those of res110_res20 and res50_vgg8:
+
+class Tuned(NamedTuple):
+    """Weights that were published pair by pair (docs/distillers.md has the sources)."""
+
+    dkd_beta: float = 8.0
+    wttm_gamma: float = 0.1
+    wttm_weight: float = 3.0
+    itrd_alpha: float = 1.01
+    itrd_mutual: float = 1.0
+
+
+# Pairs: mdistiller's file name -> teacher, student, their weights. Two betas are not published, those of res110_res20 and res50_vgg8:
 # the teacher's other pair lends its own.
-CIFAR_PAIRS: dict[str, tuple[str, str, float]] = {
-    "wrn40_2_wrn_16_2": ("wrn_40_2", "wrn_16_2", 6.0),
-    "wrn40_2_wrn_40_1": ("wrn_40_2", "wrn_40_1", 6.0),
-    "res56_res20": ("resnet56", "resnet20", 2.0),
-    "res110_res32": ("resnet110", "resnet32", 2.0),
-    "res32x4_res8x4": ("resnet32x4", "resnet8x4", 8.0),
-    "vgg13_vgg8": ("vgg13", "vgg8", 6.0),
-    "res110_res20": ("resnet110", "resnet20", 2.0),
-    "vgg13_mv2": ("vgg13", "MobileNetV2", 6.0),
-    "res50_mv2": ("ResNet50", "MobileNetV2", 8.0),
-    "res32x4_shuv1": ("resnet32x4", "ShuffleV1", 8.0),
-    "res32x4_shuv2": ("resnet32x4", "ShuffleV2", 8.0),
-    "wrn40_2_shuv1": ("wrn_40_2", "ShuffleV1", 8.0),
-    "res50_vgg8": ("ResNet50", "vgg8", 8.0),
-}
-# Published for each pair, docs/distillers.md says where: WTTM's gamma and weight, ITRD's alpha and weight of the mutual term.
-TUNED: dict[str, tuple[float, float, float, float]] = {
-    "wrn40_2_wrn_16_2": (0.1, 4.0, 1.01, 1.0),
-    "wrn40_2_wrn_40_1": (0.1, 3.0, 1.01, 1.0),
-    "res56_res20": (0.3, 1.5, 1.01, 1.0),
-    "res110_res20": (0.2, 2.0, 1.01, 1.0),
-    "res110_res32": (0.1, 1.5, 1.01, 1.0),
-    "res32x4_res8x4": (0.1, 3.0, 1.01, 1.0),
-    "vgg13_vgg8": (0.1, 2.25, 1.01, 1.0),
-    "vgg13_mv2": (0.2, 3.0, 1.5, 1.0),
-    "res50_mv2": (0.2, 5.0, 1.5, 0.0),
-    "res50_vgg8": (0.1, 2.0, 1.5, 0.0),
-    "res32x4_shuv1": (0.2, 1.4, 1.5, 1.0),
-    "res32x4_shuv2": (0.4, 16.0, 1.5, 1.0),
-    "wrn40_2_shuv1": (0.3, 3.0, 1.5, 0.0),
+CIFAR_PAIRS: dict[str, tuple[str, str, Tuned]] = {
+    "wrn40_2_wrn_16_2": ("wrn_40_2", "wrn_16_2", Tuned(6.0, 0.1, 4.0)),
+    "wrn40_2_wrn_40_1": ("wrn_40_2", "wrn_40_1", Tuned(6.0, 0.1, 3.0)),
+    "res56_res20": ("resnet56", "resnet20", Tuned(2.0, 0.3, 1.5)),
+    "res110_res20": ("resnet110", "resnet20", Tuned(2.0, 0.2, 2.0)),
+    "res110_res32": ("resnet110", "resnet32", Tuned(2.0, 0.1, 1.5)),
+    "res32x4_res8x4": ("resnet32x4", "resnet8x4", Tuned(8.0, 0.1, 3.0)),
+    "vgg13_vgg8": ("vgg13", "vgg8", Tuned(6.0, 0.1, 2.25)),
+    "vgg13_mv2": ("vgg13", "MobileNetV2", Tuned(6.0, 0.2, 3.0, 1.5)),
+    "res50_mv2": ("ResNet50", "MobileNetV2", Tuned(8.0, 0.2, 5.0, 1.5, 0.0)),
+    "res50_vgg8": ("ResNet50", "vgg8", Tuned(8.0, 0.1, 2.0, 1.5, 0.0)),
+    "res32x4_shuv1": ("resnet32x4", "ShuffleV1", Tuned(8.0, 0.2, 1.4, 1.5)),
+    "res32x4_shuv2": ("resnet32x4", "ShuffleV2", Tuned(8.0, 0.4, 16.0, 1.5)),
+    "wrn40_2_shuv1": ("wrn_40_2", "ShuffleV1", Tuned(8.0, 0.3, 3.0, 1.5, 0.0)),
 }
 FEWSHOT = ("wrn_16_2", "resnet8")  # the pair of results/: small enough for a CPU
 
-# ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student and teacher, DKD's beta.
+# ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student and teacher, weights.
 # The transformers are timm's, give logits and pooled features only, and are published with AdamW and a cosine, which no trainer here has.
 IMAGENET_PAIRS = {
-    "r34_r18": (("ResNet34", "ResNet18"), ("res34", "res18"), (512, 512), 0.5),
-    "r50_mv1": (("ResNet50", "MobileNetV1"), ("res50", "mobilenetv1"), (1024, 2048), 2.0),
-    "vits_deitt": (("timm:vit_small_patch16_224", "timm:deit_tiny_patch16_224"), ("vit_s", "deit_t"), (192, 384), 2.0),
+    "r34_r18": (("ResNet34", "ResNet18"), ("res34", "res18"), (512, 512), Tuned(0.5, 0.8, 1.6)),
+    "r50_mv1": (("ResNet50", "MobileNetV1"), ("res50", "mobilenetv1"), (1024, 2048), Tuned(2.0, 0.7, 3.5)),
+    "vits_deitt": (("timm:vit_small_patch16_224", "timm:deit_tiny_patch16_224"), ("vit_s", "deit_t"), (192, 384), Tuned(2.0)),
 }
-NEED_MAPS = {"AT"}
+NOT_FOR_TRANSFORMERS = {"AT", "WTTM"}  # needs maps; its weights are not published for this pair
 IMAGENET_METHODS: dict[str, dict[str, Any]] = {
     "KD": {"TEMPERATURE": 1, "LOSS": {"CE_WEIGHT": 0.5, "KD_WEIGHT": 0.5}},
     "AT": METHODS["AT"],
     "DKD": {"CE_WEIGHT": 1.0, "T": 1.0, "WARMUP": 1},
     "CRD": METHODS["CRD"],
     "DIST": METHODS["DIST"] | {"TAU": 1.0},
+    "WTTM": METHODS["WTTM"],
 }
 
 
 def compose() -> dict[str, str]:
     """Path below this folder -> content, for every file."""
     files = {}
-    for pair, (teacher, student, beta) in CIFAR_PAIRS.items():
+    for pair, (teacher, student, tuned) in CIFAR_PAIRS.items():
         for method in METHODS:
-            files[f"cifar100/{method.lower()}/{pair}.yaml"] = cifar(method, teacher, student, beta, methods=METHODS | tuned(pair))
+            files[f"cifar100/{method.lower()}/{pair}.yaml"] = cifar(method, teacher, student, tuned)
     for network, (short, _) in CIFAR_NETWORKS.items():
         files[f"cifar100/vanilla/{short}.yaml"] = cifar("NONE", network, network)
     for method in METHODS:
         files[f"cifar100/fewshot/{method.lower()}_{'_'.join(FEWSHOT)}.yaml"] = cifar(method, *FEWSHOT, fewshot=True)
-    for pair, (networks, shorts, dims, beta) in IMAGENET_PAIRS.items():
+    for pair, (networks, shorts, dims, tuned) in IMAGENET_PAIRS.items():
         for method in IMAGENET_METHODS:
-            if pair == "vits_deitt" and method in NEED_MAPS:
+            if pair == "vits_deitt" and method in NOT_FOR_TRANSFORMERS:
                 continue
-            files[f"imagenet/{pair}/{method.lower()}.yaml"] = imagenet(method, networks, shorts, dims, beta)
+            files[f"imagenet/{pair}/{method.lower()}.yaml"] = imagenet(method, networks, shorts, dims, tuned)
     return files
 
 
-def tuned(pair: str) -> dict[str, dict[str, Any]]:
-    """The nodes of the methods whose weights were published for this pair."""
-    gamma, weight, alpha, mutual = TUNED[pair]
-    wttm, itrd = METHODS["WTTM"]["LOSS"] | {"KD_WEIGHT": weight}, METHODS["ITRD"]["LOSS"] | {"MUTUAL_WEIGHT": mutual}
-    return {"WTTM": {"GAMMA": gamma, "LOSS": wttm}, "ITRD": {"ALPHA": alpha, "LOSS": itrd}}
-
-
-def cifar(
-    method: str, teacher: str, student: str, beta: float = 8.0, fewshot: bool = False, methods: dict[str, dict[str, Any]] = METHODS
-) -> str:
+def cifar(method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewshot: bool = False) -> str:
     """The recipe of the CRD benchmark and DKD: 240 epochs; few-shot: 50, at a rate of .05, with the same decay."""
     (short_t, dim_t), (short_s, dim_s) = CIFAR_NETWORKS[teacher], CIFAR_NETWORKS[student]
     tag = ["vanilla", short_s] if method == "NONE" else [method.lower(), short_t, short_s]
@@ -149,10 +136,10 @@ def cifar(
         "DISTILLER": {"TYPE": method, "TEACHER": teacher, "STUDENT": student},
         "SOLVER": solver,
     }
-    return HEADER + text(cfg | node(method, methods, cfg, (dim_s, dim_t), beta))
+    return HEADER + text(cfg | node(method, METHODS, cfg, (dim_s, dim_t), tuned))
 
 
-def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], dims: tuple[int, int], beta: float) -> str:
+def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], dims: tuple[int, int], tuned: Tuned) -> str:
     """mdistiller's recipe: 100 epochs, 512 images a batch at a rate of .2 (CRD: half of both)."""
     half = 2 if method == "CRD" else 1
     solver = {
@@ -172,16 +159,20 @@ def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], di
         "SOLVER": solver,
         "LOG": {"TENSORBOARD_FREQ": 50, "SAVE_CHECKPOINT_FREQ": 10},
     }
-    return HEADER + text(cfg | node(method, IMAGENET_METHODS, cfg, dims, beta))
+    return HEADER + text(cfg | node(method, IMAGENET_METHODS, cfg, dims, tuned))
 
 
-def node(method: str, methods: dict[str, dict[str, Any]], cfg: dict[str, Any], dims: tuple[int, int], beta: float) -> dict[str, Any]:
+def node(method: str, methods: dict[str, dict[str, Any]], cfg: dict[str, Any], dims: tuple[int, int], tuned: Tuned) -> dict[str, Any]:
     """The method's own node, with what depends on the pair; CRD also needs its trainer."""
     if method == "NONE":
         return {}
     own = dict(methods[method])
     if method == "DKD":
-        own["BETA"] = beta
+        own["BETA"] = tuned.dkd_beta
+    if method == "WTTM":
+        own = {"GAMMA": tuned.wttm_gamma, "LOSS": own["LOSS"] | {"KD_WEIGHT": tuned.wttm_weight}}
+    if method == "ITRD":
+        own = {"ALPHA": tuned.itrd_alpha, "LOSS": own["LOSS"] | {"MUTUAL_WEIGHT": tuned.itrd_mutual}}
     if method == "CRD":
         own["FEAT"] = {"STUDENT_DIM": dims[0], "TEACHER_DIM": dims[1]}
         cfg["SOLVER"]["TRAINER"] = "crd"

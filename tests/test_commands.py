@@ -68,7 +68,9 @@ def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(teacher: st
     about = load_lens("a.safetensors").metadata
     assert about["teacher"] == "resnet8" and about["dataset"] == "synthetic" and about["input_size"] == [32, 32]
     assert {"cmi", "ce", "accuracy"} <= about["before"].keys() & about["test_after"].keys()
-    assert json.loads(Path("a.json").read_text())["about"] == about
+    record = json.loads(Path("a.json").read_text())
+    assert record["about"] == about and record["data"]["fit"]["images"] == 40
+    assert "TEACHER: resnet8" in record["config"] and record["environment"]["torch"]
     run_command(["train", *TINY, *checkpoint, "DISTILLER.TYPE", "KD", "--djip-lens", "a.safetensors", "EXPERIMENT.NAME", "s"])
     assert "djip: lens" in capsys.readouterr().out
     run_command(["train", *TINY, "EXPERIMENT.NAME", "other", "--seed", "8"])

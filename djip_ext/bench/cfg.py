@@ -57,10 +57,9 @@ def differing_settings(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
 
     A key that one of them lacks, being of another version of the schema, counts as that key's default.
     """
-    flat = [_flat(yaml.safe_load(text)) for text in (ours, theirs)]
     default = _flat(CFG)
-    first, second = ({key: tree.get(key, default.get(key)) for key in {**flat[0], **flat[1]} if key not in NO_NUMBER_DEPENDS_ON} for tree in flat)
-    return {key: (first[key], second[key]) for key in first if first[key] != second[key] and key in default}
+    first, second = (default | _flat(yaml.safe_load(text)) for text in (ours, theirs))
+    return {key: (first[key], second[key]) for key in default if first[key] != second[key] and key not in NO_NUMBER_DEPENDS_ON}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

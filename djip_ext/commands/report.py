@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..bench.records import Results, all_runs, arms_of, cmi_change, in_order, read_results, table_rows
+from ..bench.records import Results, arms_of, cmi_change, in_order, read_results, table_rows
 from ..bench.report import latex_report, markdown_report
 from ..bench.table import Table, load_table
 from ..errors import DJIPError
@@ -13,7 +13,7 @@ from ..files import atomic_write, write_csv
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="TABLE|FOLDER", help="a table's YAML file (its runs lie in output/NAME), or a folder of records")
     parser.add_argument("--runs", metavar="FOLDER", help="where the runs of a table lie, if not in output/NAME")
-    parser.add_argument("--baseline", metavar="ARM", help="what the others are compared with (default: a table's first arm, or the identity lens)")
+    parser.add_argument("--baseline", metavar="ARM", help="what the others are compared with (default: the first arm, or identity)")
     parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: report/ beside the runs)")
 
 

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from ..bench.dataset import load_image_sets, make_loader
 from ..bench.imageset import ImageSet
 from ..bench.loader import DeviceLoader
-from ..bench.run import build_teacher, code_version, resolve_device
+from ..bench.run import build_teacher, code_version, fingerprint, resolve_device, run_record
 from ..errors import DJIPError
 from ..files import claimed, write_json
 from ..fit import default_start, fit_lens
@@ -125,7 +125,8 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     }
     if first:
         lens.save(out)
-        write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history})
+        data = {"fit": fingerprint(part), "test": fingerprint(test_set)}
+        write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history, "data": data, **run_record(cfg)})
         checkpoint.unlink(missing_ok=True)
         report(out, lens, result.in_band)
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -87,6 +88,17 @@ def test_the_weights_are_the_published_ones(method: str, weights: list[float]) -
     assert leaves(yaml.safe_load(Path(config("res32x4_res8x4", method)).read_text())[method]) == weights
 
 
+def test_the_weights_of_a_pair_are_those_that_docs_distillers_lists() -> None:
+    rows = re.findall(r"^\| (\w+) - (\w+) \|" + r" ?([\d.]*) \|" * 5, (ROOT / "docs" / "distillers.md").read_text(), flags=re.MULTILINE)
+    listed = {(teacher, student): numbers for teacher, student, *numbers in rows}
+    assert len(listed) == len(PAIRS)
+    for pair in PAIRS:
+        wttm, itrd, dkd = (load_cfg(config(pair, method)) for method in ("WTTM", "ITRD", "DKD"))
+        ours = [wttm.WTTM.GAMMA, wttm.WTTM.LOSS.KD_WEIGHT, itrd.ITRD.ALPHA, itrd.ITRD.LOSS.MUTUAL_WEIGHT, dkd.DKD.BETA]
+        for number, published in zip(ours, listed[dkd.DISTILLER.TEACHER, dkd.DISTILLER.STUDENT]):
+            assert published == "" or number == float(published)
+
+
 def networks(pair: str) -> tuple[nn.Module, nn.Module]:
     """Teacher and student with random weights, the teacher with the statistics of noise: else a deep one's numbers explode."""
     teacher, student, _ = WRITER.CIFAR_PAIRS[pair]
@@ -110,6 +122,36 @@ def test_every_method_of_a_pair_builds(pair: str, monkeypatch: pytest.MonkeyPatc
         assert type(distiller) is distiller_dict[method] and cfg.SOLVER.TRAINER in trainer_dict
 
 
+def step(distiller: nn.Module, cfg: CfgNode, count: int, size: int) -> dict[str, torch.Tensor]:
+    """The losses of a training step on ``count`` images of noise, which is taken."""
+    index = torch.arange(count)
+    contrast = torch.cat([index[:, None], torch.randint(count, 8, (count, 16))], dim=1)
+    batch = {"image": torch.randn(count, 3, size, size), "target": index, "index": index, "contrastive_index": contrast, "epoch": 1}
+    if hasattr(distiller, "pretrain"):
+        distiller.pretrain([(batch["image"],)])
+    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=cfg.SOLVER.LR)
+    _, losses = distiller.train()(**batch)
+    sum(losses.values()).backward()
+    optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize("pair", WRITER.IMAGENET_PAIRS)
+def test_every_method_of_an_imagenet_pair_takes_a_step(pair: str) -> None:
+    names = WRITER.IMAGENET_PAIRS[pair][0]
+    if names[0].startswith("timm:"):
+        pytest.importorskip("timm")
+    files = sorted((ROOT / "configs" / "imagenet" / pair).glob("*.yaml"))
+    teacher = build_model(names[0], 10, "imagenet").eval()
+    size = 224 if names[0].startswith("timm:") else 64
+    for file in files:
+        cfg = load_cfg(str(file), ["BENCH.DEVICE", "cpu", "CRD.NCE.K", 16])
+        assert (cfg.DISTILLER.TEACHER, cfg.DISTILLER.STUDENT, cfg.DISTILLER.TYPE.lower()) == (*names, file.stem)
+        distiller = build_distiller(cfg, teacher, 8, 10)
+        assert all(torch.isfinite(loss) for loss in step(distiller, cfg, 2, size).values())
+    assert len(files) >= 4
+
+
 EVERY = "DJIP_TEST_EVERY_CONFIG" in os.environ  # some minutes; by default each pair and each method takes a step once
 STEPS = [(p, m) for i, p in enumerate(PAIRS) for j, m in enumerate(METHODS) if EVERY or i == j]
 
@@ -117,14 +159,6 @@ STEPS = [(p, m) for i, p in enumerate(PAIRS) for j, m in enumerate(METHODS) if E
 @pytest.mark.parametrize("pair, method", STEPS)
 def test_one_step_moves_the_student(pair: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     distiller, cfg = distiller_of(pair, method, *networks(pair), monkeypatch)
-    batch = {"image": torch.randn(4, 3, 32, 32), "target": torch.arange(4), "index": torch.arange(4), "epoch": 1}
-    batch["contrastive_index"] = torch.cat([torch.arange(4)[:, None], torch.randint(4, 8, (4, 16))], dim=1)
-    if hasattr(distiller, "pretrain"):
-        distiller.pretrain([(batch["image"],)])
     before = [parameter.detach().clone() for parameter in distiller.student.parameters()]
-    optimizer = torch.optim.SGD(distiller.get_learnable_parameters(), lr=cfg.SOLVER.LR)
-    _, losses = distiller.train()(**batch)
-    sum(losses.values()).backward()
-    optimizer.step()
-    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert all(torch.isfinite(loss) for loss in step(distiller, cfg, 4, 32).values())
     assert any(not torch.equal(old, new) for old, new in zip(before, distiller.student.parameters()))
