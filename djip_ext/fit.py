@@ -99,7 +99,8 @@ def fit_lens(
             fit.load(checkpoint, identity)
         else:
             fit.before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
-        rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
+        left = range(len(fit.history), settings.rounds + 1)
+        rounds = tqdm(left, desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
         for index in rounds:
             row = fit.round(index)
             rounds.set_postfix(CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}")
