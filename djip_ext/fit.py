@@ -89,7 +89,7 @@ def fit_lens(
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
     if settings.variant == "literal" and processes() > 1:
-        raise DJIPError("the literal variant keeps every image's last prediction in the process that read it; use fresh with several processes")
+        raise DJIPError("the literal variant keeps predictions in the process that made them; use fresh with several processes")
     lens = _starting_lens(lens)
     normalisation = Normalisation(mean, std)
     fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings)
