@@ -89,7 +89,7 @@ def fit_lens(
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
     if settings.variant == "literal" and processes() > 1:
-        raise DJIPError("the literal variant keeps every image's last prediction in the process that read it; use fresh with several processes")
+        raise DJIPError("the literal variant keeps predictions in the process that made them; use fresh with several processes")
     lens = _starting_lens(lens)
     normalisation = Normalisation(mean, std)
     fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings)
@@ -99,7 +99,8 @@ def fit_lens(
             fit.load(checkpoint, identity)
         else:
             fit.before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
-        rounds = tqdm(range(len(fit.history), settings.rounds + 1), desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
+        left = range(len(fit.history), settings.rounds + 1)
+        rounds = tqdm(left, desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
         for index in rounds:
             if fit.settled():
                 break

@@ -68,6 +68,6 @@ class FitSettings:
         if self.patience < 0:
             raise DJIPError(f"patience is {self.patience}; 0 runs all rounds, 3 stops three rounds after the best")
         if self.refresh < 1 or (self.refresh > 1 and self.variant != "fresh"):
-            raise DJIPError(f"refresh is {self.refresh} with variant {self.variant}; it must be at least 1, and other than 1 for fresh only")
+            raise DJIPError(f"refresh is {self.refresh} with variant {self.variant}; it must be at least 1, and more for fresh only")
         if self.rounds < 0:
             raise DJIPError(f"rounds is {self.rounds}; 0 only measures the starting tables, 20 is usual")

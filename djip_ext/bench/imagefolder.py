@@ -77,9 +77,10 @@ class _Files(Dataset):
         self.data, spec = data, data.spec
         how = InterpolationMode(spec.interpolation)
         if augment:
-            self.transform = transforms.Compose([transforms.RandomResizedCrop(spec.size, interpolation=how), transforms.RandomHorizontalFlip()])
+            steps = [transforms.RandomResizedCrop(spec.size, interpolation=how), transforms.RandomHorizontalFlip()]
         else:
-            self.transform = transforms.Compose([transforms.Resize(spec.resize, interpolation=how), transforms.CenterCrop(spec.size)])
+            steps = [transforms.Resize(spec.resize, interpolation=how), transforms.CenterCrop(spec.size)]
+        self.transform = transforms.Compose(steps)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         index, seed = key
@@ -191,7 +192,8 @@ def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[Folde
 
 def _scan(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
     if not folder.is_dir():
-        raise DJIPError(f"there is no folder {folder.resolve()}; --data-root (BENCH.DATA_ROOT) names the folder that holds train/CLASS/* and val/CLASS/*")
+        cure = "--data-root (BENCH.DATA_ROOT) names the folder that holds train/CLASS/* and val/CLASS/*"
+        raise DJIPError(f"there is no folder {folder.resolve()}; {cure}")
     try:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:

@@ -105,7 +105,8 @@ def build_teacher(cfg: CfgNode, num_classes: int) -> nn.Module:
     published = None if is_family(name) else models_for(dataset)[name][1]
     if dataset in FOLDERS and published and not path:
         if num_classes != 1000:
-            raise DJIPError(f"{name}'s published weights know ImageNet's 1000 classes, the data have {num_classes}; name yours with BENCH.TEACHER_CHECKPOINT")
+            known = f"{name}'s published weights know ImageNet's 1000 classes, the data have {num_classes}"
+            raise DJIPError(f"{known}; name yours with BENCH.TEACHER_CHECKPOINT")
         teacher.load_state_dict(torchvision_state(f"{published}@IMAGENET1K_V1", cfg.BENCH.DOWNLOAD))
         return teacher.eval()
     if not (path or published):

@@ -10,7 +10,7 @@ from ..bench.cfg import load_cfg
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """``--cfg``, ``--data-root`` and the trailing ``KEY VALUE`` pairs."""
     parser.add_argument("--cfg", help="YAML file of the benchmark, see configs/; default: the schema's defaults")
-    parser.add_argument("--data-root", metavar="DIR", help="folder that holds cifar-100-python (BENCH.DATA_ROOT)")
+    parser.add_argument("--data-root", metavar="DIR", help="folder that holds cifar-100-python, or train/CLASS/* and val/CLASS/* (BENCH.DATA_ROOT)")
     parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="settings that override the file, e.g. SOLVER.EPOCHS 60")
 
 

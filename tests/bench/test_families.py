@@ -10,6 +10,7 @@ from folders import make_folders
 from safetensors.torch import save_file
 from torch import nn
 
+from djip_ext import fit_lens
 from djip_ext.bench.cfg import load_cfg
 from djip_ext.bench.dataset import load_image_sets
 from djip_ext.bench.distillers import distiller_dict
@@ -281,3 +282,23 @@ def test_an_unknown_network_is_refused_by_name(name: str) -> None:
 def test_a_fresh_hugging_face_student_has_the_classes_of_the_data(tmp_path: Path) -> None:
     model = build(hf_folder(tmp_path, weights=False), 9)
     assert model(torch.randn(1, 3, 32, 32))[0].shape == (1, 9)
+
+
+@pytest.mark.parametrize("family", ["timm", "hf"])
+def test_bfloat16_is_for_the_network_and_the_lens_sees_float32(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if family == "timm":
+        pytest.importorskip("timm")
+    model, side = (build("timm:test_vit", 5), 160) if family == "timm" else (build(hf_folder(tmp_path), 5, pretrained=True), 32)
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.rand(4, 3, side, side, generator=generator) * 2 - 1, torch.arange(4))]
+    seen, forward = [], JPEGLens.forward
+    monkeypatch.setattr(JPEGLens, "forward", lambda lens, image: seen.append(forward(lens, image)) or seen[-1])
+    fits = {}
+    for precision in ("float32", "bfloat16"):
+        fits[precision] = fit_lens(model, batches, 5, mean=(0.5,) * 3, std=(0.5,) * 3, rounds=1, precision=precision, progress=False)
+    assert {image.dtype for image in seen} == {torch.float32}
+    full, low = fits["float32"].before, fits["bfloat16"].before
+    assert low.ce != full.ce and low.ce == pytest.approx(full.ce, rel=0.02)
+    q = fits["bfloat16"].lens.q
+    assert q.dtype == torch.float32 and bool(torch.isfinite(q).all())
+    assert fits["bfloat16"].history[1]["q_low"] < 8 < fits["bfloat16"].history[1]["q_high"]  # gradients reached the tables

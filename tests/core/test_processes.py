@@ -1,7 +1,5 @@
 """Several processes compute what one would: CMI, the fitted tables, resume; only the first writes."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from test_fit import CLASSES, MEAN, STD, Teacher, data

@@ -41,7 +41,8 @@ class Classifier(nn.Module):
             return logits_of(self.network(x))
         except (AssertionError, ValueError) as error:  # how timm and transformers refuse a size
             size = "x".join(map(str, x.shape[2:]))
-            raise DJIPError(f"{self.name} does not take images of {size} ({first_line(error)}); see INPUT_SIZE of BENCH and of the method") from error
+            reason = f"{self.name} does not take images of {size} ({first_line(error)})"
+            raise DJIPError(f"{reason}; see INPUT_SIZE of BENCH and of the method") from error
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.network.state_dict(*args, **kwargs)

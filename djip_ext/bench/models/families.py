@@ -114,8 +114,8 @@ def _torchvision_spec(network: str, download: bool) -> InputSpec:
     _, weights = torchvision_weights(network)
     preset = weights.transforms()
     height, width = 2 * preset.crop_size if len(preset.crop_size) == 1 else preset.crop_size
-    interpolation = preset.interpolation.value
-    return InputSpec(tuple(preset.mean), tuple(preset.std), (height, width), preset.resize_size[0], interpolation, f"torchvision's {weights}")
+    scale = tuple(preset.mean), tuple(preset.std)
+    return InputSpec(*scale, (height, width), preset.resize_size[0], preset.interpolation.value, f"torchvision's {weights}")
 
 
 def _torchvision_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
@@ -143,7 +143,8 @@ def _timm_spec(network: str, download: bool) -> InputSpec:
     whole = data["crop_mode"] == "squash"
     resize = (height, width) if whole else math.floor(min(height, width) / data["crop_pct"])
     interpolation = data["interpolation"] if data["interpolation"] != "random" else "bilinear"
-    return InputSpec(tuple(data["mean"]), tuple(data["std"]), (height, width), resize, interpolation, f"timm's pretrained_cfg, tag {config.tag or 'none'}")
+    origin = f"timm's pretrained_cfg, tag {config.tag or 'none'}"
+    return InputSpec(tuple(data["mean"]), tuple(data["std"]), (height, width), resize, interpolation, origin)
 
 
 def _timm_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
@@ -173,8 +174,9 @@ def _hf_spec(network: str, download: bool) -> InputSpec:
     except (OSError, ValueError, ImportError) as error:
         cure = "set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself, or add BENCH.DOWNLOAD True for a hub id"
         raise DJIPError(f"hf:{network} does not say how its images are prepared ({first_line(error)}); {cure}") from error
-    if not processor.get("do_rescale", True) or abs(processor.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3 or processor.get("rescale_offset"):
-        raise DJIPError(f"hf:{network} takes pixels in a range other than [0, 1] before its normalisation; the benchmark cannot prepare them")
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not processor.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-3 or processor.get("rescale_offset"):
+        raise DJIPError(f"hf:{network} takes pixels in a range other than [0, 1]; set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself")
     normalised = processor.get("do_normalize", True)
     mean, std = (processor["image_mean"], processor["image_std"]) if normalised else ((0, 0, 0), (1, 1, 1))
     size, resize = _hf_size(network, processor)

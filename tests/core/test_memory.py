@@ -1,0 +1,56 @@
+"""What a fit keeps does not grow with the number of images, unless the literal variant is asked for."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from djip_ext import fit_lens
+
+CLASSES, BATCH = 50, 8
+
+
+class Images:
+    """Makes its batches on the fly, so that it holds none."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for start in range(0, self.count, BATCH):
+            generator = torch.Generator().manual_seed(start)
+            yield torch.rand(BATCH, 3, 8, 8, generator=generator), torch.arange(start, start + BATCH) % CLASSES, torch.arange(start, start + BATCH)
+
+
+class Watched(nn.Module):
+    """Counts the bytes that live tensors hold at the last batch of every pass over ``images``."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(192, CLASSES)
+        self.most, self.calls, self.batches = 0, 0, images // BATCH
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls % self.batches == 0:
+            storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+            self.most = max(self.most, sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
+        return self.fc(x.flatten(1))
+
+
+def bytes_held(images: int, variant: str) -> int:
+    teacher = Watched(images)
+    fit_lens(teacher, Images(images), CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3, rounds=1, variant=variant, progress=False)
+    gc.collect()
+    return teacher.most
+
+
+@pytest.mark.parametrize("variant", ["fresh", "fixed"])
+def test_four_times_the_images_take_no_more_memory(variant: str) -> None:
+    assert bytes_held(256, variant) - bytes_held(64, variant) < 1000
+
+
+def test_literal_keeps_every_prediction() -> None:
+    assert bytes_held(256, "literal") - bytes_held(64, "literal") > 0.9 * 192 * CLASSES * 4
