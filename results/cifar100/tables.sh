@@ -10,6 +10,6 @@ $djip compare jpeg=$jpeg/kd-5 lens=$lens/kd-5 --out tables/kd-5-against-jpeg --t
 for method in dkd rkd; do
   $djip compare plain=$plain/$method-5 lens=$lens/$method-5 --out tables/$method-5 --title "${method^^}, 5 % of CIFAR-100, wrn_16_2 to resnet8"
 done
-if [ -d $plain/kd-10 ]; then
-  $djip compare plain=$plain/kd-10 lens=$lens/kd-10 --out tables/kd-10 --title "KD, 10 % of CIFAR-100, wrn_16_2 to resnet8"
-fi
+$djip compare plain=$plain/kd-10 lens=$lens/kd-10 --out tables/kd-10 --title "KD, 10 % of CIFAR-100, wrn_16_2 to resnet8"
+$djip compare plain=$plain/kd-5-long lens=$lens/kd-5-long MCMI=$plain/kd-5-long-mcmi --out tables/kd-5-long --title "KD, 5 %, 120 epochs, wrn_16_2 to resnet8"
+$djip report fewshot13 --out tables/fewshot13

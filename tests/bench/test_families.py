@@ -291,8 +291,8 @@ def test_bfloat16_is_for_the_network_and_the_lens_sees_float32(family: str, tmp_
     model, side = (build("timm:test_vit", 5), 160) if family == "timm" else (build(hf_folder(tmp_path), 5, pretrained=True), 32)
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(4, 3, side, side, generator=generator) * 2 - 1, torch.arange(4))]
-    seen, forward = [], JPEGLens.forward
-    monkeypatch.setattr(JPEGLens, "forward", lambda lens, image: seen.append(forward(lens, image)) or seen[-1])
+    seen, look = [], JPEGLens.look
+    monkeypatch.setattr(JPEGLens, "look", lambda lens, *args: seen.append(look(lens, *args)) or seen[-1])
     fits = {}
     for precision in ("float32", "bfloat16"):
         fits[precision] = fit_lens(model, batches, 5, mean=(0.5,) * 3, std=(0.5,) * 3, rounds=1, precision=precision, progress=False)
