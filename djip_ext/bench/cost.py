@@ -120,7 +120,7 @@ class _Few:
     """The first batches of a loader."""
 
     def __init__(self, loader: DeviceLoader | FolderLoader, batches: int) -> None:
-        self.loader, self.batches = loader, batches
+        self.loader, self.batches, self.batch_size = loader, batches, loader.batch_size
         self.device, self.data, self.num_images = loader.device, loader.data, min(batches * loader.batch_size, loader.num_images)
 
     def __len__(self) -> int:
