@@ -17,7 +17,7 @@ from torchvision.transforms import InterpolationMode
 
 from ..errors import DJIPError
 from ..pixels import Normalisation
-from .imageset import few_shot
+from .imageset import few_shot, fingerprint
 from .inputs import InputSpec
 
 
@@ -68,6 +68,10 @@ class FolderSet:
         """The images ``index`` (K,) without augmentation, uint8 (K, H, W, 3)."""
         files = _Files(self, augment=False)
         return torch.stack([files[i, 0][0] for i in index.tolist()])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As :meth:`ImageSet.fingerprint`, over the files' names, ``CLASS/FILE``, instead of their pixels."""
+        return fingerprint(b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in self.paths), self.labels)
 
 
 class _Files(Dataset):

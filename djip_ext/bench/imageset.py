@@ -1,6 +1,8 @@
 """Image sets held whole in memory."""
 
+import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,17 @@ class ImageSet:
     def pixels(self, index: Tensor) -> Tensor:
         """The images ``index`` (K,), uint8 (K, H, W, 3)."""
         return self.images[index]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """How many images, and sixteen hex digits over pixels and labels: two records with equal ones saw the same data."""
+        return fingerprint(self.images.numpy().tobytes(), self.labels)
+
+
+def fingerprint(content: bytes, labels: Tensor) -> dict[str, Any]:
+    """``images``, how many, and ``sha256``, sixteen hex digits over ``content`` and ``labels`` (N,)."""
+    digest = hashlib.sha256(content)
+    digest.update(labels.numpy().tobytes())
+    return {"images": len(labels), "sha256": digest.hexdigest()[:16]}
 
 
 def few_shot(labels: Tensor, num_classes: int, fraction: float, seed: int) -> Tensor:

@@ -1,13 +1,10 @@
 """From a configuration to a finished run: what mdistiller's tools/train.py does, as functions."""
 
-from __future__ import annotations
-
-import hashlib
 import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -18,14 +15,10 @@ from ..errors import DJIPError, first_line
 from ..files import claimed
 from .dataset import FOLDERS, get_dataset
 from .distillers import distiller_dict
-from .imageset import ImageSet
 from .models import cifar_model_dict
 from .models.families import FAMILIES, build, is_family, torchvision_state
 from .teacher_cache import cached_teacher
 from .trainer import trainer_dict
-
-if TYPE_CHECKING:
-    from .imagefolder import FolderSet
 
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
 ABOUT_LENS = ("teacher_hash", "before", "after", "test_before", "test_after")  # what a record repeats of a lens' metadata
@@ -139,17 +132,6 @@ def run_record(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def fingerprint(data: ImageSet | FolderSet) -> dict[str, Any]:
-    """How many images, and sixteen hex digits over pixels and labels (of a folder: ``CLASS/FILE`` names and labels); equal ones: the same data."""
-    if isinstance(data, ImageSet):
-        content = data.images.numpy().tobytes()
-    else:
-        content = b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in data.paths)
-    digest = hashlib.sha256(content)
-    digest.update(data.labels.numpy().tobytes())
-    return {"images": len(data.labels), "sha256": digest.hexdigest()[:16]}
-
-
 def build_distiller(cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_classes: int) -> nn.Module:
     """The method that ``cfg`` names on a student with weights of ``BENCH.SEED`` (or ``BENCH.STUDENT_CHECKPOINT``), on its device.
 
@@ -194,7 +176,7 @@ def _train(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any]:
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else build_teacher(cfg, num_classes)
     distiller = build_distiller(cfg, teacher, num_data, num_classes)
-    data = {"train": fingerprint(train_loader.data), "test": fingerprint(test_loader.data)}
+    data = {"train": train_loader.data.fingerprint(), "test": test_loader.data.fingerprint()}
     record = run_record(cfg) | {"data": data} | lens_record(getattr(distiller, "teacher", None))
     if teacher is not None and cfg.BENCH.VIEWS:
         distiller.teacher = cached_teacher(distiller.teacher, train_loader, Path(cfg.LOG.PREFIX, "teacher_cache"), cfg.BENCH.PRECISION)

@@ -12,7 +12,6 @@ from ..bench.cost import Cost, Estimate, data_key
 from ..bench.dataset import load_run_sets
 from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
 from ..bench.plan import Step, make_plan
-from ..bench.run import fingerprint
 from ..bench.table import load_table
 from ..errors import DJIPError
 from .report import write_report
@@ -58,7 +57,7 @@ def check_data(steps: list[Step]) -> None:
         key = data_key(cfg)
         if key not in seen:
             seen.add(key)
-            train, test = (fingerprint(data) for data in load_run_sets(cfg))
+            train, test = (data.fingerprint() for data in load_run_sets(cfg))
             found = ", ".join(f"{part['images']} {name} images ({part['sha256']})" for name, part in (("training", train), ("test", test)))
             print(f"data: {cfg.DATASET.TYPE}, {found}")
 

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 from ..bench.dataset import load_image_sets, make_loader
 from ..bench.imageset import ImageSet
 from ..bench.loader import DeviceLoader
-from ..bench.run import build_teacher, code_version, fingerprint, resolve_device, run_record
+from ..bench.run import build_teacher, code_version, resolve_device, run_record
 from ..errors import DJIPError
 from ..files import claimed, write_json
 from ..fit import default_start, fit_lens
@@ -27,7 +27,7 @@ from ..lens import JPEGLens
 from ..lens_file import lens_id
 from ..measure import measure
 from ..pixels import Normalisation
-from ..processes import joined, processes, rank, say, shard
+from ..processes import by_first, joined, processes, rank, say, shard
 from ..tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
 from .options import add_benchmark_arguments, benchmark_cfg
 
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     with joined():
         first = rank() == 0
         with claimed(out.with_suffix(".lock"), str(out)) if first else nullcontext():
-            if args.resume and out.exists() and not out.with_suffix(".fit.pth").exists():
+            # one answer for all: a process on another machine may not see the file
+            if args.resume and by_first(lambda: out.exists() and not out.with_suffix(".fit.pth").exists()):
                 say(f"{out} is finished; delete it or leave out --resume to fit it again")
             else:
                 fit(args, out, first)
@@ -125,7 +126,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     }
     if first:
         lens.save(out)
-        data = {"fit": fingerprint(part), "test": fingerprint(test_set)}
+        data = {"fit": part.fingerprint(), "test": test_set.fingerprint()}
         write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history, "data": data, **run_record(cfg)})
         checkpoint.unlink(missing_ok=True)
         report(out, lens, result.in_band)
