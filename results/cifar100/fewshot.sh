@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# The few-shot students of results/README.md: every run is one call of tools/train.py; finished runs are skipped.
-#   bash results/cifar100/fewshot.sh short|long|eight [LAST_SEED [PROCESSES [PYTHON]]]      from the root of the checkout, CIFAR-100 in ./data
+# The few-shot students of results/README.md, those of fewshot13.yaml apart: every run is one call of tools/train.py; finished runs are skipped.
+#   bash results/cifar100/fewshot.sh short|long [LAST_SEED [PROCESSES [PYTHON]]]      from the root of the checkout, CIFAR-100 in ./data
 set -u
 length=$1 last=${2:-4} processes=${3:-2} python=${4:-python}
 lens=results/cifar100/lenses/gain03.safetensors jpeg=results/cifar100/lenses/jpeg.safetensors random=results/cifar100/lenses/random.safetensors
-eight="DIST WTTM CC ITRD LSKD CRD FT FITNET"  # the methods that mdistiller lacks, and two whose form here is our own
 common="DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16"
 plain="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
 mcmi="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/mcmi_gain_0.3.safetensors"
@@ -29,19 +28,6 @@ long() {
   for seed in $(seq 0 "$last"); do
     for arm in identity $lens $jpeg; do echo "kd $seed $arm $five_long EXPERIMENT.NAME kd-5-long $common $plain"; done
     echo "kd $seed identity $five_long EXPERIMENT.NAME kd-5-long-mcmi $common $mcmi"
-  done
-}
-
-eight() {  # FT and FitNet need feature maps, so their teacher answers live; CRD draws as large a share of the images as published
-  for seed in $(seq 0 "$last"); do
-    for kind in $eight; do
-      for arm in identity $lens; do
-        options="$five EXPERIMENT.NAME ${kind,,}-5 DISTILLER.TYPE $kind $common $plain"
-        [ $kind = CRD ] && options="$options SOLVER.TRAINER crd CRD.FEAT.STUDENT_DIM 64 CRD.FEAT.TEACHER_DIM 128 CRD.NCE.K 819"
-        [ $kind = FT ] || [ $kind = FITNET ] && options="$options BENCH.VIEWS 0"
-        echo "kd $seed $arm $options"
-      done
-    done
   done
 }
 
