@@ -11,5 +11,6 @@ for method in dkd rkd; do
   $djip compare plain=$plain/$method-5 lens=$lens/$method-5 --out tables/$method-5 --title "${method^^}, 5 % of CIFAR-100, wrn_16_2 to resnet8"
 done
 $djip compare plain=$plain/kd-10 lens=$lens/kd-10 --out tables/kd-10 --title "KD, 10 % of CIFAR-100, wrn_16_2 to resnet8"
-$djip compare plain=$plain/kd-5-long lens=$lens/kd-5-long MCMI=$plain/kd-5-long-mcmi --out tables/kd-5-long --title "KD, 5 %, 120 epochs, wrn_16_2 to resnet8"
+$djip compare plain=$plain/kd-5-long lens=$lens/kd-5-long jpeg=$jpeg/kd-5-long MCMI=$plain/kd-5-long-mcmi --out tables/kd-5-long --title "KD, 5 %, 120 epochs, wrn_16_2 to resnet8"
+$djip compare jpeg=$jpeg/kd-5-long lens=$lens/kd-5-long --out tables/kd-5-long-against-jpeg --title "KD, 5 %, 120 epochs: the lens against JPEG"
 $djip report fewshot13 --out tables/fewshot13
