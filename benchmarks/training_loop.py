@@ -1,6 +1,6 @@
 """Images per second of this benchmark's training loop and of mdistiller's own, KD on the same networks, batches and machine.
 
-    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N]
+    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N] [--compile]
 
 Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the
 device), its own trainer and its own networks, without evaluation and without files.  Loops take turns, some batches each; the medians are
@@ -25,7 +25,7 @@ from djip_ext.bench.cfg import load_cfg  # noqa: E402
 from djip_ext.bench.distillers import distiller_dict  # noqa: E402
 from djip_ext.bench.imageset import ImageSet  # noqa: E402
 from djip_ext.bench.loader import DeviceLoader  # noqa: E402
-from djip_ext.bench.run import build_model, resolve_device  # noqa: E402
+from djip_ext.bench.run import build_model, compile_networks, resolve_device  # noqa: E402
 from djip_ext.bench.teacher_cache import CachedTeacher  # noqa: E402
 from djip_ext.bench.trainer import BaseTrainer  # noqa: E402
 from djip_ext.host_cures import Host, cuda_means_cpu  # noqa: E402
@@ -34,7 +34,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 Step = Callable[[], object]
 
 
-def ours(teacher: str, student: str, data: ImageSet, batch: int, precision: str = "float32", views: int = 0) -> Step:
+def ours(teacher: str, student: str, data: ImageSet, batch: int, precision: str = "float32", views: int = 0, compiled: bool = False) -> Step:
     """One training step of this benchmark; ``views``: with the teacher's answers kept instead of computed."""
     cfg = load_cfg(None, ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision])
     device = resolve_device("auto")
@@ -42,6 +42,8 @@ def ours(teacher: str, student: str, data: ImageSet, batch: int, precision: str 
     distiller.to(device, memory_format=torch.channels_last)
     if views:
         distiller.teacher = CachedTeacher({"logits": torch.randn(views, len(data.labels), 100, device=device).half()}, "none")
+    if compiled:
+        compile_networks(distiller)
     loader = DeviceLoader(data, batch, device, augment=True, views=views)
     trainer = BaseTrainer(Path("."), distiller, loader, loader, cfg)
     distiller.train()
@@ -106,6 +108,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=20, help="in a turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all. One is steadier on a machine that others use")
+    parser.add_argument("--compile", action="store_true", help="show the loops of this benchmark with BENCH.COMPILE, too")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path("docs/performance/training_loop"))
     args = parser.parse_args()
@@ -126,6 +129,11 @@ def main() -> None:
             "this loop, teacher asked once (VIEWS)": ours(teacher, student, data, args.batch_size, views=4),
             "this loop, bfloat16, VIEWS": ours(teacher, student, data, args.batch_size, "bfloat16", views=4),
         }
+        if args.compile:
+            loops |= {
+                f"this loop, {precision}, compiled": ours(teacher, student, data, args.batch_size, precision, compiled=True)
+                for precision in ("float32", "bfloat16")
+            }
         found = rates(loops, args.batch_size, args.batches, args.rounds)
         base = found.get("mdistiller")
         rows += [

@@ -27,7 +27,8 @@ from .curves import Curves, Room, fresh
 from .quantizer import MAX_KAPPA, end_width, kappa_of, set_ends
 
 LARGEST = 1024.0  # |z| of a block of pixels in [0, 255]
-CHUNK = 160_000  # numbers that pass through all steps before the next ones do, so that they stay in the cache of a CPU
+CHUNK = 200_000  # numbers a thread takes through all steps before the next ones do, so that they stay in the cache of its core
+MOST_THREADS = 8  # whose share the buffers hold at most
 FLAT = ("z", "between", "pulled")  # buffers that the DCT fills, as images
 _kept_buffers = threading.local()  # some ten chunks: fresh memory costs a CPU more than the arithmetic does
 
@@ -185,9 +186,11 @@ def _chunks(x: Tensor) -> Iterator[tuple[slice, Room]]:
     if x.device.type != "cpu":
         yield slice(None), fresh
         return
-    count = max(1, CHUNK // max(1, x[:1].numel()))
-    buffers = _kept_buffers.__dict__ if count * x[:1].numel() <= CHUNK else {}  # of one huge image: given back
-    for start in range(0, len(x), count):
+    one, most = max(1, x[:1].numel()), CHUNK * min(torch.get_num_threads(), MOST_THREADS)
+    parts = -(-len(x) // max(1, most // one))
+    count = -(-len(x) // max(1, parts))  # equal parts, so that none is a small rest
+    buffers = _kept_buffers.__dict__ if count * one <= most else {}  # of one huge image: given back
+    for start in range(0, len(x), max(1, count)):
         part = slice(start, start + count)
         shape = x[part].shape
 

@@ -38,6 +38,7 @@ CFG = CfgNode({
         "MEAN": [],  # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else ImageNet's
         "STD": [],
         "DOWNLOAD": False,  # nothing is fetched unless the user says so
+        "COMPILE": False,  # torch.compile of student and teacher: a minute or so, which long runs on a GPU earn back
         "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
         "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
         "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)

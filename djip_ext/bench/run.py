@@ -17,7 +17,7 @@ from .dataset import FOLDERS, get_dataset
 from .distillers import distiller_dict
 from .models import cifar_model_dict
 from .models.families import FAMILIES, build, is_family, torchvision_state
-from .teacher_cache import cached_teacher
+from .teacher_cache import CachedTeacher, cached_teacher
 from .trainer import trainer_dict
 
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
@@ -180,7 +180,19 @@ def _train(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any]:
     record = run_record(cfg) | {"data": data} | lens_record(getattr(distiller, "teacher", None))
     if teacher is not None and cfg.BENCH.VIEWS:
         distiller.teacher = cached_teacher(distiller.teacher, train_loader, Path(cfg.LOG.PREFIX, "teacher_cache"), cfg.BENCH.PRECISION)
+    if cfg.BENCH.COMPILE:
+        compile_networks(distiller)
     return trainer_dict[cfg.SOLVER.TRAINER](folder, distiller, train_loader, test_loader, cfg, record).train(resume)
+
+
+def compile_networks(distiller: nn.Module) -> None:
+    """Let torch.compile run student, teacher and lens when they are first called; parameters and their names stay what they are."""
+    distiller.student.compile()
+    teacher = getattr(distiller, "teacher", None)
+    if teacher is not None and not isinstance(teacher, CachedTeacher):
+        teacher.compile()
+        if (lens := getattr(teacher, "djip_lens", None)) is not None:
+            lens.compile()
 
 
 def lens_record(teacher: nn.Module | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs and what they leave: checkpoints that fit or are refused, records, kept teachers, paired comparison."""
 
 import csv
+import functools
 import json
 import math
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from djip_ext import pipeline
 from djip_ext.bench import dataset
 from djip_ext.bench.cfg import load_cfg
 from djip_ext.bench.compare import compare, markdown, read_arm, summarise
@@ -136,6 +138,30 @@ def test_a_lens_changes_the_student_and_identity_does_not(options: list) -> None
     plain = last_loss("plain", None)
     assert last_loss("identity", "identity") == plain
     assert last_loss("lens", JPEGLens(q=60.0)) != plain
+
+
+def test_compiled_networks_give_the_same_student_behind_a_lens(options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by the real compiler; what it generates is left out here, since a C++ compiler takes a minute for it."""
+    traced = []
+
+    def backend(graph: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
+        traced.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    install(JPEGLens(q=60.0), "djip_ext.bench", any_teacher=True)
+    try:
+        results = {
+            compiled: train(load_cfg(None, [*options, "DISTILLER.TYPE", "KD", "EXPERIMENT.NAME", f"compiled {compiled}", "BENCH.COMPILE", compiled]))
+            for compiled in (False, True)
+        }
+    finally:
+        uninstall("djip_ext.bench")
+        pipeline.kernels.cache_clear()  # they hold this backend
+    assert sum("conv" in str(graph.graph) for graph in traced) >= 2  # student and teacher
+    first, second = (torch.load(Path(result["folder"], "student_last.pth"), weights_only=True)["model"] for result in results.values())
+    assert first.keys() == second.keys()
+    torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
 
 
 def test_a_kept_teacher_gives_nearly_the_students_of_a_live_one(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
