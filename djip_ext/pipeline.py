@@ -29,6 +29,7 @@ from .quantizer import MAX_KAPPA, end_width, kappa_of, set_ends
 LARGEST = 1024.0  # |z| of a block of pixels in [0, 255]
 CHUNK = 200_000  # numbers a thread takes through all steps before the next ones do, so that they stay in the cache of its core
 MOST_THREADS = 8  # whose share the buffers hold at most
+SHARED = {"quantized": "between"}  # never in use at the same time; the fewer buffers, the more of them stay in the cache
 FLAT = ("z", "between", "pulled")  # buffers that the DCT fills, as images
 _kept_buffers = threading.local()  # some ten chunks: fresh memory costs a CPU more than the arithmetic does
 
@@ -155,8 +156,8 @@ class Lens(torch.autograd.Function):
         for part, room in _chunks(x):
             z = block_dct(x[part], out=room("z"), between=room("between"))
             by_step = None if keep is None else keep[part]
-            z = kernel(_rows(z), plan, fresh if compiled else room, keep is not None, by_step, room("n"))
-            block_idct(z.view(x[part].shape), out=seen[part], between=room("between"))
+            z = kernel(_rows(z), plan, fresh if compiled else room, keep is not None, by_step, room("quantized"))
+            block_idct(z.view(x[part].shape), out=seen[part], between=room("z"))
         ctx.save_for_backward(x if by_x else keep)
         ctx.plan, ctx.compiled = plan, compiled
         return seen
@@ -195,7 +196,7 @@ def _chunks(x: Tensor) -> Iterator[tuple[slice, Room]]:
         shape = x[part].shape
 
         def room(name: str) -> Tensor:
-            key = f"{name} {x.dtype}"
+            key = f"{SHARED.get(name, name)} {x.dtype}"
             if key not in buffers or buffers[key].numel() < shape.numel():
                 with torch.inference_mode(False):  # else only usable there
                     buffers[key] = torch.empty(shape.numel(), dtype=x.dtype)
