@@ -53,7 +53,7 @@ class ClassStatistics:
         temperature: T > 0, dividing the logits.
     """
 
-    SUMS = ("counts", "sum_f", "sum_ln_f", "sum_f_ln_f")
+    SUMS = ("counts", "sum_f", "sum_ln_f", "sum_f_ln_f", "faults")
 
     def __init__(self, num_classes: int, temperature: float = 1.0) -> None:
         if not temperature > 0:
@@ -63,28 +63,44 @@ class ClassStatistics:
         self.sum_f = torch.zeros(num_classes, num_classes, dtype=torch.float64)  # sum of f, by class
         self.sum_ln_f = torch.zeros(num_classes, num_classes, dtype=torch.float64)  # sum of ln f, by class
         self.sum_f_ln_f = torch.zeros(num_classes, dtype=torch.float64)  # sum over samples and i of f ln f, by class
+        self.faults = torch.zeros(2, dtype=torch.float64)  # numbers that are not finite, labels out of range
+        self.batches = 0
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch.
+
+        The values are looked at after the first, second, fourth, eighth, ... batch and by :meth:`result`, since every look stalls a GPU.
 
         Shape: logits (B, C), any float dtype; labels int (B,) in [0, C).
 
         Raises:
             DJIPError: logits that are not (B, C), labels out of range, NaN or infinite logits.
         """
-        check_logits(logits, labels, self.num_classes)
+        check_shapes(logits, labels, self.num_classes)
         device = logits.device
         if self.counts.device != device:
             for name in self.SUMS:
                 setattr(self, name, getattr(self, name).to(device))
+        labels = labels.long()
+        known = labels.clamp(0, self.num_classes - 1)  # a GPU would crash on others
+        self.faults += torch.stack([(~torch.isfinite(logits)).sum(), (labels != known).sum()])
         ln_f = torch.log_softmax(logits.double() / self.temperature, dim=1)
         f = ln_f.exp()
-        labels = labels.long()
-        self.counts += torch.bincount(labels, minlength=self.num_classes)
-        self.sum_f.index_add_(0, labels, f)
-        self.sum_ln_f.index_add_(0, labels, ln_f)
-        self.sum_f_ln_f.index_add_(0, labels, (f * ln_f).sum(1))
+        self.counts.index_add_(0, known, torch.ones_like(f[:, 0]))
+        self.sum_f.index_add_(0, known, f)
+        self.sum_ln_f.index_add_(0, known, ln_f)
+        self.sum_f_ln_f.index_add_(0, known, (f * ln_f).sum(1))
+        self.batches += 1
+        if self.batches & (self.batches - 1) == 0:
+            self._check()
+
+    def _check(self) -> None:
+        not_finite, unknown = self.faults.tolist()
+        if unknown:
+            raise DJIPError(f"{int(unknown)} labels lie outside of 0 .. {self.num_classes - 1}, but num_classes is {self.num_classes}")
+        if not_finite:
+            raise DJIPError("the teacher's logits hold NaN or infinity; check its checkpoint and its precision (float32 is safest)")
 
     def gather(self) -> "ClassStatistics":
         """Add up the sums of all processes, so that each holds those of the whole set; returns itself. Call it in all, once."""
@@ -93,7 +109,8 @@ class ClassStatistics:
         return self
 
     def result(self) -> CMI:
-        """The statistics of everything seen so far; raises DJIPError when that is nothing."""
+        """The statistics of everything seen so far; raises DJIPError when that is nothing, or not numbers (see :meth:`update`)."""
+        self._check()
         counts, sum_f, sum_ln_f = self.counts.cpu(), self.sum_f.cpu(), self.sum_ln_f.cpu()
         samples = counts.sum()
         if samples == 0:
@@ -124,14 +141,10 @@ def conditional_mutual_information(
     return statistics.result()
 
 
-def check_logits(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Raise DJIPError when the logits are not finite (B, num_classes) or a label does not fit."""
+def check_shapes(logits: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Raise DJIPError unless logits are (B, num_classes) and labels (B,)."""
     if logits.dim() != 2 or logits.shape[1] != num_classes or labels.shape != logits.shape[:1]:
         raise DJIPError(
             f"the teacher gives logits {tuple(logits.shape)} for labels {tuple(labels.shape)}, but num_classes is {num_classes}; "
             "use the number of classes that the teacher was trained for"
         )
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
-        raise DJIPError(f"labels run from {int(labels.min())} to {int(labels.max())}, but num_classes is {num_classes}")
-    if not bool(torch.isfinite(logits).all()):
-        raise DJIPError("the teacher's logits hold NaN or infinity; check its checkpoint and its precision (float32 is safest)")

@@ -145,6 +145,19 @@ def test_refuses_logits_that_are_not_finite(poison: float) -> None:
         conditional_mutual_information(logits, labels, 5)
 
 
+def test_a_fault_is_told_at_the_first_batch_and_in_the_end_whenever_it_was() -> None:
+    logits, labels = samples()
+    bad = logits.index_fill(0, torch.tensor([1]), math.nan)
+    with pytest.raises(DJIPError, match="NaN or infinity"):
+        ClassStatistics(5).update(bad, labels)
+    for number in range(2, 12):
+        statistics = ClassStatistics(5)
+        with pytest.raises(DJIPError, match="NaN or infinity"):
+            for batch in range(1, 12):
+                statistics.update(bad if batch == number else logits, labels)
+            statistics.result()
+
+
 @pytest.mark.parametrize("num_classes", (4, 6))
 def test_refuses_logits_of_another_number_of_classes(num_classes: int) -> None:
     with pytest.raises(DJIPError, match=f"num_classes is {num_classes}"):
@@ -155,7 +168,7 @@ def test_refuses_logits_of_another_number_of_classes(num_classes: int) -> None:
 def test_refuses_labels_out_of_range(label: int) -> None:
     logits, labels = samples()
     labels[3] = label
-    with pytest.raises(DJIPError, match="labels run from"):
+    with pytest.raises(DJIPError, match=r"1 labels lie outside of 0 \.\. 4"):
         conditional_mutual_information(logits, labels, 5)
 
 
