@@ -20,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import torch  # noqa: E402
 from timing import machine, write  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from djip_ext.bench.cfg import load_cfg  # noqa: E402
 from djip_ext.bench.distillers import distiller_dict  # noqa: E402
@@ -100,6 +101,25 @@ def rates(loops: dict[str, Step], batch: int, batches: int, rounds: int) -> dict
     return {name: batch * batches / sorted(values)[len(values) // 2] for name, values in seconds.items()}
 
 
+def multiplications(name: str) -> float:
+    """Of one image's forward pass, in millions."""
+    network = build_model(name, 100).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    return counter.get_total_flops() / 2e6
+
+
+def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """Thousand millions of multiplications a second in a matrix product, the most that any network can hope for."""
+    a = torch.randn(size, size, device=resolve_device("auto")).to(dtype)
+    seconds = []
+    for _ in range(9):
+        started = time.perf_counter()
+        (a @ a)[0, 0].item()
+        seconds.append(time.perf_counter() - started)
+    return size**3 / sorted(seconds)[4] / 1e9
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mdistiller", metavar="CHECKOUT")
@@ -136,11 +156,13 @@ def main() -> None:
             }
         found = rates(loops, args.batch_size, args.batches, args.rounds)
         base = found.get("mdistiller")
-        rows += [
-            {"teacher": teacher, "student": student, "loop": name, "images / s": rate} | ({"times mdistiller": rate / base} if base else {})
-            for name, rate in found.items()
-        ]
-    print(write(rows, args.out, f"{machine()}; KD, batch {args.batch_size}, 32 x 32"))
+        of_teacher, of_student = multiplications(teacher), 3 * multiplications(student)  # forward; and backward to weights and to maps
+        for name, rate in found.items():
+            row = {"teacher": teacher, "student": student, "loop": name, "images / s": rate}
+            row["10^9 multiplications / s"] = rate * (of_student + (0 if "VIEWS" in name else of_teacher)) / 1e3
+            rows.append(row | ({"times mdistiller": rate / base} if base else {}))
+    product = " and ".join(f"{product_rate(dtype):.0f} in {str(dtype).removeprefix('torch.')}" for dtype in (torch.float32, torch.bfloat16))
+    print(write(rows, args.out, f"{machine()}; KD, batch {args.batch_size}, 32 x 32; a matrix product: {product} (10^9 multiplications / s)"))
 
 
 main()

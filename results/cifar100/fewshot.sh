@@ -26,7 +26,7 @@ short() {
 
 long() {
   for seed in $(seq 0 "$last"); do
-    for arm in identity $lens $jpeg; do echo "kd $seed $arm $five_long EXPERIMENT.NAME kd-5-long $common $plain"; done
+    for arm in identity $lens $jpeg $random; do echo "kd $seed $arm $five_long EXPERIMENT.NAME kd-5-long $common $plain"; done
     echo "kd $seed identity $five_long EXPERIMENT.NAME kd-5-long-mcmi $common $mcmi"
   done
 }
