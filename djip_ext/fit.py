@@ -261,7 +261,10 @@ class _Fit:
     def load(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         try:
             state = torch.load(path, map_location=self.ln_q.device, weights_only=True)
-            differing = [key for key, value in identity.items() if state["identity"].get(key) != value]
+            known = state["identity"]
+            if known.keys() != identity.keys() or known["settings"].keys() != identity["settings"].keys():
+                raise DJIPError(f"{path} was begun by another version of djip_ext; finish that fit with it, or delete the file to start afresh")
+            differing = [key for key, value in identity.items() if known[key] != value]
             if differing:
                 raise DJIPError(f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name another checkpoint")
             with torch.no_grad():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,17 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     fit(checkpoint=tmp_path / "fit.pth")
     with pytest.raises(DJIPError, match="settings"):
         fit(checkpoint=tmp_path / "fit.pth", lr=0.2)
+
+
+@pytest.mark.parametrize("change", [lambda known: known["settings"].pop("patience"), lambda known: known.pop("start")])
+def test_a_checkpoint_of_another_version_is_refused_as_such(change: Callable[[dict], object], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fit.pth"
+    fit(rounds=1, checkpoint=checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    change(state["identity"])
+    torch.save(state, checkpoint)
+    with pytest.raises(DJIPError, match="another version of djip_ext; finish that fit with it, or delete"):
+        fit(rounds=1, checkpoint=checkpoint)
 
 
 def test_the_default_start_is_alive_and_unsaturated() -> None:
