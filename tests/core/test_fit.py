@@ -213,6 +213,24 @@ def test_an_empty_loader_is_refused() -> None:
         fit_lens(Teacher(), [], CLASSES, mean=MEAN, std=STD, **QUICK)
 
 
+class Changing:
+    """Another set from the third pass on: the first two measure the teacher, without the lens and with it."""
+
+    def __init__(self) -> None:
+        self.passes, self.batches = 0, data(indexed=True)
+
+    def __iter__(self):
+        self.passes += 1
+        for image, label, index in self.batches:
+            yield (image, label.clamp(max=1), index) if self.passes < 3 else (image, label.clamp(min=1), index + 1)
+
+
+@pytest.mark.parametrize("variant, what", [("fresh", "classes"), ("fixed", "classes"), ("literal", "images")])
+def test_a_loader_whose_set_changes_between_passes_is_refused(variant: str, what: str) -> None:
+    with pytest.raises(DJIPError, match=f"second pass holds {what} that its first did not; every pass must"):
+        fit(Changing(), variant=variant)
+
+
 def test_a_hard_lens_is_refused() -> None:
     with pytest.raises(DJIPError, match="hard"):
         fit(lens=JPEGLens(q=4.0, hard=True))
