@@ -26,7 +26,9 @@ from .measure import Measurement, autocast, measure
 from .objective import lens_objective
 from .outputs import logits_of
 from .pixels import Normalisation
-from .processes import by_first, in_step, mean_all, processes, rank
+from .processes import by_first, in_step, mean_all, processes, rank, sum_all
+
+CHANGED = "the loader's second pass holds {} that its first did not; every pass must yield the same images, so fix its set before the fit"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def fit_lens(
         progress: show a progress bar.
 
     Raises:
-        DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an empty loader.
+        DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an empty loader, one whose set changes.
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
     if settings.variant == "literal" and processes() > 1:
@@ -173,13 +175,18 @@ class _Fit:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * index / settings.rounds))
         centres, counts = centres.to(self.ln_q.device), counts.to(self.ln_q.device)
         now = torch.tensor(cmi, dtype=torch.float64, device=self.ln_q.device)  # stays there: reading a number every step would stall a GPU
+        strangers = torch.zeros_like(now)  # images of a class that the measuring pass did not hold
         for batch in in_step(self.loader):
+            if batch is not None:
+                strangers += (counts[batch[1].to(counts.device)] == 0).sum()
             lam = self.price(now)
             grad_q, kl = self.gradient(batch, centres, counts, old, lam.float())
             # A running view of CMI between two passes; KL to stale centres is never below it.
             now += 0.1 * (kl - now)
             spent, steps = spent + lam, steps + 1
             self.step(grad_q)
+        if float(sum_all(strangers)) > 0:  # ln |D_y| was infinite: the tables are NaN now
+            raise DJIPError(CHANGED.format("classes"))
         return float(spent) / max(1, steps)
 
     def gradient(self, batch: Any, centres: Tensor, counts: Tensor, old: dict[int, Tensor], lam: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +197,8 @@ class _Fit:
             image, label, *rest = batch
             with autocast(image.device, settings.precision):
                 logits = logits_of(self.teacher(self.look(image)))
+            if settings.variant == "literal" and not old.keys() >= set(rest[0].tolist()):
+                raise DJIPError(CHANGED.format("images"))
             ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
             loss, _, kl = lens_objective(logits, label, centres, counts, lam, settings.temperature, ln_f_old, settings.ce_weight)
             both, size = torch.cat([torch.autograd.grad(loss, q)[0].flatten(), kl[None].to(q.dtype)]), len(label)
@@ -261,7 +270,10 @@ class _Fit:
     def load(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
         try:
             state = torch.load(path, map_location=self.ln_q.device, weights_only=True)
-            differing = [key for key, value in identity.items() if state["identity"].get(key) != value]
+            known = state["identity"]
+            if known.keys() != identity.keys() or known["settings"].keys() != identity["settings"].keys():
+                raise DJIPError(f"{path} was begun by another version of djip_ext; finish that fit with it, or delete the file")
+            differing = [key for key, value in identity.items() if known[key] != value]
             if differing:
                 raise DJIPError(f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name another checkpoint")
             with torch.no_grad():

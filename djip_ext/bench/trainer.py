@@ -50,7 +50,7 @@ class BaseTrainer:
 
     ``folder`` then holds ``log.csv`` (a row an epoch), ``result.json`` (last and best epoch), ``student_last.pth`` and
     ``student_best.pth`` (``{"model": state_dict}``, mdistiller's layout), ``latest.pth`` (all that resuming needs) and
-    TensorBoard events.  The random state is set anew at every epoch from the seed, so that a run resumed after any
+    TensorBoard events; where a method is pretrained (FT), ``pretrain.csv`` as well (its error an epoch).  The random state is set anew at every epoch from the seed, so that a run resumed after any
     interruption equals, bit for bit, one that was never interrupted.
 
     Raises:
@@ -71,6 +71,7 @@ class BaseTrainer:
         self.record = record or {}
         self.optimizer = self.init_optimizer()
         self.history: list[dict[str, float]] = []
+        self.pretraining: dict[str, Any] | None = None  # where a method's pretraining (FT) stands
 
     def init_optimizer(self) -> torch.optim.Optimizer:
         solver = self.cfg.SOLVER
@@ -88,13 +89,12 @@ class BaseTrainer:
         latest = self.folder / "latest.pth"
         if resume and latest.exists():
             self._load(latest)
-            if self.history[-1]["epoch"] >= self.cfg.SOLVER.EPOCHS and (self.folder / "result.json").exists():
+            if self.history and self.history[-1]["epoch"] >= self.cfg.SOLVER.EPOCHS and (self.folder / "result.json").exists():
                 return json.loads((self.folder / "result.json").read_text())  # finished: its record stays as it is
         elif latest.exists():
             raise DJIPError(f"{self.folder} already holds a run; continue it with --resume or choose another EXPERIMENT.NAME")
         if not self.history and hasattr(self.distiller, "pretrain"):
-            torch.manual_seed(self._epoch_seed(0))
-            self.distiller.pretrain(self.train_loader)
+            self._pretrain()
         with SummaryWriter(str(self.folder / "train.events")) as writer:
             for epoch in range(len(self.history) + 1, self.cfg.SOLVER.EPOCHS + 1):
                 row = self.train_epoch(epoch)
@@ -102,6 +102,26 @@ class BaseTrainer:
                     writer.add_scalar(key, value, epoch)
                 self._save(row)
         return self._finish()
+
+    def _pretrain(self) -> None:
+        """What is left of the method's pretraining: one random stream, kept with every epoch."""
+        device, state = self.train_loader.device, self.pretraining
+        torch.manual_seed(self._epoch_seed(0))
+        self.train_loader.epoch = len(state["errors"]) if state is not None else 0
+        if state is not None:
+            torch.set_rng_state(state["random"].cpu())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(state["random_cuda"].cpu(), device)
+
+        def keep(progress: dict[str, Any]) -> None:
+            self.pretraining = progress | {"random": torch.get_rng_state()}
+            if device.type == "cuda":
+                self.pretraining["random_cuda"] = torch.cuda.get_rng_state(device)
+            lines = ["epoch,error", *(f"{epoch},{error}" for epoch, error in enumerate(progress["errors"], 1))]
+            atomic_write(self.folder / "pretrain.csv", lambda path: Path(path).write_text("\n".join(lines) + "\n"))
+            self._save_latest()
+
+        self.distiller.pretrain(self.train_loader, state, keep)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         cfg, started = self.cfg, time.perf_counter()
@@ -162,11 +182,15 @@ class BaseTrainer:
         if row["epoch"] == self.cfg.SOLVER.EPOCHS:
             atomic_write(self.folder / "student_last.pth", lambda path: torch.save(student, path))
         atomic_write(self.folder / "log.csv", self._write_csv)
+        self._save_latest()
+
+    def _save_latest(self) -> None:
         state = {
             "history": self.history,
             "model": self.distiller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "record": self.record,
+            "pretraining": self.pretraining if not self.history else None,
         }
         atomic_write(self.folder / "latest.pth", lambda path: torch.save(state, path))
 
@@ -181,7 +205,7 @@ class BaseTrainer:
                 raise DJIPError(f"{path} was written with another {', '.join(differing)}; resume with the same settings or choose another EXPERIMENT.NAME")
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.history = state["history"]
+            self.history, self.pretraining = state["history"], state.get("pretraining")
         except (RuntimeError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
             if isinstance(error, DJIPError):
                 raise

@@ -66,11 +66,35 @@ def test_an_interrupted_run_resumes_to_the_same_student(kind: str, options: list
 def test_ft_pretrains_once_and_not_again_on_resume(options: list, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     pretrain = FT.pretrain
-    monkeypatch.setattr(FT, "pretrain", lambda self, loader: calls.append(1) or pretrain(self, loader))
+    monkeypatch.setattr(FT, "pretrain", lambda self, *args: calls.append(1) or pretrain(self, *args))
     cfg = settings(options, "FT", "ft")
     train(cfg)
     train(cfg, resume=True)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_ft_interrupted_while_pretraining_resumes_to_the_same_student(stop: int, options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [*options, "FT.PRETRAIN.EPOCHS", 3]
+    whole = train(settings(options, "FT", "whole"))
+    error, calls = FT._reconstruction_error, []
+
+    def stop_within(self: FT, image: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2 * stop:  # the second and last step of epoch `stop`
+            raise Interrupted
+        return error(self, image)
+
+    parts = settings(options, "FT", "parts")
+    written = (Path(whole["folder"]) / "pretrain.csv").read_text()
+    assert len(written.splitlines()) == 1 + 3
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(FT, "_reconstruction_error", stop_within)
+        train(parts)
+    resumed = train(parts, resume=True)
+    assert (Path(resumed["folder"]) / "pretrain.csv").read_text() == written
+    last, again = weights(whole), weights(resumed)
+    assert all(torch.equal(last[key], again[key]) for key in last)
 
 
 def contrast(mode: str, k: int, epoch: int = 1) -> tuple[Tensor, Tensor, Tensor]:

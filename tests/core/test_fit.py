@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,24 @@ def test_an_empty_loader_is_refused() -> None:
         fit_lens(Teacher(), [], CLASSES, mean=MEAN, std=STD, **QUICK)
 
 
+class Changing:
+    """Another set from the third pass on: the first two measure the teacher, without the lens and with it."""
+
+    def __init__(self) -> None:
+        self.passes, self.batches = 0, data(indexed=True)
+
+    def __iter__(self):
+        self.passes += 1
+        for image, label, index in self.batches:
+            yield (image, label.clamp(max=1), index) if self.passes < 3 else (image, label.clamp(min=1), index + 1)
+
+
+@pytest.mark.parametrize("variant, what", [("fresh", "classes"), ("fixed", "classes"), ("literal", "images")])
+def test_a_loader_whose_set_changes_between_passes_is_refused(variant: str, what: str) -> None:
+    with pytest.raises(DJIPError, match=f"second pass holds {what} that its first did not; every pass must"):
+        fit(Changing(), variant=variant)
+
+
 def test_a_hard_lens_is_refused() -> None:
     with pytest.raises(DJIPError, match="hard"):
         fit(lens=JPEGLens(q=4.0, hard=True))
@@ -232,6 +251,17 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     fit(checkpoint=tmp_path / "fit.pth")
     with pytest.raises(DJIPError, match="settings"):
         fit(checkpoint=tmp_path / "fit.pth", lr=0.2)
+
+
+@pytest.mark.parametrize("change", [lambda known: known["settings"].pop("patience"), lambda known: known.pop("start")])
+def test_a_checkpoint_of_another_version_is_refused_as_such(change: Callable[[dict], object], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fit.pth"
+    fit(rounds=1, checkpoint=checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    change(state["identity"])
+    torch.save(state, checkpoint)
+    with pytest.raises(DJIPError, match="another version of djip_ext; finish that fit with it, or delete"):
+        fit(rounds=1, checkpoint=checkpoint)
 
 
 def test_the_default_start_is_alive_and_unsaturated() -> None:

@@ -1,14 +1,16 @@
 """Factor transfer (Kim et al., *Paraphrasing Complex Network*, NeurIPS 2018), with RepDistiller's settings."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import trange
 from yacs.config import CfgNode
 
 from ...errors import DJIPError
+from ...processes import rank
 from ._base import Distiller, Output
 from ._precision import full_precision
 from ._probe import probe
@@ -98,13 +100,20 @@ class FT(Distiller):
     def set_extra_state(self, state: Tensor) -> None:
         self.pretrained = bool(state)
 
-    def pretrain(self, loader: Iterable[tuple[Tensor, ...]]) -> list[float]:
+    def pretrain(
+        self,
+        loader: Iterable[tuple[Tensor, ...]],
+        state: dict[str, Any] | None = None,
+        keep: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[float]:
         """Train the paraphraser to reconstruct the teacher's last map, as ``cfg.FT.PRETRAIN`` says.
 
         A trainer calls this once, on its device, before the first epoch; a loaded checkpoint need not repeat it.
 
         Args:
             loader: training batches; the first item of each is the image.
+            state: what ``keep`` was last given, to go on from there; the weights and the random state are the caller's to restore.
+            keep: called after every epoch with ``errors``, those of the epochs so far, and the ``optimizer``'s state.
 
         Returns:
             The mean reconstruction error of each epoch.
@@ -117,8 +126,11 @@ class FT(Distiller):
             weight_decay=self.schedule.WEIGHT_DECAY,
         )
         self.teacher.eval()
-        history = []
-        for _ in range(self.schedule.EPOCHS):
+        history: list[float] = []
+        if state is not None:
+            history = list(state["errors"])
+            optimizer.load_state_dict(state["optimizer"])
+        for epoch in trange(len(history) + 1, self.schedule.EPOCHS + 1, desc="pretraining", unit="epoch", leave=False, disable=rank() > 0):
             errors = []
             for image, *_ in loader:
                 error = self._reconstruction_error(image.to(device))
@@ -128,6 +140,9 @@ class FT(Distiller):
                 optimizer.step()
                 errors.append(error.detach())
             history.append(torch.stack(errors).mean().item())
+            self.pretrained = epoch == self.schedule.EPOCHS
+            if keep is not None:
+                keep({"errors": history, "optimizer": optimizer.state_dict()})
         self.pretrained = True
         return history
 
