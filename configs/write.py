@@ -82,7 +82,7 @@ CIFAR_PAIRS: dict[str, tuple[str, str, Tuned]] = {
 FEWSHOT = ("wrn_16_2", "resnet8")  # the pair of results/: small enough for a CPU
 
 # ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student and teacher, weights.
-# The transformers are timm's, give logits and pooled features only, and are published with AdamW and a cosine, which no trainer here has.
+# The transformers are timm's and give logits and pooled features only; their recipe is DeiT's, for the embedded benchmark alone.
 IMAGENET_PAIRS = {
     "r34_r18": (("ResNet34", "ResNet18"), ("res34", "res18"), (512, 512), Tuned(0.5, 0.8, 1.6)),
     "r50_mv1": (("ResNet50", "MobileNetV1"), ("res50", "mobilenetv1"), (1024, 2048), Tuned(2.0, 0.7, 3.5)),
@@ -140,7 +140,10 @@ def cifar(method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewsh
 
 
 def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], dims: tuple[int, int], tuned: Tuned) -> str:
-    """mdistiller's recipe: 100 epochs, 512 images a batch at a rate of .2 (CRD: half of both)."""
+    """mdistiller's recipe: 100 epochs, 512 images a batch at a rate of .2 (CRD: half of both).
+
+    Transformers take DeiT's optimiser and schedule (arXiv 2012.12877), 300 epochs of AdamW, without its mixup, cutmix and RandAugment.
+    """
     half = 2 if method == "CRD" else 1
     solver = {
         "BATCH_SIZE": 512 // half,
@@ -159,6 +162,10 @@ def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], di
         "SOLVER": solver,
         "LOG": {"TENSORBOARD_FREQ": 50, "SAVE_CHECKPOINT_FREQ": 10},
     }
+    if networks[1].startswith("timm:"):
+        solver |= {"EPOCHS": 300, "LR": 0.0005 / half, "WEIGHT_DECAY": 0.05, "TYPE": "AdamW"}
+        del solver["LR_DECAY_STAGES"], solver["LR_DECAY_RATE"], solver["MOMENTUM"]
+        cfg["BENCH"] = {"SCHEDULE": "cosine", "WARMUP": 5}
     return HEADER + text(cfg | node(method, IMAGENET_METHODS, cfg, dims, tuned))
 
 

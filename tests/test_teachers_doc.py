@@ -17,7 +17,8 @@ from test_fit import CLASSES, MEAN, STD, Teacher, data
 from djip_ext.bench.models import families
 from djip_ext.commands.main import run_command
 
-TEXT = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text()
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "teachers.md").read_text()
 QUICK = ", rounds=1, cmi_gain=(1e-4, 1e-3), progress=False)\n"
 
 
@@ -108,13 +109,13 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("djip_ext.bench.run.build", build)
     monkeypatch.setattr("djip_ext.bench.dataset.input_spec", lambda name, download: families.input_spec(tiny))
-    small = ["SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "10", "DATASET.NUM_WORKERS", "0", "BENCH.DEVICE", "cpu"]
+    small = ["SOLVER.EPOCHS", "1", "BENCH.WARMUP", "0", "SOLVER.BATCH_SIZE", "10", "DATASET.NUM_WORKERS", "0", "BENCH.DEVICE", "cpu"]
     for command in commands()[:3]:
         torch.manual_seed(0)
         assert command[0] == "djip"
-        words = [{"/data": str(tmp_path), "timm:deit_tiny_patch16_224": "timm:test_vit"}.get(word, word) for word in command[1:]]
+        words = [str(tmp_path) if word == "/data" else word.replace("configs/", f"{ROOT}/configs/") for word in command[1:]]
         run_command([*words, *small, *(["--rounds", "1"] if "fit" in words else []), *(["--djip-any-teacher"] if "train" in words else [])])
-    assert {name for name, *_ in asked} == {"timm:vit_small_patch16_224", "timm:test_vit"}
+    assert {name for name, *_ in asked} == {"timm:vit_small_patch16_224", "timm:deit_tiny_patch16_224"}
     assert all(pretrained and download for name, pretrained, download in asked if "small" in name)
     assert "note: images for timm:vit_small_patch16_224" in capsys.readouterr().out
 

@@ -38,6 +38,8 @@ CFG = CfgNode({
         "MEAN": [],  # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else ImageNet's
         "STD": [],
         "DOWNLOAD": False,  # nothing is fetched unless the user says so
+        "SCHEDULE": "steps",  # of the learning rate: mdistiller's steps, or "cosine"; with SOLVER.TYPE "AdamW" it suits transformers
+        "WARMUP": 0,  # epochs of a linear rise before it
         "COMPILE": False,  # torch.compile of student and teacher: a minute or so, which long runs on a GPU earn back
         "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
         "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them

@@ -20,6 +20,7 @@ from ..files import atomic_write, write_json
 from ..measure import autocast
 from .cfg import differing_settings
 from .loader import DeviceLoader
+from .solver import learning_rate, make_optimizer
 from .teacher_cache import CachedTeacher
 
 COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_top5", "seconds", "images_per_second")
@@ -69,20 +70,10 @@ class BaseTrainer:
         self.folder, self.distiller, self.cfg = Path(folder), distiller, cfg
         self.train_loader, self.test_loader = train_loader, test_loader
         self.record = record or {}
-        self.optimizer = self.init_optimizer()
+        self.optimizer = make_optimizer(distiller.get_learnable_parameters(), cfg)
+        learning_rate(cfg, 1)  # says now what is wrong with the schedule
         self.history: list[dict[str, float]] = []
         self.pretraining: dict[str, Any] | None = None  # where a method's pretraining (FT) stands
-
-    def init_optimizer(self) -> torch.optim.Optimizer:
-        solver = self.cfg.SOLVER
-        if solver.TYPE != "SGD":
-            raise DJIPError(f"SOLVER.TYPE is '{solver.TYPE}'; the benchmark has SGD")
-        parameters = self.distiller.get_learnable_parameters()
-        return torch.optim.SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
-
-    def learning_rate(self, epoch: int) -> float:
-        solver = self.cfg.SOLVER
-        return solver.LR * solver.LR_DECAY_RATE ** sum(epoch > stage for stage in solver.LR_DECAY_STAGES)
 
     def train(self, resume: bool = False) -> dict[str, Any]:
         """Run the epochs that are left and return the result that ``result.json`` holds."""
@@ -127,7 +118,7 @@ class BaseTrainer:
         cfg, started = self.cfg, time.perf_counter()
         torch.manual_seed(self._epoch_seed(epoch))
         self.train_loader.epoch = epoch
-        lr = self.learning_rate(epoch)
+        lr = learning_rate(cfg, epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.distiller.train()
