@@ -91,12 +91,14 @@ def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
         error = gain.mean.half_width if gain.mean.n > 1 else None
         axes.errorbar(gain.cmi, gain.mean.mean, error, color=colour, marker=marker, markersize=7, elinewidth=1.2, capsize=3, zorder=3)
         if len(pairs) > 1:
-            axes.annotate(str(gain.pair), (gain.cmi, gain.mean.mean), (7, 0), textcoords="offset points", va="center", fontsize=7)
+            place = gain.cmi, gain.mean.mean + (error or 0)
+            name = f"{gain.pair.teacher}\n{gain.pair.student}"
+            axes.annotate(name, place, (0, 6), textcoords="offset points", ha="center", fontsize=6.5, zorder=4)
     for i, arm in enumerate(arms):
         colour, marker = _look(i)
         axes.plot([], [], color=colour, marker=marker, linestyle="none", label=arm)
     margin = 0.08 * (high - low)
-    axes.set_xlim(low - margin, high + margin * (4 if len(pairs) > 1 else 1))
+    axes.set_xlim(low - margin, high + margin)
     marks = "marks: mean of the distillers, strokes: each of them; " if any(len(gain.each) > 1 for gain in gains) else ""
     axes.set_xlabel(f"CMI of the teacher minus that in the arm {baseline} (nats)\n{marks}bars: 95 % t-interval over seeds")
     axes.set_ylabel(f"paired difference to {baseline}, last epoch (points)")

@@ -9,7 +9,17 @@ import pytest
 import yaml
 
 from djip_ext.bench.compare import summarise
-from djip_ext.bench.records import PUBLISHED, Pair, arms_of, cmi_difference, gains, mean_difference, read_published, read_results, table_rows
+from djip_ext.bench.records import (
+    PUBLISHED,
+    Pair,
+    arms_of,
+    cmi_difference,
+    gains,
+    mean_difference,
+    read_published,
+    read_results,
+    table_rows,
+)
 from djip_ext.bench.report import pair_table
 from djip_ext.commands.main import main
 from djip_ext.errors import DJIPError
