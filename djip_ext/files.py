@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .errors import Busy, DJIPError, first_line
+
+NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # a list in indented JSON; no string there holds a real line break
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
@@ -43,8 +46,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 
 
 def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> Path:
-    """Write ``record`` as indented JSON, atomically."""
-    return atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=2) + "\n"))
+    """Write ``record`` as indented JSON, a list of numbers on one line, atomically."""
+    text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", json.dumps(record, indent=2))
+    return atomic_write(path, lambda p: p.write_text(text + "\n"))
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> Path:

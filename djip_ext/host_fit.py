@@ -96,17 +96,18 @@ def _scale(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _images(dataset: Any, transform: Any, num_classes: int, mean: Any, std: Any, limit: int) -> ImageSet:
     """The images of ``dataset`` as bytes: its own array where it has one, else each through the test ``transform``."""
     count = len(dataset)
+    names = tuple(map(str, getattr(dataset, "classes", ())))
     chosen = torch.arange(count) if not limit or limit >= count else torch.linspace(0, count - 1, limit).long()
     if hasattr(dataset, "data") and hasattr(dataset, "targets"):
         images = torch.as_tensor(dataset.data)[chosen]
-        return ImageSet(images, torch.as_tensor(dataset.targets)[chosen], num_classes, mean, std)
+        return ImageSet(images, torch.as_tensor(dataset.targets)[chosen], num_classes, mean, std, names)
     if not limit:
         raise DJIPError(f"the host reads its {count} images from files; say how many to fit on with --images")
     augmented, dataset.transform = dataset.transform, transform
     samples = [dataset[i] for i in chosen.tolist()]
     dataset.transform = augmented
     pixels = torch.stack([_bytes(sample[0], mean, std) for sample in samples])
-    return ImageSet(pixels, torch.tensor([sample[1] for sample in samples]), num_classes, mean, std)
+    return ImageSet(pixels, torch.tensor([sample[1] for sample in samples]), num_classes, mean, std, names)
 
 
 def _bytes(image: Tensor, mean: Any, std: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of a lens, of its fit and of what came of it.
+"""Pictures: how all of them look, what a lens does to images and to the CMI of every class, and what came of it.
 
 Every function returns a matplotlib ``Figure``; :func:`save_figure` writes it.  Nothing here touches pyplot or a user's
 backend and style.  Blue is the plain teacher, orange the teacher with the lens (Okabe and Ito's colour-blind-safe hues).
@@ -10,20 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import torch
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 from torch import Tensor
 
 from .bench.compare import summarise
 from .cmi import CMI
 from .errors import DJIPError
 from .files import atomic_write
-from .lens import JPEGLens
 
 DPI = 150
 PLAIN, LENS, GOAL, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#333333", "#BBBBBB"
@@ -51,48 +44,6 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write ``figure`` atomically, in the format that the suffix of ``path`` names; raises DJIPError when that fails."""
     kind = Path(path).suffix.lstrip(".")
     return atomic_write(path, lambda p: figure.savefig(p, format=kind, dpi=DPI))
-
-
-@matplotlib.rc_context(STYLE)
-def tables_figure(lens: JPEGLens, title: str) -> Figure:
-    """The two quantization tables as heat maps on one logarithmic scale, every step written out, dead steps framed."""
-    q, dead = lens.q.detach().cpu(), lens.dead().cpu()
-    low, high = q.min().item(), q.max().item()
-    scale = LogNorm(low, high) if high > 1.01 * low else LogNorm(low / 2, high * 2)
-    colours = colormaps["cividis"]
-    figure = Figure(figsize=(9.6, 5.1), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(1, 2)
-    for axes, table, is_dead, name in zip(panels, q, dead, ("luma (Y)", "chroma (Cb and Cr)")):
-        picture = axes.imshow(table.numpy(), cmap=colours, norm=scale)
-        for v in range(8):
-            for u in range(8):
-                step = table[v, u].item()
-                red, green, blue, _ = colours(scale(step))
-                ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.47 else "white"
-                axes.text(u, v, step_text(step), ha="center", va="center", fontsize=7.5, color=ink)
-                if is_dead[v, u]:
-                    axes.add_patch(Rectangle((u - 0.45, v - 0.45), 0.9, 0.9, fill=False, edgecolor=LENS, linewidth=1.5))
-        axes.set(title=f"{name}: {int(is_dead.sum())} of 64 steps dead", xlabel="horizontal frequency u", ylabel="vertical frequency v")
-        axes.set(xticks=range(8), yticks=range(8))
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-    bar = figure.colorbar(picture, ax=panels, shrink=0.85, pad=0.015, format="%g", ticks=_log_ticks(scale.vmin, scale.vmax))
-    bar.minorticks_off()
-    bar.set_label("step q of the DCT coefficient (grey levels)")
-    if bool(dead.any()):
-        figure.supxlabel("orange frame: dead step, α q² < 1, too small to round anything", fontsize=8.5, color=LENS)
-    return figure
-
-
-def step_text(step: float) -> str:
-    """A step in at most five characters: 0.012, 1.50, 255, 4e-05."""
-    return f"{step:.0e}" if step < 0.001 else f"{step:.3f}" if step < 1 else f"{step:#.3g}".rstrip(".")
-
-
-def _log_ticks(low: float, high: float) -> Locator:
-    """Round numbers along a logarithmic axis, a few of them whether it spans a decade or ten."""
-    return MaxNLocator(4) if high < 6 * low else LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
 
 
 @matplotlib.rc_context(STYLE)
@@ -151,57 +102,6 @@ def cmi_figure(before: CMI, after: CMI, class_names: Sequence[str] | None = None
 
 
 @matplotlib.rc_context(STYLE)
-def fit_figure(
-    history: Sequence[Mapping[str, float]], target_cmi: tuple[float, float], floor: float, chosen: int | None = None
-) -> Figure:
-    """A fit round by round.
-
-    Args:
-        history: the rows of :class:`~djip_ext.fit.FitResult`.
-        target_cmi: the band in nats.
-        floor: the least accuracy in percent that the fit accepts.
-        chosen: the round whose tables were taken.
-    """
-    rounds = [row["round"] for row in history]
-    figure = Figure(figsize=(7.2, 8.6), layout="constrained")
-    figure.suptitle("The fit of the lens" if chosen is None else f"The fit of the lens; the tables of round {chosen} were taken")
-    panels = figure.subplots(5, 1, sharex=True, height_ratios=(1.4, 1.4, 1, 1, 1))
-    curves = (("cmi", "CMI [nats]"), ("accuracy", "accuracy [%]"), ("ce", "cross entropy [nats]"), ("lam", "λ"))
-    for axes, (key, label) in zip(panels, curves):
-        axes.plot(rounds, [row[key] for row in history], color=LENS, marker="o", markersize=3.5)
-        axes.set_ylabel(label)
-    cmi, accuracy, _, price, steps = panels
-    cmi.axhspan(*target_cmi, color=GOAL, alpha=0.18, linewidth=0)
-    _note(cmi, target_cmi[1], f"target {target_cmi[0]:.3g} to {target_cmi[1]:.3g}")
-    cmi.set_ylim(bottom=0, top=1.12 * max(target_cmi[1], *(row["cmi"] for row in history)))
-    accuracy.axhline(floor, color=GOAL, linestyle="--", linewidth=1.2)
-    accuracy.margins(y=0.15)
-    _note(accuracy, floor, f"floor {floor:.1f} %")
-    price.axhline(0, color=FAINT, linewidth=0.8)
-    low, high = [row["q_low"] for row in history], [row["q_high"] for row in history]
-    steps.fill_between(rounds, low, high, color=LENS, alpha=0.25, linewidth=0)
-    steps.plot(rounds, low, color=LENS)
-    steps.plot(rounds, high, color=LENS)
-    steps.set(ylabel="smallest and largest\nstep q", yscale="log", xlabel="round")
-    steps.yaxis.set_major_locator(_log_ticks(min(low), max(high)))
-    steps.yaxis.set_major_formatter("{x:g}")
-    steps.minorticks_off()
-    steps.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
-    steps.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in panels:
-        axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
-        if chosen is not None:
-            axes.axvline(chosen, color=INK, linestyle=":", linewidth=1.2)
-    figure.align_ylabels(panels)
-    return figure
-
-
-def _note(axes: Axes, y: float, text: str) -> None:
-    """Write ``text`` just above height ``y`` at the left edge."""
-    axes.annotate(text, (0, y), (4, 2), ("axes fraction", "data"), "offset points", color=GOAL, fontsize=8)
-
-
-@matplotlib.rc_context(STYLE)
 def comparison_figure(arms: Mapping[str, Sequence[float]], ylabel: str, title: str) -> Figure:
     """One number per seed for each arm, the points of a seed joined, every arm against the first.
 
@@ -244,51 +144,3 @@ def _difference_text(reference: Sequence[float], arm: Sequence[float]) -> str:
     low, high = paired.mean - paired.half_width, paired.mean + paired.half_width
     interval = f" [{low:+.2f}, {high:+.2f}]" if paired.n > 1 else ""
     return f"difference {paired.mean:+.2f}{interval}".replace("-", "−")
-
-
-@matplotlib.rc_context(STYLE)
-def simplex_figure(probabilities_before: Tensor, probabilities_after: Tensor, label: int, class_names: Sequence[str]) -> Figure:
-    """Predictions for the samples of one class over that class and the two it is most confused with, before and after.
-
-    The three probabilities are renormalised to sum to one; the share of all probability that they hold is written out.
-
-    Shape: (N, C) probabilities of samples that all have class ``label``; C >= 3 names.
-    """
-    before, after = probabilities_before.detach().cpu().double(), probabilities_after.detach().cpu().double()
-    rivals = after.mean(0)
-    rivals[label] = -1
-    corners = [label, *rivals.topk(2).indices.tolist()]
-    figure = Figure(figsize=(9.6, 4.7), layout="constrained")
-    figure.suptitle(f"What the teacher says of the {len(before)} samples of class “{class_names[label]}”")
-    panels = figure.subplots(1, 2)
-    for axes, f, colour, name in zip(panels, (before, after), (PLAIN, LENS), ("plain teacher", "with the lens")):
-        _triangle(axes, [class_names[y] for y in corners])
-        points, centre = _to_plane(f[:, corners]), _to_plane(f.mean(0)[corners][None])[0]
-        axes.scatter(*points.T.numpy(), s=16, color=colour, alpha=0.45, linewidth=0, zorder=2, label="a sample")
-        axes.scatter(*centre.tolist(), s=60, color="none", edgecolor="black", marker="D", zorder=3, label="class centre $S_y$")
-        right, share = (f.argmax(1) == label).double().mean().item(), f[:, corners].sum(1).mean().item()
-        axes.set_title(f"{name}: {100 * right:.0f} % right, the three hold {100 * share:.0f} % of the probability")
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.05, 0.97), handletextpad=0.2)
-    figure.supxlabel("the three probabilities are scaled to sum to 1; dashed: where the decision changes", fontsize=8)
-    return figure
-
-
-def _to_plane(f: Tensor) -> Tensor:
-    """Barycentric coordinates (N, 3), made to sum to 1, -> points (N, 2) of a triangle with its first corner on top."""
-    corners = torch.tensor([[0.5, math.sqrt(0.75)], [0.0, 0.0], [1.0, 0.0]], dtype=f.dtype)
-    return f / f.sum(1, keepdim=True).clamp_min(1e-12) @ corners
-
-
-def _triangle(axes: Axes, names: Sequence[str]) -> None:
-    """An empty simplex: its outline, the borders between the three decisions, and the corners' names."""
-    top, left, right = corners = _to_plane(torch.eye(3)).tolist()
-    centre = _to_plane(torch.ones(1, 3))[0].tolist()
-    axes.plot(*zip(*corners, top), color=INK, linewidth=1, zorder=1)
-    for a, b in ((top, left), (left, right), (right, top)):
-        middle = [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2]
-        axes.plot(*zip(centre, middle), color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
-    axes.text(top[0], top[1] + 0.03, names[0], ha="center", va="bottom", weight="bold")
-    axes.text(left[0], left[1] - 0.03, names[1], ha="center", va="top")
-    axes.text(right[0], right[1] - 0.03, names[2], ha="center", va="top")
-    axes.set(aspect="equal", xlim=(-0.15, 1.15), ylim=(-0.08, 0.96))
-    axes.set_axis_off()

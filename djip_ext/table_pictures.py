@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from .bench.records import Gain
 from .pictures import ARMS, FAINT, INK, LENS, PLAIN, STYLE
 
 
@@ -26,13 +27,15 @@ def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> F
     figure = Figure(figsize=(max(4.6, 2.2 + 1.2 * len(columns)), 1.9 + 0.34 * len(distillers)), layout="constrained")
     figure.suptitle(f"Difference to {arms[0]}, last epoch (points)")
     axes = figure.subplots()
-    picture = axes.imshow(values, cmap=colormaps["PuOr_r"], norm=TwoSlopeNorm(0, -reach, reach), aspect="auto")
+    colours, scale = colormaps["PuOr_r"], TwoSlopeNorm(0, -reach, reach)
+    picture = axes.imshow(values, cmap=colours, norm=scale, aspect="auto")
     for (distiller, column), row in cells.items():
         sure = row["last_acc_ci95"] != "" and abs(row["last_acc_diff"]) > row["last_acc_ci95"]
         text = f"{row['last_acc_diff']:+.2f}" + (f" ± {row['last_acc_ci95']:.2f}" if row["last_acc_ci95"] != "" else "")
-        light = abs(row["last_acc_diff"]) > 0.7 * reach
+        red, green, blue, _ = colours(scale(row["last_acc_diff"]))
+        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.52
         place = columns.index(column), distillers.index(distiller)
-        weight, colour = "bold" if sure else "normal", "white" if light else INK
+        weight, colour = "bold" if sure else "normal", "white" if dark else INK
         axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight=weight, color=colour)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(distillers)), distillers)
@@ -73,28 +76,38 @@ def cmi_change_figure(changes: Mapping[str, tuple[float, float]]) -> Figure:
 
 
 @matplotlib.rc_context(STYLE)
-def gain_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    """The student's paired gain against the teacher's gain in CMI, a point a pair, distiller and arm."""
-    points = [row for row in rows if row["cmi_after"] != "" and row["last_acc_diff"] != ""]
-    arms = list(dict.fromkeys(row["arm"] for row in points))
-    spots: dict[float, list[dict[str, Any]]] = {}
-    for row in points:
-        spots.setdefault(round(row["cmi_after"] - row["cmi_before"], 3), []).append(row)
-    spread = 0.1 * (max(spots) - min(spots)) if len(spots) > 1 else 0.05  # of the distillers of one lens, side by side
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
+    """The students' paired gain against the teacher's gain in CMI: a mark a pair and arm, a stroke each of its distillers."""
+    arms, pairs = list(dict.fromkeys(gain.arm for gain in gains)), list(dict.fromkeys(gain.pair for gain in gains))
+    low, high = min(gain.cmi for gain in gains), max(gain.cmi for gain in gains)
+    figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     figure.suptitle("What the student gains, and what CMI the teacher gained")
     axes = figure.subplots()
     axes.axhline(0, color=FAINT, linewidth=1)
-    for gain, shared in spots.items():
-        for i, row in enumerate(shared):
-            x = gain + spread * (i / max(1, len(shared) - 1) - 0.5)
-            colour = ARMS[(1 + arms.index(row["arm"])) % len(ARMS)]
-            axes.errorbar(x, row["last_acc_diff"], row["last_acc_ci95"] or None, color=colour, marker="o", markersize=4, elinewidth=0.8)
-            if len(points) <= 30:
-                axes.annotate(row["distiller"], (x, row["last_acc_diff"]), (3, 4), textcoords="offset points", fontsize=7)
+    for gain in gains:
+        colour, marker = _look(arms.index(gain.arm))
+        if len(gain.each) > 1:
+            axes.scatter([gain.cmi] * len(gain.each), list(gain.each.values()), color=colour, marker="_", s=70, alpha=0.6, linewidth=1, zorder=2)
+        error = gain.mean.half_width if gain.mean.n > 1 else None
+        axes.errorbar(gain.cmi, gain.mean.mean, error, color=colour, marker=marker, markersize=7, elinewidth=1.2, capsize=3, zorder=3)
+        if len(pairs) > 1:
+            place = gain.cmi, gain.mean.mean + (error or 0)
+            name = f"{gain.pair.teacher}\n{gain.pair.student}"
+            axes.annotate(name, place, (0, 6), textcoords="offset points", ha="center", fontsize=6.5, zorder=4)
     for i, arm in enumerate(arms):
-        axes.plot([], [], color=ARMS[(1 + i) % len(ARMS)], marker="o", linestyle="none", label=arm)
-    axes.set_xlabel("gain in CMI (nats); the distillers of one lens stand side by side\nbars: 95 % t-interval over seeds")
-    axes.set_ylabel("paired difference, last epoch (points)")
+        colour, marker = _look(i)
+        axes.plot([], [], color=colour, marker=marker, linestyle="none", label=arm)
+    margin = 0.08 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    marks = "marks: mean of the distillers, strokes: each of them; " if any(len(gain.each) > 1 for gain in gains) else ""
+    axes.set_xlabel(f"CMI of the teacher minus that in the arm {baseline} (nats)\n{marks}bars: 95 % t-interval over seeds")
+    axes.set_ylabel(f"paired difference to {baseline}, last epoch (points)")
+    axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
     figure.legend(loc="outside lower center", ncols=min(4, len(arms)))
     return figure
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and marker of an arm; the plain teacher's blue is left out."""
+    colours = ARMS[1:]
+    return colours[index % len(colours)], "oDs^vPX"[index // len(colours) % 7]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from djip_ext import load_lens
 from djip_ext.bench import dataset
@@ -13,6 +14,7 @@ from djip_ext.commands import demo, train_lens
 from djip_ext.commands.main import main, run_command
 from djip_ext.fit_settings import FitSettings
 from djip_ext.host_fit import HostTask
+from djip_ext.lens_record import parse_record
 
 TINY = ["DATASET.TYPE", "synthetic", "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "20", "DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
 
@@ -71,6 +73,9 @@ def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(teacher: st
     record = json.loads(Path("a.json").read_text())
     assert record["about"] == about and record["data"]["fit"]["images"] == 40
     assert "TEACHER: resnet8" in record["config"] and record["environment"]["torch"]
+    read = parse_record(record, "a.json")
+    assert torch.equal(read.lens.q, load_lens("a.safetensors").q) and len(read.history) == 2
+    assert read.one_class.before.f.shape == (2, 3) and "°" in read.one_class.corners[0]  # two images of a class of the synthetic set
     run_command(["train", *TINY, *checkpoint, "DISTILLER.TYPE", "KD", "--djip-lens", "a.safetensors", "EXPERIMENT.NAME", "s"])
     assert "djip: lens" in capsys.readouterr().out
     run_command(["train", *TINY, "EXPERIMENT.NAME", "other", "--seed", "8"])

@@ -94,6 +94,12 @@ def test_a_fitted_lens_tells_its_story_and_draws_its_fit(lens, tmp_path, capsys)
     assert "CMI 0.1000 -> 0.3000 nats, CE 0.2000 -> 0.2000 nats, accuracy 95.00 -> 91.00 %" in printed
     assert names(tmp_path / "lens-inspect") == {"tables.png", "images.png", "fit.png"}
 
+    side = {"cmi": 0.1, "accuracy": 90.0, "f": [[0.9, 0.8], [0.05, 0.1], [0.0, 0.1]]}
+    one_class = {"corners": ["a", "b", "c"], "temperature": 1.0, "before": side, "after": side}
+    write_json(tmp_path / "lens.json", report | {"one_class": one_class})
+    inspect(tmp_path / "lens.safetensors", "--images", "1", "--out", tmp_path / "newer")
+    assert names(tmp_path / "newer") == {"tables.png", "images.png", "fit.png", "simplex.png"}
+
     write_json(tmp_path / "lens.json", report | {"about": {}})  # the report of another lens
     inspect(tmp_path / "lens.safetensors", "--images", "1", "--out", tmp_path / "again")
     assert names(tmp_path / "again") == {"tables.png", "images.png"}

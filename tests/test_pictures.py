@@ -11,16 +11,9 @@ from torch import Tensor
 from djip_ext.cmi import CMI, conditional_mutual_information
 from djip_ext.errors import DJIPError
 from djip_ext.lens import JPEGLens
-from djip_ext.pictures import (
-    cmi_figure,
-    comparison_figure,
-    fit_figure,
-    images_figure,
-    save_figure,
-    simplex_figure,
-    step_text,
-    tables_figure,
-)
+from djip_ext.lens_pictures import fit_figure, simplex_figure, step_text, tables_figure
+from djip_ext.one_class import Answers, OneClass
+from djip_ext.pictures import cmi_figure, comparison_figure, images_figure, save_figure
 
 HISTORY = [
     {"round": i, "cmi": 0.1 * i, "ce": 0.2, "accuracy": 95.0 - i, "lam": 1.0 - i, "q_low": 1 / (i + 1), "q_high": 1.0 + i}
@@ -121,23 +114,25 @@ def test_a_comparison_needs_the_same_seeds_in_every_arm(arms: dict[str, list[flo
         comparison_figure(arms, "", "")
 
 
-def one_class(sharpness: float) -> Tensor:
-    """Predictions for class 2 that lean to 0, then to 3, never to 1."""
+def corners(sharpness: float) -> Tensor:
+    """Probabilities (20, 3) of a class and its rivals, which leave some to a fourth."""
     generator = torch.Generator().manual_seed(1)
-    return (torch.randn(20, 4, generator=generator) + sharpness * torch.tensor([0.5, -4.0, 1.0, 0.3])).softmax(1)
+    return (torch.randn(20, 4, generator=generator) + sharpness * torch.tensor([1.0, 0.5, 0.3, -4.0])).softmax(1)[:, :3]
 
 
 def test_the_simplex_spans_the_class_and_its_two_rivals() -> None:
-    before, after = one_class(4.0), one_class(1.0)
-    figure = simplex_figure(before, after, 2, ["a", "b", "c", "d"])
-    for axes, f in zip(figure.axes, (before, after)):
+    before, after = corners(4.0), corners(0.1)
+    figure = simplex_figure(OneClass(("c", "a", "d"), 4.0, Answers(0.1, 100.0, before), Answers(0.5, 60.0, after)))
+    assert "20 images of class “c”" in figure.get_suptitle() and "0.100 → 0.500 nats" in figure.get_suptitle() and "T = 4" in figure.get_suptitle()
+    for axes, f, right in zip(figure.axes, (before, after), (100, 60)):
         assert texts(axes) == ["c", "a", "d"]
+        assert f"{right} % right" in axes.get_title() and f"hold {100 * f.sum(1).mean():.0f} %" in axes.get_title()
         samples, centre = (torch.as_tensor(points.get_offsets()) for points in axes.collections)
         assert len(samples) == 20
-        height = f[:, 2] / f[:, [2, 0, 3]].sum(1) * math.sqrt(0.75)
+        height = f[:, 0] / f.sum(1) * math.sqrt(0.75)
         assert torch.allclose(samples[:, 1].float(), height, atol=1e-5)
         mean = f.mean(0)
-        assert centre[0, 1].item() == pytest.approx((mean[2] / mean[[2, 0, 3]].sum()).item() * math.sqrt(0.75), abs=1e-5)
+        assert centre[0, 1].item() == pytest.approx((mean[0] / mean.sum()).item() * math.sqrt(0.75), abs=1e-5)
 
 
 def test_a_user_s_style_and_pyplot_stay_out_of_it(tmp_path, monkeypatch) -> None:

@@ -35,7 +35,7 @@ def load_cifar100(root: str, train: bool, download: bool = False) -> ImageSet:
             f"CIFAR-100 is missing or damaged in {Path(root).resolve()}: put the official cifar-100-python folder there, "
             "name its parent with --data-root, or add BENCH.DOWNLOAD True to fetch it"
         ) from error
-    return ImageSet(torch.from_numpy(data.data), torch.tensor(data.targets), 100, *NORMALISATIONS["cifar100"])
+    return ImageSet(torch.from_numpy(data.data), torch.tensor(data.targets), 100, *NORMALISATIONS["cifar100"], tuple(data.classes))
 
 
 def load_image_sets(cfg: CfgNode, network: str | None = None) -> tuple[ImageSet, ImageSet] | tuple[FolderSet, FolderSet]:

@@ -12,13 +12,21 @@ from ..errors import DJIPError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A labelled image set: images uint8 (N, H, W, 3), labels int64 (N,), and how a network expects them scaled."""
+    """A labelled image set: images uint8 (N, H, W, 3), labels int64 (N,), and how a network expects them scaled.
+
+    ``classes`` names them: label y is ``classes[y]``, its number where the names are not known.
+    """
 
     images: Tensor
     labels: Tensor
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != self.num_classes:
+            object.__setattr__(self, "classes", tuple(map(str, range(self.num_classes))))
 
     @property
     def size(self) -> tuple[int, int]:

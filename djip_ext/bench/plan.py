@@ -159,7 +159,7 @@ def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) ->
         if path is not None and not Path(path).is_file():  # None: its own library has the weights, or says so
             raise DJIPError(f"there is no checkpoint {path} of the teacher {name}; give one, or a configuration to train it, at teachers:")
         return None, source
-    options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", _file_name(name), *table.settings("all", "teacher")]
+    options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", file_name(name), *table.settings("all", "teacher")]
     step = Step("teacher", f"teacher {name}", source, ("--seed", "0"), tuple(options), data_root, 0)
     cfg = step.cfg()
     kind, student = cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT
@@ -168,7 +168,7 @@ def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) ->
     return step, str(run_folder(cfg) / "student_last.pth")
 
 
-def _file_name(network: str) -> str:
+def file_name(network: str) -> str:
     """``timm:vit_tiny`` and ``hf:google/vit`` as part of a path."""
     return network.replace(":", "-").replace("/", "-")
 
@@ -181,7 +181,7 @@ def _lens(
     if source == "identity":
         return None, source
     if source.endswith(".safetensors") and not source.startswith("fit"):
-        path = source.replace("{teacher}", _file_name(teacher))
+        path = source.replace("{teacher}", file_name(teacher))
         if not Path(path).exists():
             raise DJIPError(f"arm {arm}: there is no lens {path}; fit it with djip fit, or let the table do so: {arm}: fit")
         return None, path
@@ -191,6 +191,6 @@ def _lens(
     options = [*(["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []), *table.settings("all", "lens")]
     # Another fit is another file: a table that was edited never takes the old lens for the new one.
     name = hashlib.sha256(json.dumps([flags, options]).encode()).hexdigest()[:6]
-    path = str(Path(out, "lenses", f"{_file_name(teacher)}-{arm}-{name}.safetensors"))
+    path = str(Path(out, "lenses", f"{file_name(teacher)}-{arm}-{name}.safetensors"))
     needs = () if step is None else (step,)
     return Step("lens", f"lens {arm} of {teacher}", config, ("--out", path, *flags), tuple(options), data_root, None, "", path, needs), path

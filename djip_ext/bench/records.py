@@ -120,6 +120,48 @@ def cmi_change(runs: dict[int, dict[str, Any]]) -> tuple[float, float] | None:
     return None
 
 
+def cmi_difference(runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> float | None:
+    """The teacher's CMI in nats in one arm of a pair minus that in another, for whose lenses it was measured; None if unknown."""
+    (own, plain), (other, base_plain) = ((cmi_change(part), all(run["lens"] == "identity" for run in part.values())) for part in (runs, base))
+    if own and other:
+        return own[1] - other[1]
+    if own and base_plain:
+        return own[1] - own[0]
+    return other[0] - other[1] if other and plain else None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an arm of a pair brings against the baseline.
+
+    Attributes:
+        cmi: difference of the teacher's CMI, nats.
+        mean: paired difference of the last epoch in points, over all distillers or that of the only one, with its interval.
+        each: of every distiller alone, in points.
+    """
+
+    pair: Pair
+    arm: str
+    cmi: float
+    mean: Summary
+    each: dict[str, float]
+
+
+def gains(results: Results, baseline: str, key: str = "last_acc") -> list[Gain]:
+    """Every arm of every pair for which both gains are known."""
+    found = []
+    for pair, cells in results.items():
+        for arm in dict.fromkeys(arm for arms in cells.values() for arm in arms if arm != baseline):
+            both = {name: (arms[baseline], arms[arm]) for name, arms in cells.items() if {baseline, arm} <= arms.keys()}
+            paired = {name: [runs[seed][key] - base[seed][key] for seed in sorted(base.keys() & runs.keys())] for name, (base, runs) in both.items()}
+            each = {name: summarise(values) for name, values in paired.items() if values}
+            cmi = next((cmi for base, runs in both.values() if (cmi := cmi_difference(runs, base)) is not None), None)
+            mean = next(iter(each.values())) if len(each) == 1 else mean_difference(cells, arm, baseline, key)
+            if cmi is not None and mean is not None:
+                found.append(Gain(pair, arm, cmi, mean, {name: summary.mean for name, summary in each.items()}))
+    return found
+
+
 def mean_difference(distillers: dict[str, dict[str, dict[int, dict[str, Any]]]], arm: str, baseline: str, key: str) -> Summary | None:
     """Over seeds, of the difference to the baseline averaged over all distillers that have both arms.
 

@@ -47,18 +47,19 @@ def _summary(mean: Summary | None) -> str:
 
 
 def markdown_report(
-    title: str, rows: Sequence[dict[str, Any]], results: Results, arms: Sequence[str], planned: int | None, pictures: Sequence[str]
+    title: str, rows: Sequence[dict[str, Any]], results: Results, arms: Sequence[str], planned: int | None, pictures: Sequence[str], lenses: str
 ) -> str:
-    """The whole report: what ran, the tables of every pair, the pictures, where the published numbers come from.
+    """The whole report: what ran, the tables of every pair, the pictures, where the published numbers come from, the lenses.
 
     Args:
         planned: students that the table plans, None when only records are known.
         pictures: file names beside the report.
+        lenses: of :func:`~djip_ext.bench.table_lenses.lens_section`.
     """
     parts = [f"# {title}", _what_ran(results, planned)]
     for pair in results:
         for key in KEYS:
-            parts += [f"## {pair}, {TITLES[key]}", _markdown(pair_table(rows, results, pair, arms, key))]
+            parts += [f"## {pair}, {TITLES[key]}", markdown_table(pair_table(rows, results, pair, arms, key))]
     explanation = (
         "Accuracy on the test set in %, mean ± standard deviation over n seeds; "
         f"differences to {arms[0]} in points, paired by seed, ± half of the 95 % t-interval."
@@ -70,7 +71,14 @@ def markdown_report(
     if sources:
         parts.append(f"Published: {'; '.join(sources)}: 240 epochs on all of CIFAR-100, 100 on ImageNet.")
     parts += [f"![{name}]({name})" for name in pictures]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, lenses]).rstrip() + "\n"
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A header and its lines, cells as text, as a Markdown table."""
+    rows = ["| " + " | ".join(cells) + " |" for cells in lines]
+    rows.insert(1, "|" + "---|" * len(lines[0]))
+    return "\n".join(rows)
 
 
 def _what_ran(results: Results, planned: int | None) -> str:
@@ -88,12 +96,6 @@ def _what_ran(results: Results, planned: int | None) -> str:
     code, torch = values(lambda run: run["code"] or "of an installed package"), values(lambda run: run["environment"]["torch"])
     lines.append(f"Code {code}; torch {torch}.")
     return " ".join(lines)
-
-
-def _markdown(table: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    lines.insert(1, "|" + "---|" * len(table[0]))
-    return "\n".join(lines)
 
 
 def latex_report(rows: Sequence[dict[str, Any]], results: Results, arms: Sequence[str]) -> str:

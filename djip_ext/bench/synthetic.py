@@ -14,9 +14,10 @@ from torch import Tensor
 from ..pixels import NORMALISATIONS
 from .imageset import ImageSet
 
-SILHOUETTES = 4
+SILHOUETTES = ("disc", "square", "triangle", "ring")
 TEXTURES = ((0.12, 0.0), (0.12, 90.0), (0.2, 45.0), (0.3, 0.0), (0.3, 90.0))  # cycles per pixel, degrees
-NUM_CLASSES = SILHOUETTES * len(TEXTURES)
+CLASSES = tuple(f"{shape} {frequency:g} {angle:g}°" for frequency, angle in TEXTURES for shape in SILHOUETTES)
+NUM_CLASSES = len(CLASSES)
 
 
 def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
@@ -31,7 +32,7 @@ def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
     def normal(spread: float) -> Tensor:
         return torch.randn(count, 1, 1, generator=generator) * spread
 
-    silhouette, texture = (labels % SILHOUETTES)[:, None, None], labels // SILHOUETTES
+    silhouette, texture = (labels % len(SILHOUETTES))[:, None, None], labels // len(SILHOUETTES)
     law = torch.tensor(TEXTURES)[texture]
     frequency = law[:, 0, None, None] * torch.exp(normal(0.15))
     angle = torch.deg2rad(law[:, 1, None, None] + normal(14.0))
@@ -55,7 +56,7 @@ def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
     background = _pink_noise(count, size, generator) * uniform(0.1, 0.22)[..., None] + uniform(0.3, 0.7)[..., None]
     image = background + mask[..., None] * (figure - background)
     image = image + 0.04 * torch.randn(image.shape, generator=generator)
-    return ImageSet((image.clamp(0, 1) * 255).round().to(torch.uint8), labels, NUM_CLASSES, *NORMALISATIONS["synthetic"])
+    return ImageSet((image.clamp(0, 1) * 255).round().to(torch.uint8), labels, NUM_CLASSES, *NORMALISATIONS["synthetic"], CLASSES)
 
 
 def _pink_noise(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,13 @@ from yacs.config import CfgNode
 from ..bench.dataset import load_image_sets, make_loader
 from ..bench.imageset import ImageSet
 from ..bench.run import build_teacher, resolve_device
-from ..bench.synthetic import TEXTURES
 from ..errors import DJIPError
 from ..files import write_json
 from ..lens import JPEGLens
-from ..lens_file import SETTINGS, check_belongs, lens_id, load_lens
+from ..lens_file import SETTINGS, check_belongs
+from ..lens_record import made_for, parse_record, record_of
 from ..measure import Measurement, measure
+from ..one_class import most_raised_class
 from ..pixels import Normalisation
 from .options import add_benchmark_arguments, benchmark_cfg
 
@@ -39,43 +39,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ..pictures import images_figure, save_figure, tables_figure
+    from ..lens_pictures import lens_figures
+    from ..pictures import images_figure, save_figure
 
     if args.images < 1:
         raise DJIPError(f"--images is {args.images}; show at least one")
     path = Path(args.lens)
-    lens, cfg = load_lens(path), benchmark_cfg(args)
+    record, cfg = parse_record(record_of(path), path.with_suffix(".json")), benchmark_cfg(args)
+    lens = record.lens
     out = Path(args.out) if args.out else path.with_name(f"{path.stem}-inspect")
-    name, about = lens_id(lens), lens.metadata
-    print(f"{path}: lens {name}\n{identity_text(lens)}\n{tables_text(lens)}")
-    written = [save_figure(tables_figure(lens, f"Lens {name}, fitted for {fitted_for(about)}"), out / "tables.png")]
-    written += draw_fit(path, about, out)
+    print(f"{path}: lens {record.id}\n{identity_text(lens)}\n{tables_text(lens)}")
+    written = [save_figure(figure, out / f"{name}.png") for name, figure in lens_figures(record).items()]
 
     has_teacher = bool(args.cfg or cfg.BENCH.TEACHER_CHECKPOINT)
     train_set, test_set, dataset = image_sets(cfg) if has_teacher else image_sets_of(lens, cfg)
-    names = class_names(dataset, test_set, cfg.BENCH.DATA_ROOT)
     images, _ = spread(test_set, HEALTH_IMAGES)
     health = lens.health(images) | {"dataset": dataset, "images": len(images)}
     print(health_text(health))
     images, labels = spread(test_set, args.images)
     with torch.no_grad():
-        figure = images_figure(images, lens(images), [names[y] for y in labels.tolist()])
+        figure = images_figure(images, lens(images), [test_set.classes[y] for y in labels.tolist()])
     written.append(save_figure(figure, out / "images.png"))
 
     if has_teacher:
-        teacher, pictures = inspect_teacher(lens, cfg, train_set, names, out)
+        teacher, pictures = inspect_teacher(lens, cfg, train_set, out)
         settings = {key: getattr(lens, key) for key in SETTINGS}
-        summary = {"id": name, "lens": settings, "about": about, "tables": table_summary(lens), "health": health, "teacher": teacher}
-        written += [*pictures, write_json(out / "summary.json", summary)]
+        summary = {"id": record.id, "lens": settings, "about": record.about, "tables": table_summary(lens), "health": health, "teacher": teacher}
+        written += [*(picture for picture in pictures if picture not in written), write_json(out / "summary.json", summary)]
     print(f"written to {out}: {', '.join(file.name for file in written)}")
 
 
-def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, names: Sequence[str], out: Path) -> tuple[dict[str, Any], list[Path]]:
+def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, out: Path) -> tuple[dict[str, Any], list[Path]]:
     """Measure the teacher on ``data`` without and with the lens, draw CMI and one class' predictions.
 
     Returns the numbers for ``summary.json`` and the pictures' paths.
     """
-    from ..pictures import cmi_figure, save_figure, simplex_figure
+    from ..lens_pictures import simplex_figure
+    from ..pictures import cmi_figure, save_figure
 
     device = resolve_device(cfg.BENCH.DEVICE)
     teacher = build_teacher(cfg, data.num_classes).to(device, memory_format=torch.channels_last)
@@ -86,53 +86,33 @@ def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, na
     temperature = (lens.metadata.get("fit") or {}).get("temperature", 1.0)
     normalisation, lens = Normalisation(data.mean, data.std), lens.to(device)
 
-    def measured(part: ImageSet | FolderSet, look: Callable[[Tensor], Tensor] | None, f: list[Tensor] | None = None) -> Measurement:
-        loader = make_loader(part, 250, device, shuffle=True)  # shuffled batches carry the indices
-        keep = None if f is None else lambda _, ln_f: f.append(ln_f.exp().cpu())
-        return measure(teacher, loader, data.num_classes, look, temperature, cfg.BENCH.PRECISION, keep)
+    def load(part: ImageSet | FolderSet) -> Any:
+        return make_loader(part, 250, device)
+
+    def measured(look: Callable[[Tensor], Tensor] | None) -> Measurement:
+        return measure(teacher, load(data), data.num_classes, look, temperature, cfg.BENCH.PRECISION)
 
     def through(image: Tensor) -> Tensor:
         return normalisation.through(lens, image)
 
-    before, after = measured(data, None), measured(data, through)
-    plain, lensed = before.cmi.per_class, after.cmi.per_class
-    label = int((lensed - plain).argmax())
+    before, after = measured(None), measured(through)
     # The predictions of one class are drawn; those of all would be N x C numbers.
-    members, f_before, f_after = data.select((data.labels == label).nonzero().flatten()), [], []
-    measured(members, None, f_before)
-    measured(members, through, f_after)
+    view = most_raised_class(teacher, data, load, through, before.cmi, after.cmi, temperature, cfg.BENCH.PRECISION)
     print(f"{cfg.DISTILLER.TEACHER} on {len(data.labels)} {cfg.DATASET.TYPE} training images, T = {temperature:g}:")
     print(f"  {change_text(before.summary(), after.summary())}")
-    print(f"  CMI rises most in class {names[label]}: {plain[label]:.4f} -> {lensed[label]:.4f} nats (simplex.png)")
-    pictures = [
-        save_figure(cmi_figure(before.cmi, after.cmi, names), out / "cmi.png"),
-        save_figure(simplex_figure(torch.cat(f_before), torch.cat(f_after), label, names), out / "simplex.png"),
-    ]
+    pictures = [save_figure(cmi_figure(before.cmi, after.cmi, data.classes), out / "cmi.png")]
+    if view is not None:
+        print(f"  CMI rises most in class {view.corners[0]}: {view.before.cmi:.4f} -> {view.after.cmi:.4f} nats (simplex.png)")
+        pictures.append(save_figure(simplex_figure(view), out / "simplex.png"))
     numbers = {
         "name": cfg.DISTILLER.TEACHER,
         "dataset": cfg.DATASET.TYPE,
         "images": len(data.labels),
         "temperature": temperature,
-        "before": before.summary() | {"cmi_per_class": plain.tolist()},
-        "after": after.summary() | {"cmi_per_class": lensed.tolist()},
+        "before": before.summary() | {"cmi_per_class": before.cmi.per_class.tolist()},
+        "after": after.summary() | {"cmi_per_class": after.cmi.per_class.tolist()},
     }
     return numbers, pictures
-
-
-def draw_fit(path: Path, about: dict[str, Any], out: Path) -> list[Path]:
-    """Draw the fit when its report still lies beside the lens, as ``djip fit`` leaves it."""
-    from ..pictures import fit_figure, save_figure
-
-    try:
-        report = json.loads(path.with_suffix(".json").read_text())
-        if report["about"] != about:
-            return []  # the report of another lens
-        history, fit, before = report["history"], about["fit"], about.get("fit_before") or about["before"]
-        target = tuple(before["cmi"] + gain for gain in fit["cmi_gain"])
-        floor = before["accuracy"] - fit["max_accuracy_drop"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [save_figure(fit_figure(history, target, floor, fit["chosen"]), out / "fit.png")]
 
 
 def identity_text(lens: JPEGLens) -> str:
@@ -143,7 +123,7 @@ def identity_text(lens: JPEGLens) -> str:
     fit = about.get("fit") or {}
     facts = {
         "quantizer": f"{quantizer}, index range L = {lens.max_index}, output {'clamped to [0, 255]' if lens.clamp else 'not clamped'}",
-        "fitted for": fitted_for(about),
+        "fitted for": made_for(about),
         "weights": about.get("teacher_hash", "unknown"),
         "pixels": f"mean {tuple(about['mean'])}, std {tuple(about['std'])}" if {"mean", "std"} <= about.keys() else "unknown",
         "training": change_text(about.get("before"), about.get("after")),
@@ -152,10 +132,6 @@ def identity_text(lens: JPEGLens) -> str:
         "took": f"{about['seconds']:.0f} s on {about.get('images', 'unknown')} images" if "seconds" in about else "unknown",
     }
     return "\n".join(textwrap.fill(f"  {name:<11}{fact}", 120, subsequent_indent=13 * " ") for name, fact in facts.items())
-
-
-def fitted_for(about: dict[str, Any]) -> str:
-    return f"{about.get('teacher', 'an unknown teacher')} on {about.get('dataset', 'unknown data')}"
 
 
 def change_text(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
@@ -175,7 +151,7 @@ def table_summary(lens: JPEGLens) -> dict[str, dict[str, Any]]:
 
 def tables_text(lens: JPEGLens) -> str:
     """Both tables, vertical frequencies down, horizontal ones across."""
-    from ..pictures import step_text
+    from ..lens_pictures import step_text
 
     lines = []
     for name, table in table_summary(lens).items():
@@ -217,13 +193,3 @@ def spread(data: ImageSet | FolderSet, count: int) -> tuple[Tensor, Tensor]:
     """Up to ``count`` images, float (N, 3, H, W) in [0, 255], and their labels, evenly spread over the set."""
     index = torch.linspace(0, len(data.labels) - 1, min(count, len(data.labels))).long()
     return data.pixels(index).permute(0, 3, 1, 2).float(), data.labels[index]
-
-
-def class_names(dataset: str, data: ImageSet | FolderSet, root: str) -> Sequence[str]:
-    if not isinstance(data, ImageSet):
-        return data.classes
-    if dataset == "cifar100":
-        from torchvision.datasets import CIFAR100
-
-        return CIFAR100(root, train=False).classes
-    return [f"{shape} {frequency:g} {angle:g}°" for frequency, angle in TEXTURES for shape in ("disc", "square", "triangle", "ring")]

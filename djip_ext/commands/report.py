@@ -1,13 +1,23 @@
 """``djip report``: the table of a file, or of a folder of records, as Markdown, CSV, LaTeX and pictures; nothing is trained."""
 
-import argparse
-from pathlib import Path
+from __future__ import annotations
 
-from ..bench.records import Results, arms_of, cmi_change, in_order, read_results, table_rows
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..bench.plan import file_name
+from ..bench.records import Results, arms_of, cmi_change, gains, in_order, read_results, table_rows
 from ..bench.report import latex_report, markdown_report
 from ..bench.table import Table, load_table
+from ..bench.table_lenses import TableLens, lens_section, lenses_of
 from ..errors import DJIPError
 from ..files import atomic_write, write_csv
+from ..lens_record import read_records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +48,12 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
         raise DJIPError(f"{folder} has no finished run of the arm {baseline}; it has {', '.join(arms)}")
     arms = [baseline, *(arm for arm in arms if arm != baseline)]
     rows = table_rows(results, baseline)
+    lenses = lenses_of(results, read_records(folder))
+    of_lens = {lens: draw_lens(lens, out) for lens in lenses}
     pictures = draw(results, rows, arms, out)
     planned = len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds if table else None
-    text = markdown_report(table.name if table else folder.name, rows, results, arms, planned, pictures)
+    title = table.name if table else folder.name
+    text = markdown_report(title, rows, results, arms, planned, pictures, lens_section(lenses, of_lens))
     atomic_write(out / "table.md", lambda path: path.write_text(text))
     atomic_write(out / "table.tex", lambda path: path.write_text(latex_report(rows, results, arms)))
     write_csv(out / "table.csv", rows)
@@ -48,8 +61,7 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
 
 
 def draw(results: Results, rows: list[dict], arms: list[str], out: Path) -> list[str]:
-    """The pictures that the records allow; returns their names."""
-    from ..pictures import save_figure
+    """The pictures of the whole table that the records allow; returns their names."""
     from ..table_pictures import cmi_change_figure, differences_figure, gain_figure
 
     figures = {}
@@ -64,8 +76,27 @@ def draw(results: Results, rows: list[dict], arms: list[str], out: Path) -> list
     }
     if changes:
         figures["cmi.png"] = cmi_change_figure(changes)
-        if any(row["cmi_after"] != "" and row["last_acc_diff"] != "" for row in rows):
-            figures["gain.png"] = gain_figure(rows)
-    for name, figure in figures.items():
-        save_figure(figure, out / name)
-    return list(figures)
+    points = gains(results, arms[0])
+    if len({round(point.cmi, 3) for point in points}) > 1:  # on one value of CMI nothing depends on it
+        figures["gain.png"] = gain_figure(points, arms[0])
+    return save(figures, ("differences.png", "cmi.png", "gain.png"), out)
+
+
+def draw_lens(lens: TableLens, out: Path) -> list[str]:
+    """The pictures that the record of ``lens`` allows; returns their names."""
+    from ..lens_pictures import lens_figures
+
+    name = f"lens-{lens.arm}-{file_name(lens.teacher)}-{lens.id}"
+    figures = lens_figures(lens.record) if lens.record else {}
+    kinds = ("tables", "fit", "simplex")
+    return save({f"{name}-{kind}.png": figures[kind] for kind in kinds if kind in figures}, [f"{name}-{kind}.png" for kind in kinds], out)
+
+
+def save(figures: Mapping[str, Figure], names: Sequence[str], out: Path) -> list[str]:
+    """Write ``figures`` to ``out`` and take away what an earlier report left there under other ``names``; returns their names."""
+    from ..pictures import save_figure
+
+    for name in names:
+        if name not in figures:
+            (out / name).unlink(missing_ok=True)
+    return [save_figure(figure, out / name).name for name, figure in figures.items()]

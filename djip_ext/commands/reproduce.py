@@ -11,9 +11,11 @@ import yaml
 from ..bench.cost import Cost, Estimate, data_key
 from ..bench.dataset import load_run_sets
 from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
-from ..bench.plan import Step, make_plan
+from ..bench.plan import Step, file_name, make_plan
 from ..bench.table import load_table
 from ..errors import DJIPError
+from ..files import write_json
+from ..lens_record import record_of
 from .report import write_report
 
 
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         dry_run(steps)
         return
+    keep_lens_records(steps, out)
     workers = args.workers or (len(steps) if args.cluster else 1)
     start = cluster_start(args.cluster, out, parameters(args.job)) if args.cluster else local_start(out, workers)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C does, end what was begun
@@ -60,6 +63,18 @@ def check_data(steps: list[Step]) -> None:
             train, test = (data.fingerprint() for data in load_run_sets(cfg))
             found = ", ".join(f"{part['images']} {name} images ({part['sha256']})" for name, part in (("training", train), ("test", test)))
             print(f"data: {cfg.DATASET.TYPE}, {found}")
+
+
+def keep_lens_records(steps: list[Step], out: str) -> None:
+    """Leave the record of every lens that is there already below ``out``/lenses, where ``djip fit`` leaves those of the table's own fits."""
+    fitted = {step.makes: step for step in steps if step.kind == "lens"}
+    for path, step in {step.lens: step for step in steps if step.lens not in ("", "identity")}.items():
+        if path not in fitted:
+            cfg, record = step.settings(), record_of(path)
+            name = f"{file_name(cfg.DISTILLER.TEACHER)}-{cfg.EXPERIMENT.PROJECT}-{record['id']}.json"
+            write_json(Path(out, "lenses", name), record)
+        elif (known := fitted[path].result()) is not None and "id" not in known:  # of a fit from before records had one
+            write_json(Path(path).with_suffix(".json"), record_of(path))
 
 
 def dry_run(steps: list[Step]) -> None:

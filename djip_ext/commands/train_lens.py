@@ -24,8 +24,10 @@ from ..fit import default_start, fit_lens
 from ..fit_settings import FitSettings
 from ..host_fit import HostTask, read_host
 from ..lens import JPEGLens
-from ..lens_file import lens_id
-from ..measure import measure
+from ..lens_file import lens_id, load_lens
+from ..lens_record import describe
+from ..measure import Measurement, measure
+from ..one_class import most_raised_class
 from ..pixels import Normalisation
 from ..processes import by_first, joined, processes, rank, say, shard
 from ..tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
@@ -100,36 +102,41 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
 
     lens, normalisation = result.lens, Normalisation(train_set.mean, train_set.std)
 
-    def summary(data: ImageSet | FolderSet, look: Callable[[Tensor], Tensor] | None) -> dict[str, float]:
+    def measured(data: ImageSet | FolderSet, look: Callable[[Tensor], Tensor] | None) -> Measurement:
         whole = make_loader(data, 250, device, shard=shard())
-        return measure(teacher, whole, data.num_classes, look, settings.temperature, settings.precision).summary()
+        return measure(teacher, whole, data.num_classes, look, settings.temperature, settings.precision)
 
     def look(image: Tensor) -> Tensor:
         return normalisation.through(lens, image)
 
-    before, after = result.before.summary(), result.after.summary()
+    seen, before, after = part, result.before, result.after
     if part is not train_set and isinstance(train_set, ImageSet):  # two passes over all of a folder would cost more than the fit
-        before, after = summary(train_set, None), summary(train_set, look)
+        seen, before, after = train_set, measured(train_set, None), measured(train_set, look)
     lens.metadata |= {
         "dataset": task.dataset,
         "fraction": cfg.BENCH.FRACTION,
         "input_size": list(train_set.size),
         "teacher": task.teacher_name,
         "fit_before": result.before.summary(),  # on the images of the fit, where the band and the floor were measured
-        "before": before,
-        "after": after,
-        "test_before": summary(test_set, None),
-        "test_after": summary(test_set, look),
+        "before": before.summary(),
+        "after": after.summary(),
+        "test_before": measured(test_set, None).summary(),
+        "test_after": measured(test_set, look).summary(),
         "start": args.start,
         "processes": processes(),
         "code": code_version(),
     }
     if first:
+        view = most_raised_class(
+            teacher, seen, lambda samples: make_loader(samples, 250, device), look, before.cmi, after.cmi, settings.temperature, settings.precision
+        )
         lens.save(out)
-        data = {"fit": part.fingerprint(), "test": test_set.fingerprint()}
-        write_json(out.with_suffix(".json"), {"about": lens.metadata, "history": result.history, "data": data, **run_record(cfg)})
+        saved = load_lens(out)  # as all others read it, its steps clamped to the range: the id is of that
+        record = describe(saved) | {"history": result.history, "one_class": view and view.to_json()}
+        record["data"] = {"fit": part.fingerprint(), "test": test_set.fingerprint()}
+        write_json(out.with_suffix(".json"), record | run_record(cfg))
         checkpoint.unlink(missing_ok=True)
-        report(out, lens, result.in_band)
+        report(out, saved, result.in_band)
 
 
 def read_task(args: argparse.Namespace) -> tuple[CfgNode, HostTask]:

@@ -9,17 +9,28 @@ import pytest
 import yaml
 
 from djip_ext.bench.compare import summarise
-from djip_ext.bench.records import PUBLISHED, Pair, arms_of, mean_difference, read_published, read_results, table_rows
+from djip_ext.bench.records import (
+    PUBLISHED,
+    Pair,
+    arms_of,
+    cmi_difference,
+    gains,
+    mean_difference,
+    read_published,
+    read_results,
+    table_rows,
+)
 from djip_ext.bench.report import pair_table
 from djip_ext.commands.main import main
 from djip_ext.errors import DJIPError
+from djip_ext.table_pictures import gain_figure
 
 PAIR = Pair("cifar100", "resnet32x4", "resnet8x4")
 ABOUT = {"before": {"cmi": 0.1, "accuracy": 99.0}, "after": {"cmi": 0.4, "accuracy": 95.0}}
 
 
 def record(
-    folder: Path, distiller: str, arm: str, seed: int, accuracy: float, pair: Pair = PAIR, lens: str = "", name: str = "run"
+    folder: Path, distiller: str, arm: str, seed: int, accuracy: float, pair: Pair = PAIR, lens: str = "", name: str = "run", about: dict | None = None
 ) -> None:
     """What a finished run leaves behind, as far as a report reads it."""
     lens = lens or ("identity" if arm == "plain" else "0123abcd")
@@ -31,7 +42,7 @@ def record(
     }
     result = {
         "config": yaml.safe_dump(cfg), "code": "abc", "environment": {"torch": "2"},
-        "lens": lens, "about_lens": {} if lens == "identity" else ABOUT,
+        "lens": lens, "about_lens": {} if lens == "identity" else about or ABOUT,
         "data": {"train": {"images": 50, "sha256": "feed"}}, "last_acc": accuracy, "best_acc": accuracy + 1, "seconds": 3600, "epochs": 240,
     }  # fmt: skip
     path = folder / arm / f"djip-{lens}" / f"{distiller}_{name}_{pair.student}" / f"seed-{seed}" / "result.json"
@@ -141,7 +152,7 @@ def test_report_writes_markdown_csv_latex_and_pictures(records: Path, capsys: py
     text = (out / "table.md").read_text()
     assert printed.strip() == text.strip() and "15 students, 15.0 hours" in text and "50 training images (feed)" in text
     assert "| KD | 2 | 60.50 ± 0.71 | 61.00 ± 0.00 | +0.50 ± 6.35 | 72.98 → 74.01 |" in text
-    assert {path.name for path in out.iterdir()} == {"table.md", "table.csv", "table.tex", "differences.png", "cmi.png", "gain.png"}
+    assert {path.name for path in out.iterdir()} == {"table.md", "table.csv", "table.tex", "differences.png", "cmi.png"}
     assert all(path.stat().st_size > 5000 for path in out.glob("*.png"))
     with open(out / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -164,3 +175,35 @@ def test_a_report_on_a_table_keeps_its_order_and_counts_what_is_missing(
     assert text.index("| AT |") < text.index("| KD |")
     main(["report", "t.yaml", "--runs", ".", "--out", "r", "--baseline", "plain"])
     assert "lens − plain" in capsys.readouterr().out
+
+
+def behind(cmi: float) -> dict:
+    """What a record repeats of a lens that brings the teacher to ``cmi``."""
+    return {"before": {"cmi": 0.1, "accuracy": 99.0}, "after": {"cmi": cmi, "accuracy": 95.0}}
+
+
+def test_gains_stand_at_the_cmi_that_the_teacher_gained_and_are_drawn_only_for_two(records: Path) -> None:
+    assert [(gain.arm, round(gain.cmi, 6)) for gain in gains(read_results(records), "plain")] == [("lens", 0.3)]
+    main(["report", str(records)])
+    (records / "report/gain.png").write_bytes(b"of an earlier report")
+    main(["report", str(records)])
+    assert not (records / "report/gain.png").exists() and "gain.png" not in (records / "report/table.md").read_text()
+
+    for seed in range(3):
+        record(records, "KD", "jpeg", seed, 70.0 + seed, lens="aaaa", about=behind(0.2))
+    both = {gain.arm: gain for gain in gains(read_results(records), "plain")}
+    assert (both["jpeg"].cmi, both["jpeg"].mean.mean, both["jpeg"].each) == (pytest.approx(0.1), pytest.approx(0.0), {"KD": pytest.approx(0.0)})
+    assert both["lens"].each.keys() == {"KD", "AT"} and both["lens"].mean.n == 2
+    axes = gain_figure(list(both.values()), "plain").axes[0]
+    means = [float(container.lines[0].get_xdata()[0]) for container in axes.containers]
+    each = [float(x) for points in axes.collections if len(points.get_offsets()) == 2 for x, _ in points.get_offsets()]
+    assert sorted(means) == pytest.approx([0.1, 0.3]) and each == pytest.approx([0.3, 0.3])  # nothing is moved aside
+    main(["report", str(records)])
+    assert (records / "report/gain.png").stat().st_size > 5000
+
+
+def test_against_a_lens_the_gain_in_cmi_is_against_that_lens() -> None:
+    plain, lens, jpeg = {0: {"lens": "identity"}}, {0: {"lens": "b", "about_lens": behind(0.4)}}, {0: {"lens": "a", "about_lens": behind(0.2)}}
+    assert cmi_difference(lens, plain) == pytest.approx(0.3) and cmi_difference(plain, lens) == pytest.approx(-0.3)
+    assert cmi_difference(lens, jpeg) == pytest.approx(0.2)
+    assert cmi_difference({0: {"lens": "c"}}, plain) is None  # nobody measured it

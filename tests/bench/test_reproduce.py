@@ -82,6 +82,7 @@ def test_a_table_is_made_in_order_and_reported(whole: tuple[str, dict[str, objec
         "[5/6] AT wrn_16_2_resnet8, plain, seed 0", "[6/6] AT wrn_16_2_resnet8, lens, seed 0",
     ]  # fmt: skip
     assert "4 of 4 students" in out and "| KD | 1 |" in out
+    assert all(f"-{picture}.png)" in out for picture in ("tables", "fit", "simplex")) and "Not drawn" not in out
     assert len([name for name in found if name.endswith("/log")]) == 5
     assert len([name for name in found if name.endswith(".safetensors")]) == 1
 

@@ -72,3 +72,9 @@ def test_impossible_place_is_a_djip_error_of_one_line(tmp_path: Path, name: str)
     with pytest.raises(DJIPError, match="cannot write") as caught:
         write_json(tmp_path / name, {})
     assert "\n" not in str(caught.value)
+
+
+def test_lists_of_numbers_take_a_line_each_and_text_stays_as_it_is(tmp_path: Path) -> None:
+    record = {"q": [[1.5, -2e-05], [3, 4]], "text": "a: [1,\n  2]", "names": ["a", "b"], "empty": [], "flags": [True, None]}
+    text = write_json(tmp_path / "record.json", record).read_text()
+    assert json.loads(text) == record and "    [1.5, -2e-05],\n    [3, 4]\n" in text and '"flags": [true, null]' in text
