@@ -87,7 +87,8 @@ def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
     for gain in gains:
         colour, marker = _look(arms.index(gain.arm))
         if len(gain.each) > 1:
-            axes.scatter([gain.cmi] * len(gain.each), list(gain.each.values()), color=colour, marker="_", s=70, alpha=0.6, linewidth=1, zorder=2)
+            x, each = [gain.cmi] * len(gain.each), list(gain.each.values())
+            axes.scatter(x, each, color=colour, marker="_", s=70, alpha=0.6, linewidth=1, zorder=2)
         error = gain.mean.half_width if gain.mean.n > 1 else None
         axes.errorbar(gain.cmi, gain.mean.mean, error, color=colour, marker=marker, markersize=7, elinewidth=1.2, capsize=3, zorder=3)
         if len(pairs) > 1:

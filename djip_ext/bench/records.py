@@ -153,7 +153,10 @@ def gains(results: Results, baseline: str, key: str = "last_acc") -> list[Gain]:
     for pair, cells in results.items():
         for arm in dict.fromkeys(arm for arms in cells.values() for arm in arms if arm != baseline):
             both = {name: (arms[baseline], arms[arm]) for name, arms in cells.items() if {baseline, arm} <= arms.keys()}
-            paired = {name: [runs[seed][key] - base[seed][key] for seed in sorted(base.keys() & runs.keys())] for name, (base, runs) in both.items()}
+            paired = {
+                name: [runs[seed][key] - base[seed][key] for seed in sorted(base.keys() & runs.keys())]
+                for name, (base, runs) in both.items()
+            }
             each = {name: summarise(values) for name, values in paired.items() if values}
             cmi = next((cmi for base, runs in both.values() if (cmi := cmi_difference(runs, base)) is not None), None)
             mean = next(iter(each.values())) if len(each) == 1 else mean_difference(cells, arm, baseline, key)

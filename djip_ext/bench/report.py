@@ -47,7 +47,13 @@ def _summary(mean: Summary | None) -> str:
 
 
 def markdown_report(
-    title: str, rows: Sequence[dict[str, Any]], results: Results, arms: Sequence[str], planned: int | None, pictures: Sequence[str], lenses: str
+    title: str,
+    rows: Sequence[dict[str, Any]],
+    results: Results,
+    arms: Sequence[str],
+    planned: int | None,
+    pictures: Sequence[str],
+    lenses: str,
 ) -> str:
     """The whole report: what ran, the tables of every pair, the pictures, where the published numbers come from, the lenses.
 
