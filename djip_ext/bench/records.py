@@ -81,12 +81,22 @@ def read_published() -> dict[tuple[Pair, str, str], tuple[float, str]]:
     return {(pair, row["distiller"], row["arm"]): (float(row["top1"]), row["source"]) for pair, row in reversed(rows)}
 
 
+def published_gains(published: dict[tuple[Pair, str, str], tuple[float, str]]) -> dict[tuple[str, str], list[float]]:
+    """(data set, distiller) -> published gain by DJIP in points, for every pair for which both numbers are."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for (pair, distiller, arm), (number, _) in published.items():
+        if arm == "lens" and (pair, distiller, "plain") in published:
+            found.setdefault((pair.dataset, distiller), []).append(number - published[pair, distiller, "plain"][0])
+    return found
+
+
 def table_rows(results: Results, baseline: str) -> list[dict[str, Any]]:
     """One row a pair, distiller and arm, for CSV: statistics over seeds, differences to ``baseline`` paired by seed, CMI, published number.
 
     Accuracies and differences in percentage points, CMI in nats; empty where there is no number.
     """
     published = read_published()
+    gained = published_gains(published)
     rows = []
     for pair, distillers in results.items():
         for distiller, arms in distillers.items():
@@ -101,8 +111,11 @@ def table_rows(results: Results, baseline: str) -> list[dict[str, Any]]:
                     row |= {f"{key}_{what}": math.nan for key in KEYS for what in ("diff", "ci95")} | {"pairs": 0}
                 change = cmi_change(runs)
                 row |= {"cmi_before": change[0], "cmi_after": change[1]} if change else {"cmi_before": "", "cmi_after": ""}
-                number, source = published.get((pair, distiller, _published_arm(arm, baseline, runs)), ("", ""))
-                rows.append(row | {"published": number, "published_source": source})
+                called = _published_arm(arm, baseline, runs)
+                number, source = published.get((pair, distiller, called), ("", ""))
+                others = gained.get((pair.dataset, distiller), []) if called == "lens" and number == "" else []
+                row |= {"published": number, "published_source": source, "published_gain_elsewhere": math.nan, "published_pairs": len(others)}
+                rows.append(row | ({"published_gain_elsewhere": sum(others) / len(others)} if others else {}))
     return [{key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()} for row in rows]
 
 

@@ -27,6 +27,10 @@ def pair_table(rows: Sequence[dict[str, Any]], results: Results, pair: Pair, arm
         values = [_plus_minus(own[arm][key], own[arm][f"{key}_sd"]) if arm in own else "" for arm in arms]
         gains = [_plus_minus(own[arm][f"{key}_diff"], own[arm][f"{key}_ci95"], "+") if arm in own else "" for arm in arms[1:]]
         published = " → ".join(f"{own[arm]['published']:.2f}" for arm in arms if arm in own and own[arm]["published"] != "")
+        elsewhere = [own[arm] for arm in arms if arm in own and own[arm]["published_pairs"]]
+        if elsewhere and not published:
+            count = elsewhere[0]["published_pairs"]
+            published = f"{elsewhere[0]['published_gain_elsewhere']:+.2f} on {count} other pair{'s' if count > 1 else ''}"
         lines.append([distiller, " to ".join(map(str, [counts[0], counts[-1]] if len(counts) > 1 else counts)), *values, *gains, published])
     means = [mean_difference(results[pair], arm, baseline, key) for arm in arms[1:]]
     if any(means):
@@ -74,6 +78,8 @@ def markdown_report(
         explanation += " *mean of all* averages the differences of all distillers for each seed first; its interval is over seeds."
     parts.append(explanation)
     sources = list(dict.fromkeys(row["published_source"] for row in rows if row["published_source"]))
+    if any(row["published_pairs"] for row in rows):
+        parts.append("Where this pair has no published number, the published gain by DJIP on other pairs stands there, their mean (djip_ext/bench/published.csv).")
     if sources:
         parts.append(f"Published: {'; '.join(sources)}: 240 epochs on all of CIFAR-100, 100 on ImageNet.")
     parts += [f"![{name}]({name})" for name in pictures]
