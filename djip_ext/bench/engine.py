@@ -128,8 +128,12 @@ def log_file(step: Step, out: str) -> str:
 
 def local_start(out: str, workers: int) -> Callable[[Step], Job]:
     """Steps as processes of this machine; several workers share its cores."""
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
-    return lambda step: start_process(step.words, log_file(step, out), threads)
+    return lambda step: start_process(step.words, log_file(step, out), threads_of(workers))
+
+
+def threads_of(workers: int) -> int:
+    """What each of several workers gets of this machine's cores; 0, torch's own choice, for a single one."""
+    return max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
 
 
 def cluster_start(cluster: str, out: str, parameters: dict[str, Any]) -> Callable[[Step], Job]:

@@ -2,15 +2,17 @@
 
 import argparse
 import dataclasses
+import os
 import signal
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
 from ..bench.cost import Cost, Estimate, data_key
 from ..bench.dataset import load_run_sets
-from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan
+from ..bench.engine import Outcome, cluster_start, local_start, log_file, run_plan, threads_of
 from ..bench.plan import Step, file_name, make_plan
 from ..bench.table import load_table
 from ..errors import DJIPError
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     steps = make_plan(table, out, args.data_root)
     check_data(steps)
     if args.dry_run:
-        dry_run(steps)
+        dry_run(steps, args.workers or 1)
         return
     keep_lens_records(steps, out)
     workers = args.workers or (len(steps) if args.cluster else 1)
@@ -77,8 +79,10 @@ def keep_lens_records(steps: list[Step], out: str) -> None:
             write_json(Path(path).with_suffix(".json"), record_of(path))
 
 
-def dry_run(steps: list[Step]) -> None:
-    """Print every command with its state and cost, then the sums."""
+def dry_run(steps: list[Step], workers: int) -> None:
+    """Print every command with its state and cost, then the sums; timed with the threads that each of ``workers`` would get."""
+    if (threads := threads_of(workers)) and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)
     costs = Estimate()(steps)
     for step, cost in zip(steps, costs):
         epochs = 0 if step.result() else step.epochs_done()
@@ -89,7 +93,8 @@ def dry_run(steps: list[Step]) -> None:
         own = [cost for step, cost in zip(steps, costs) if step.kind == kind]
         print(f"{len(own)} {kind} commands: {_cost(sum(own, Cost()))}")
     whole = sum(costs, Cost())
-    print(f"in all: {_cost(whole)} with one worker, on this machine as busy as it was just now")
+    several = f", {whole.seconds / 3600 / workers:.2f} with {workers} workers," if workers > 1 else ""
+    print(f"in all: {_cost(whole)} of one worker{several} on this machine as busy as it was just now")
 
 
 def _cost(cost: Cost) -> str:

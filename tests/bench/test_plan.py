@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from djip_ext.bench.plan import Step, make_plan
@@ -224,6 +225,13 @@ def test_a_dry_run_prints_every_command_and_counts_its_passes(monkeypatch: pytes
     assert cost["FT wrn_16_2_resnet8, lens, seed 1"] == f"{(3 + 30) * 40:,} teacher and {3 * 40}"
     hours = [float(line.rsplit(" hours", 1)[0].rsplit(" ", 1)[1]) for line in lines if line.startswith("in all")]
     assert len(hours) == 1 and not Path("output").exists()
+
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    main(["reproduce", "t.yaml", "--dry-run", "--workers", "4"])
+    assert threads == [2] and "with 4 workers" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_parameters_of_a_job_are_numbers_where_they_look_like_some() -> None:
