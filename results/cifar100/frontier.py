@@ -39,6 +39,7 @@ ROWS = {
     "T = 4": "--rounds 10 --cmi-gain 0.04 0.08 --max-accuracy-drop 30 --temperature 4",
     "lambda 0.5": f"{FIT} --lam 0.5",
     "lambda 1": f"{FIT} --lam 1",
+    "lr 0.02": "--rounds 20 --cmi-gain 0.15 0.25 --max-accuracy-drop 20 --lr 0.02",
     "batch 500, lr 0.2": f"{FIT} --batch-size 500 --lr 0.2",
 }
 
