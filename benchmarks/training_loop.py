@@ -1,6 +1,7 @@
 """Images per second of this benchmark's training loop and of mdistiller's own, KD on the same networks, batches and machine.
 
-    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N] [--compile]
+    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N]
+                                       [--compile]
 
 Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the
 device), its own trainer and its own networks, without evaluation and without files.  Loops take turns, some batches each; the medians are
@@ -19,7 +20,7 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
-from timing import machine, write  # noqa: E402
+from timing import interleaved, machine, write  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from djip_ext.bench.cfg import load_cfg  # noqa: E402
@@ -35,7 +36,9 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 Step = Callable[[], object]
 
 
-def ours(teacher: str, student: str, data: ImageSet, batch: int, precision: str = "float32", views: int = 0, compiled: bool = False) -> Step:
+def ours(
+    teacher: str, student: str, data: ImageSet, batch: int, precision: str = "float32", views: int = 0, compiled: bool = False
+) -> Step:
     """One training step of this benchmark; ``views``: with the teacher's answers kept instead of computed."""
     cfg = load_cfg(None, ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision])
     device = resolve_device("auto")
@@ -112,12 +115,7 @@ def multiplications(name: str) -> float:
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """Thousand millions of multiplications a second in a matrix product, the most that any network can hope for."""
     a = torch.randn(size, size, device=resolve_device("auto")).to(dtype)
-    seconds = []
-    for _ in range(9):
-        started = time.perf_counter()
-        (a @ a)[0, 0].item()
-        seconds.append(time.perf_counter() - started)
-    return size**3 / sorted(seconds)[4] / 1e9
+    return size**3 / interleaved({"product": lambda: a @ a}, rounds=9)["product"] / 1e9
 
 
 def main() -> None:
@@ -162,7 +160,8 @@ def main() -> None:
             row["10^9 multiplications / s"] = rate * (of_student + (0 if "VIEWS" in name else of_teacher)) / 1e3
             rows.append(row | ({"times mdistiller": rate / base} if base else {}))
     product = " and ".join(f"{product_rate(dtype):.0f} in {str(dtype).removeprefix('torch.')}" for dtype in (torch.float32, torch.bfloat16))
-    print(write(rows, args.out, f"{machine()}; KD, batch {args.batch_size}, 32 x 32; a matrix product: {product} (10^9 multiplications / s)"))
+    title = f"{machine()}; KD, batch {args.batch_size}, 32 x 32; a matrix product: {product} (10^9 multiplications / s)"
+    print(write(rows, args.out, title))
 
 
 main()

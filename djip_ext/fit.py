@@ -197,9 +197,10 @@ class _Fit:
             image, label, *rest = batch
             with autocast(image.device, settings.precision):
                 logits = logits_of(self.teacher(self.look(image)))
-            if settings.variant == "literal" and not old.keys() >= set(rest[0].tolist()):
-                raise DJIPError(CHANGED.format("images"))
-            ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
+            try:
+                ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
+            except KeyError as error:
+                raise DJIPError(CHANGED.format("images")) from error
             loss, _, kl = lens_objective(logits, label, centres, counts, lam, settings.temperature, ln_f_old, settings.ce_weight)
             both, size = torch.cat([torch.autograd.grad(loss, q)[0].flatten(), kl[None].to(q.dtype)]), len(label)
         both = mean_all(both, size)

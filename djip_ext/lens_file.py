@@ -23,9 +23,14 @@ FORMAT = 1
 SETTINGS = ("alpha", "kappa", "max_index", "window", "hard", "clamp")
 
 
+def settings_of(lens: JPEGLens) -> dict[str, Any]:
+    """All of ``lens`` but its steps and metadata, by :data:`SETTINGS`."""
+    return {name: getattr(lens, name) for name in SETTINGS}
+
+
 def save_lens(lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
     """Write ``lens`` and its ``metadata`` atomically; raises DJIPError when the place cannot be written."""
-    header = {"format": FORMAT, "lens": {name: getattr(lens, name) for name in SETTINGS}, "about": lens.metadata}
+    header = {"format": FORMAT, "lens": settings_of(lens), "about": lens.metadata}
     tensors = {"q": lens.q.detach().cpu().float().contiguous()}
     content = save(tensors, metadata={"djip": json.dumps(header)})  # bytes: a full disk then is a plain OSError
     return atomic_write(path, lambda p: p.write_bytes(content))
@@ -71,7 +76,7 @@ def lens_id(lens: JPEGLens) -> str:
 
 def lens_digest(lens: JPEGLens) -> bytes:
     """SHA-256 over tables and settings."""
-    settings = json.dumps({name: getattr(lens, name) for name in SETTINGS}, sort_keys=True)
+    settings = json.dumps(settings_of(lens), sort_keys=True)
     return hashlib.sha256(lens.q.detach().cpu().float().numpy().tobytes() + settings.encode()).digest()
 
 

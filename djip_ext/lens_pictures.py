@@ -16,7 +16,7 @@ from torch import Tensor
 from .lens import JPEGLens
 from .lens_record import LensRecord, made_for
 from .one_class import OneClass
-from .pictures import FAINT, GOAL, INK, LENS, PLAIN, STYLE
+from .pictures import FAINT, GOAL, INK, LENS, PLAIN, STYLE, luminance
 
 
 def lens_figures(record: LensRecord) -> dict[str, Figure]:
@@ -47,8 +47,7 @@ def tables_figure(lens: JPEGLens, title: str) -> Figure:
         for v in range(8):
             for u in range(8):
                 step = table[v, u].item()
-                red, green, blue, _ = colours(scale(step))
-                ink = "black" if 0.3 * red + 0.59 * green + 0.11 * blue > 0.47 else "white"
+                ink = "black" if luminance(colours(scale(step))) > 0.47 else "white"
                 axes.text(u, v, step_text(step), ha="center", va="center", fontsize=7.5, color=ink)
                 if is_dead[v, u]:
                     axes.add_patch(Rectangle((u - 0.45, v - 0.45), 0.9, 0.9, fill=False, edgecolor=LENS, linewidth=1.5))

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import DJIPError
 from .lens import JPEGLens
-from .lens_file import SETTINGS, lens_id, load_lens
+from .lens_file import SETTINGS, lens_id, load_lens, settings_of
 from .one_class import OneClass
 
 ROUND = ("round", "cmi", "accuracy", "ce", "lam", "q_low", "q_high")  # what a row of the history has at least
@@ -61,8 +61,7 @@ def made_for(about: dict[str, Any]) -> str:
 
 def describe(lens: JPEGLens) -> dict[str, Any]:
     """The part of a record that is known of every lens."""
-    settings = {name: getattr(lens, name) for name in SETTINGS}
-    return {"id": lens_id(lens), "lens": settings | {"q": lens.q.detach().cpu().tolist()}, "about": lens.metadata}
+    return {"id": lens_id(lens), "lens": settings_of(lens) | {"q": lens.q.detach().cpu().tolist()}, "about": lens.metadata}
 
 
 def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:

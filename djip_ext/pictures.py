@@ -46,6 +46,12 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     return atomic_write(path, lambda p: figure.savefig(p, format=kind, dpi=DPI))
 
 
+def luminance(colour: Sequence[float]) -> float:
+    """How bright a colour (red, green, blue, ...) looks, 0 to 1: text on it is dark above some middle value."""
+    red, green, blue = colour[:3]
+    return 0.3 * red + 0.59 * green + 0.11 * blue
+
+
 @matplotlib.rc_context(STYLE)
 def images_figure(originals: Tensor, lensed: Tensor, names: Sequence[str]) -> Figure:
     """Images, what the teacher sees of them, and the amplified difference; eight to a row.

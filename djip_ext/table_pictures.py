@@ -9,7 +9,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from .bench.records import Gain
-from .pictures import ARMS, FAINT, INK, LENS, PLAIN, STYLE
+from .pictures import ARMS, FAINT, INK, LENS, PLAIN, STYLE, luminance
 
 
 @matplotlib.rc_context(STYLE)
@@ -32,8 +32,7 @@ def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> F
     for (distiller, column), row in cells.items():
         sure = row["last_acc_ci95"] != "" and abs(row["last_acc_diff"]) > row["last_acc_ci95"]
         text = f"{row['last_acc_diff']:+.2f}" + (f" ± {row['last_acc_ci95']:.2f}" if row["last_acc_ci95"] != "" else "")
-        red, green, blue, _ = colours(scale(row["last_acc_diff"]))
-        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.52
+        dark = luminance(colours(scale(row["last_acc_diff"]))) < 0.52
         place = columns.index(column), distillers.index(distiller)
         weight, colour = "bold" if sure else "normal", "white" if dark else INK
         axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight=weight, color=colour)

@@ -114,8 +114,8 @@ def table_rows(results: Results, baseline: str) -> list[dict[str, Any]]:
                 called = _published_arm(arm, baseline, runs)
                 number, source = published.get((pair, distiller, called), ("", ""))
                 others = gained.get((pair.dataset, distiller), []) if called == "lens" and number == "" else []
-                row |= {"published": number, "published_source": source, "published_gain_elsewhere": math.nan, "published_pairs": len(others)}
-                rows.append(row | ({"published_gain_elsewhere": sum(others) / len(others)} if others else {}))
+                row |= {"published": number, "published_source": source}
+                rows.append(row | {"published_gain_elsewhere": sum(others) / len(others) if others else "", "published_pairs": len(others)})
     return [{key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()} for row in rows]
 
 

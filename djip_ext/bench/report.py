@@ -79,7 +79,8 @@ def markdown_report(
     parts.append(explanation)
     sources = list(dict.fromkeys(row["published_source"] for row in rows if row["published_source"]))
     if any(row["published_pairs"] for row in rows):
-        parts.append("Where this pair has no published number, the published gain by DJIP on other pairs stands there, their mean (djip_ext/bench/published.csv).")
+        missing = "Where this pair has no published number, the published gain by DJIP on other pairs stands there, their mean"
+        parts.append(f"{missing} (djip_ext/bench/published.csv).")
     if sources:
         parts.append(f"Published: {'; '.join(sources)}: 240 epochs on all of CIFAR-100, 100 on ImageNet.")
     parts += [f"![{name}]({name})" for name in pictures]

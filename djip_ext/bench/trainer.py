@@ -16,7 +16,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from ..errors import DJIPError, first_line
-from ..files import atomic_write, write_json
+from ..files import atomic_write, write_csv, write_json
 from ..measure import autocast
 from .cfg import differing_settings
 from .loader import DeviceLoader
@@ -51,8 +51,9 @@ class BaseTrainer:
 
     ``folder`` then holds ``log.csv`` (a row an epoch), ``result.json`` (last and best epoch), ``student_last.pth`` and
     ``student_best.pth`` (``{"model": state_dict}``, mdistiller's layout), ``latest.pth`` (all that resuming needs) and
-    TensorBoard events; where a method is pretrained (FT), ``pretrain.csv`` as well (its error an epoch).  The random state is set anew at every epoch from the seed, so that a run resumed after any
-    interruption equals, bit for bit, one that was never interrupted.
+    TensorBoard events; where a method is pretrained (FT), ``pretrain.csv`` as well (its error an epoch).  The random state is
+    set anew at every epoch from the seed, so that a run resumed after any interruption equals, bit for bit, one that was never
+    interrupted.
 
     Raises:
         DJIPError: the folder holds another run, a checkpoint does not fit, the loss became NaN, the disk is full.
@@ -108,8 +109,7 @@ class BaseTrainer:
             self.pretraining = progress | {"random": torch.get_rng_state()}
             if device.type == "cuda":
                 self.pretraining["random_cuda"] = torch.cuda.get_rng_state(device)
-            lines = ["epoch,error", *(f"{epoch},{error}" for epoch, error in enumerate(progress["errors"], 1))]
-            atomic_write(self.folder / "pretrain.csv", lambda path: Path(path).write_text("\n".join(lines) + "\n"))
+            write_csv(self.folder / "pretrain.csv", [{"epoch": epoch, "error": error} for epoch, error in enumerate(progress["errors"], 1)])
             self._save_latest()
 
         self.distiller.pretrain(self.train_loader, state, keep)

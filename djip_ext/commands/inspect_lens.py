@@ -18,7 +18,7 @@ from ..bench.run import build_teacher, resolve_device
 from ..errors import DJIPError
 from ..files import write_json
 from ..lens import JPEGLens
-from ..lens_file import SETTINGS, check_belongs
+from ..lens_file import check_belongs, settings_of
 from ..lens_record import made_for, parse_record, record_of
 from ..measure import Measurement, measure
 from ..one_class import most_raised_class
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
 
     if has_teacher:
         teacher, pictures = inspect_teacher(lens, cfg, train_set, out)
-        settings = {key: getattr(lens, key) for key in SETTINGS}
-        summary = {"id": record.id, "lens": settings, "about": record.about, "tables": table_summary(lens), "health": health, "teacher": teacher}
+        summary = {"id": record.id, "lens": settings_of(lens), "about": record.about}
+        summary |= {"tables": table_summary(lens), "health": health, "teacher": teacher}
         written += [*(picture for picture in pictures if picture not in written), write_json(out / "summary.json", summary)]
     print(f"written to {out}: {', '.join(file.name for file in written)}")
 
