@@ -186,7 +186,15 @@ def _train(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any]:
 
 
 def compile_networks(distiller: nn.Module) -> None:
-    """Let torch.compile run student, teacher and lens when they are first called; parameters and their names stay what they are."""
+    """Let torch.compile run student, teacher and lens when they are first called; parameters and their names stay what they are.
+
+    Raises:
+        DJIPError: torch.compile does not work here, for want of a C++ compiler, say.
+    """
+    try:
+        torch.compile(torch.neg)(next(distiller.student.parameters()).detach())
+    except Exception as error:  # its backends raise what they like
+        raise DJIPError(f"BENCH.COMPILE: torch.compile does not work here ({first_line(error)}); mend that or leave it out") from error
     distiller.student.compile()
     teacher = getattr(distiller, "teacher", None)
     if teacher is not None and not isinstance(teacher, CachedTeacher):

@@ -151,8 +151,9 @@ def test_compiled_networks_give_the_same_student_behind_a_lens(options: list, mo
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     install(JPEGLens(q=60.0), "djip_ext.bench", any_teacher=True)
     try:
+        kd = [*options, "DISTILLER.TYPE", "KD"]
         results = {
-            compiled: train(load_cfg(None, [*options, "DISTILLER.TYPE", "KD", "EXPERIMENT.NAME", f"compiled {compiled}", "BENCH.COMPILE", compiled]))
+            compiled: train(load_cfg(None, [*kd, "EXPERIMENT.NAME", f"compiled {compiled}", "BENCH.COMPILE", compiled]))
             for compiled in (False, True)
         }
     finally:
@@ -162,6 +163,16 @@ def test_compiled_networks_give_the_same_student_behind_a_lens(options: list, mo
     first, second = (torch.load(Path(result["folder"], "student_last.pth"), weights_only=True)["model"] for result in results.values())
     assert first.keys() == second.keys()
     torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+
+
+def test_a_machine_that_cannot_compile_says_so_first(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fails)
+    with pytest.raises(DJIPError, match=r"BENCH.COMPILE: torch.compile does not work here \(no C\+\+ compiler found\)"):
+        train(load_cfg(None, [*options, "BENCH.COMPILE", True]))
+    assert not list(tmp_path.rglob("log.csv"))
 
 
 def test_a_kept_teacher_gives_nearly_the_students_of_a_live_one(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
