@@ -21,10 +21,10 @@ from .errors import DJIPError, first_line
 from .files import atomic_write
 from .fit_settings import FitSettings
 from .lens import Q_MAX, JPEGLens
-from .lens_file import weight_hash
+from .lens_file import settings_of, weight_hash
 from .measure import Measurement, autocast, measure
 from .objective import lens_objective
-from .outputs import logits_of
+from .outputs import device_of, logits_of
 from .pixels import Normalisation
 from .processes import by_first, in_step, mean_all, processes, rank, sum_all
 
@@ -95,12 +95,15 @@ def fit_lens(
     lens = _starting_lens(lens)
     normalisation = Normalisation(mean, std)
     fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings)
-    with _frozen(teacher):
+    with _frozen(teacher), _kept_random(loader):
         identity = {"settings": asdict(settings), "teacher_hash": weight_hash(teacher), "start": lens.q.detach().flatten().tolist()}
+        identity |= {"quantizer": settings_of(lens), "batch size": getattr(loader, "batch_size", None)}
+        identity |= {"scale": [list(normalisation.mean), list(normalisation.std)], "number of classes": num_classes}
+        before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
         if checkpoint is not None and by_first(lambda: Path(checkpoint).exists()):
-            fit.load(checkpoint, identity)
+            fit.load(checkpoint, identity, before)
         else:
-            fit.before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
+            fit.before = before
         left = range(len(fit.history), settings.rounds + 1)
         rounds = tqdm(left, desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
         for index in rounds:
@@ -123,8 +126,7 @@ class _Fit:
     ) -> None:
         self.teacher, self.loader, self.num_classes = teacher, loader, num_classes
         self.normalisation, self.lens, self.settings = normalisation, lens, settings
-        device = next((p.device for p in teacher.parameters()), torch.device("cpu"))
-        lens.to(device)
+        lens.to(device_of(teacher) or torch.device("cpu"))
         with torch.no_grad():
             lens.q.copy_(by_first(lambda: lens.q.detach().cpu()))
             if settings.tables == "one":
@@ -195,6 +197,7 @@ class _Fit:
         both, size = q.new_zeros(q.numel() + 1), 0
         if batch is not None:
             image, label, *rest = batch
+            image, label = image.to(q.device), label.to(q.device)
             with autocast(image.device, settings.precision):
                 logits = logits_of(self.teacher(self.look(image)))
             try:
@@ -268,24 +271,38 @@ class _Fit:
         }
         atomic_write(path, lambda p: torch.save(state, p))
 
-    def load(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
-        try:
-            state = torch.load(path, map_location=self.ln_q.device, weights_only=True)
-            known = state["identity"]
-            if known.keys() != identity.keys() or known["settings"].keys() != identity["settings"].keys():
-                raise DJIPError(f"{path} was begun by another version of djip_ext; finish that fit with it, or delete the file")
-            differing = [key for key, value in identity.items() if known[key] != value]
-            if differing:
-                raise DJIPError(f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name another checkpoint")
-            with torch.no_grad():
-                self.ln_q.copy_(state["ln_q"])
-                self.lens.q.copy_(state["q"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.history, self.before, self.centres = state["history"], _unpack(state["before"]), state["centres"]
-            best = state["best"]
-            self.best = _Best(tuple(best["rank"]), best["index"], best["tables"].cpu(), _unpack(best["measured"]))
-        except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise DJIPError(f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh") from error
+    def load(self, path: str | os.PathLike[str], identity: dict[str, Any], before: Measurement) -> None:
+        """Go on from ``path``; ``before`` is the plain teacher on the loader's images, which must be those of the checkpoint."""
+        state = by_first(lambda: _read(path, identity))
+        with torch.no_grad():
+            self.ln_q.copy_(state["ln_q"])
+            self.lens.q.copy_(state["q"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.before, self.centres = state["history"], _unpack(state["before"]), state["centres"]
+        best = state["best"]
+        self.best = _Best(tuple(best["rank"]), best["index"], best["tables"], _unpack(best["measured"]))
+        (count, known), (ce, known_ce) = ((int(m.cmi.counts.sum()) for m in (before, self.before)), (before.ce, self.before.ce))
+        if count != known or abs(ce - known_ce) > 0.01 * max(1.0, known_ce):  # the last digits depend on threads and device
+            now, then = f"{count} images, cross entropy {ce:.3f}", f"{known}, {known_ce:.3f}"
+            raise DJIPError(f"{path} was begun on other images ({now} now, {then} then); go on with the same set, or delete the file")
+
+
+def _read(path: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, Any]:
+    """The state in a checkpoint of the fit that ``identity`` describes, on the CPU."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        known = state["identity"]
+        if known.keys() != identity.keys() or known["settings"].keys() != identity["settings"].keys():
+            raise DJIPError(f"{path} was begun by another version of djip_ext; finish that fit with it, or delete the file")
+        differing = [key for key, value in identity.items() if known[key] != value]
+        if differing:
+            raise DJIPError(f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name another checkpoint")
+        missing = {"ln_q", "q", "optimizer", "history", "before", "centres", "best"} - state.keys()
+        if missing:
+            raise KeyError(*missing)
+        return state
+    except (RuntimeError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise DJIPError(f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh") from error
 
 
 @dataclass(frozen=True)
@@ -320,17 +337,42 @@ def _starting_lens(lens: JPEGLens | None) -> JPEGLens:
     lens = default_start() if lens is None else copy.deepcopy(lens)
     if lens.hard:
         raise DJIPError("a hard lens has no gradient; fit it soft (hard=False) and set lens.hard = True afterwards")
+    if "q" in lens._buffers:  # frozen, as in front of a teacher
+        tables = lens._buffers.pop("q")
+        lens.q = nn.Parameter(tables)
     lens.metadata = {}
-    return lens
+    return lens.requires_grad_(True)
 
 
 def begin_round(loader: Iterable[Any], seed: int, index: int) -> None:
     """Make the order in which ``loader`` is read a function of (seed, round), whatever happened before."""
     torch.manual_seed(1_000_003 * seed + index)
+    for generator in _generators(loader):
+        generator.manual_seed(1_000_003 * seed + index)
     if hasattr(loader, "epoch"):
         loader.epoch = index
     if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):
         sampler.set_epoch(index)  # torch's DistributedSampler, whose order is its own
+
+
+def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
+    """The generators of its own that a DataLoader draws its order from."""
+    found = (getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None)))
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+@contextmanager
+def _kept_random(loader: Iterable[Any]) -> Iterator[None]:
+    """The random state of the caller and of ``loader`` afterwards as before."""
+    states, epoch = [(g, g.get_state()) for g in _generators(loader)], getattr(loader, "epoch", None)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+            if epoch is not None:
+                loader.epoch = epoch
 
 
 @contextmanager

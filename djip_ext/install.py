@@ -106,7 +106,8 @@ def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
 
 
 def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: bool = False) -> DJIPTeacher:
-    """``teacher`` behind ``lens`` with the normalisation of the benchmark's data set ``cfg.DATASET.TYPE``.
+    """``teacher`` behind ``lens`` with the normalisation of the benchmark's data set: ``cfg.BENCH.MEAN`` and ``STD`` where there are any,
+    else that which ``djip fit --host`` found in the host, else that of ``cfg.DATASET.TYPE``.
 
     Raises:
         DJIPError: the lens was fitted for another data set, normalisation or teacher, the normalisation is unknown, or the
@@ -118,7 +119,12 @@ def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: 
     about = {} if isinstance(lens, str) else lens.metadata
     if dataset and about.get("dataset", dataset) != dataset and not any_teacher:
         raise DJIPError(f"the lens was fitted on {about['dataset']}, this run is on {dataset}; fit one on {dataset}, or insist with --djip-any-teacher")
-    if dataset in NORMALISATIONS:
+    bench = getattr(cfg, "BENCH", None)  # the embedded benchmark's node, whose loader says what it normalised with
+    if bench is not None and bench.MEAN and bench.STD:
+        mean, std = bench.MEAN, bench.STD
+    elif about.get("host") and about.get("dataset") == dataset:  # fitted with a host's own data: it read their scale there
+        mean, std = about["mean"], about["std"]
+    elif dataset in NORMALISATIONS:
         mean, std = NORMALISATIONS[dataset]
     elif "mean" in about:
         mean, std = about["mean"], about["std"]

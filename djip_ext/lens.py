@@ -30,6 +30,8 @@ class JPEGLens(nn.Module):
 
     Shape: float (B, 3, H, W) in [0, 255], any H and W -> the same; float32 whatever autocast says (float64 stays).
 
+    The steps may be changed at any time; on a GPU under ``torch.no_grad()``, not through ``.data``, whose changes torch does not count.
+
     Raises:
         DJIPError: tables of another shape or not positive, an image batch that is not (B, 3, H, W) or is scaled to
             [0, 1].

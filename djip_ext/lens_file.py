@@ -7,6 +7,7 @@ this layout), ``lens`` (the codec's settings) and ``about`` (normalisation, teac
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +81,10 @@ def lens_digest(lens: JPEGLens) -> bytes:
     return hashlib.sha256(lens.q.detach().cpu().float().numpy().tobytes() + settings.encode()).digest()
 
 
-def weight_hash(network: nn.Module) -> str:
+def weight_hash(network: nn.Module | Mapping[str, Any]) -> str:
     """Sixteen hex digits over the names and values of a network's state: how a lens knows its teacher."""
     digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted((network.state_dict() if isinstance(network, nn.Module) else network).items()):
         if not isinstance(value, torch.Tensor):
             continue
         digest.update(name.encode())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .cmi import CMI, ClassStatistics
 from .errors import DJIPError
-from .outputs import logits_of
+from .outputs import device_of, logits_of
 from .processes import sum_all
 
 
@@ -63,7 +63,9 @@ def measure(
     """
     statistics, count = ClassStatistics(num_classes, temperature), 0
     ce, hits = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
+    device = device_of(network)
     for image, label, *rest in loader:
+        image, label = image.to(device=device), label.to(device=device)  # None, of a network without weights, leaves them where they are
         with autocast(image.device, precision):
             logits = logits_of(network(image if look is None else look(image))).float()
         statistics.update(logits, label)

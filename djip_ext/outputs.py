@@ -1,11 +1,16 @@
-"""What networks return, and where the logits are in it."""
+"""What networks take and return: their device, and where the logits are."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import DJIPError
+
+
+def device_of(network: nn.Module) -> torch.device | None:
+    """Where ``network`` takes its images: where its first parameter lies; None without parameters."""
+    return next((parameter.device for parameter in network.parameters()), None)
 
 
 def logits_of(output: Any) -> Tensor:

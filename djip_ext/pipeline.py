@@ -65,7 +65,7 @@ class Plan:
         """The plan for tables q (2, 8, 8) and images ``width`` wide of which ``gain x + offset`` are the pixels in [0, 255]."""
         q = q.detach().double()
         tied = kappa is not None
-        shape = torch.tensor(kappa, dtype=torch.float64).clamp_max(MAX_KAPPA) if tied else kappa_of(q, torch.tensor(alpha, device=q.device))
+        shape = torch.tensor(kappa, dtype=torch.float64, device=q.device).clamp_max(MAX_KAPPA) if tied else kappa_of(q, torch.tensor(alpha, device=q.device))
         gains, offsets = (torch.tensor(values, dtype=torch.float64, device=q.device) for values in (gain, offset))
         to_ycbcr, to_rgb = RGB_TO_YCBCR.to(q.device), YCBCR_TO_RGB.to(q.device)
         constant = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64, device=q.device)

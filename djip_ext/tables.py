@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .codec import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 from .errors import DJIPError
 from .lens import Q_MAX, Q_MIN
-from .outputs import logits_of
+from .outputs import device_of, logits_of
 from .pixels import Normalisation
 
 # ITU-T T.81, annex K.1 and K.2
@@ -57,7 +57,9 @@ def sensitivity(
     """
     normalisation = Normalisation(mean, std)
     total = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64)
+    device = device_of(network)
     for image, label, *_ in loader:
+        image, label = image.to(device=device), label.to(device=device)
         with torch.enable_grad():
             z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image))).requires_grad_()
             x = normalisation.to_network(coefficients_to_rgb(z)[:, :, : image.shape[2], : image.shape[3]])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .errors import DJIPError
 from .lens import JPEGLens
 from .lens_file import check_belongs, lens_digest, lens_id
+from .outputs import device_of
 from .pixels import Normalisation
 
 FINGERPRINT = "djip_fingerprint"
@@ -57,6 +58,8 @@ class DJIPTeacher(nn.Module):
                 check_belongs(lens, teacher, mean, std)
             digest = lens_digest(lens)
             lens = copy.deepcopy(lens).freeze().requires_grad_(False)
+            if (device := device_of(teacher)) is not None:
+                lens.to(device)
         else:
             raise DJIPError(f"lens is {lens!r}; DJIPTeacher takes a JPEGLens (load_lens(path)) or 'identity'")
         self.djip_teacher = teacher.requires_grad_(False).eval()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from djip_ext import load_lens
 from djip_ext.bench import dataset
@@ -97,7 +98,25 @@ def test_fit_takes_teacher_and_images_from_a_host(monkeypatch: pytest.MonkeyPatc
     run_command(["fit", "--host", "checkout", "--cfg", "theirs.yaml", "--images", "20", "--rounds", "1", "--out", "a.safetensors", "BENCH.DEVICE", "cpu", "DISTILLER.TEACHER", "resnet8"])
     assert asked == [("checkout", "theirs.yaml", "mdistiller", 20, ["DISTILLER.TEACHER", "resnet8"])]
     about = load_lens("a.safetensors").metadata
-    assert (about["dataset"], about["teacher"], about["images"]) == ("cifar100", "resnet8", 20)
+    assert (about["dataset"], about["teacher"], about["images"], about["host"]) == ("cifar100", "resnet8", 20, "mdistiller")
+    record = yaml.safe_load(json.loads(Path("a.json").read_text())["config"])
+    assert (record["DATASET"]["TYPE"], record["DISTILLER"]["TEACHER"]) == ("cifar100", "resnet8")
+
+
+def test_a_fit_that_was_stopped_before_its_first_round_is_not_taken_for_the_one_before(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["fit", "--out", "a.safetensors", "--rounds", "1", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher]
+    run_command(command)
+    real = train_lens.fit_lens
+
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_lens, "fit_lens", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_command([*command, "--lr", "0.3"])
+    monkeypatch.setattr(train_lens, "fit_lens", real)
+    run_command([*command, "--lr", "0.3", "--resume"])
+    assert load_lens("a.safetensors").metadata["fit"]["lr"] == 0.3
 
 
 @pytest.mark.parametrize("start", ["6", "jpeg:70", "magnitude", "sensitivity:20", "random:9"])
@@ -124,6 +143,8 @@ def test_every_setting_of_the_fit_has_a_flag(teacher: str) -> None:
         (["train", "--cfg", "nowhere.yaml"], "nowhere.yaml"),
         (["train", *TINY, "SOLVER.EPOCH", "3"], "EPOCH"),
         (["train", *TINY, "--djip-lens", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["train", *TINY, "--djip-lens", "identity"], "DISTILLER.TYPE is NONE"),
+        (["fit", "--out", "lens.json", *TINY], "ends in .safetensors"),
         (["train", "--data-root", "nodata"], "--data-root"),
         (["fit", "--out", "a.safetensors", *TINY], "TEACHER_CHECKPOINT"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),

@@ -78,6 +78,13 @@ def test_data_that_are_not_there_are_replaced_and_reported(lens, tmp_path, capsy
     assert names(tmp_path / "pictures") == {"tables.png", "images.png"}
 
 
+def test_a_named_data_set_counts_for_more_than_that_of_the_lens(lens, tmp_path, capsys) -> None:
+    lens.metadata = {"dataset": "cifar100"}
+    lens.save(tmp_path / "lens.safetensors")
+    inspect(tmp_path / "lens.safetensors", "DATASET.TYPE", "synthetic", "--images", "2")
+    assert "CIFAR-100 is missing" not in (printed := capsys.readouterr().out) and "on 100 synthetic test images" in printed
+
+
 def test_a_fitted_lens_tells_its_story_and_draws_its_fit(lens, tmp_path, capsys) -> None:
     fit = {"cmi_gain": [0.1, 0.3], "max_accuracy_drop": 10.0, "rounds": 1, "chosen": 1}
     lens.metadata = {

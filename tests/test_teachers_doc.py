@@ -114,7 +114,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
         torch.manual_seed(0)
         assert command[0] == "djip"
         words = [str(tmp_path) if word == "/data" else word.replace("configs/", f"{ROOT}/configs/") for word in command[1:]]
-        run_command([*words, *small, *(["--rounds", "1"] if "fit" in words else []), *(["--djip-any-teacher"] if "train" in words else [])])
+        run_command([*words, *small, *(["--rounds", "1"] if "fit" in words else []),])
     assert {name for name, *_ in asked} == {"timm:vit_small_patch16_224", "timm:deit_tiny_patch16_224"}
     assert all(pretrained and download for name, pretrained, download in asked if "small" in name)
     assert "note: images for timm:vit_small_patch16_224" in capsys.readouterr().out

@@ -4,6 +4,7 @@ YAML files written for mdistiller load here unchanged.  Only ``LOG.WANDB`` diffe
 must run offline; TensorBoard files and a CSV are always written.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ CFG = CfgNode({
         "MOMENTUM": 0.9,
         "TYPE": "SGD",
     },
+    # Every epoch is logged and kept here: of these, PREFIX alone is read; the others let the host's files load.
     "LOG": {"TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40, "PREFIX": "./output", "WANDB": False},
     "BENCH": {
         "SEED": 0,  # of weights, order and augmentation
@@ -85,8 +87,10 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
     try:
         if path:
             with open(path) as file:
-                cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(file) or {}))
-        cfg.merge_from_list(options or [])
+                cfg.merge_from_other_cfg(CfgNode(_with_points(yaml.safe_load(file) or {}, CFG)))
+        flat = _flat(CFG)
+        keys = list(options or [])[::2]
+        cfg.merge_from_list([word if i % 2 == 0 else _with_point(word, flat.get(keys[i // 2])) for i, word in enumerate(options or [])])
     except OSError as error:
         raise DJIPError(f"cannot read the configuration {path}: {error.strerror}; --cfg takes a YAML file, see configs/") from error
     except yaml.YAMLError as error:
@@ -94,4 +98,17 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
     except (KeyError, AssertionError, ValueError, AttributeError) as error:
         reason = error.args[0] if error.args else error
         raise DJIPError(f"{Path(path).name if path else 'options'}: {reason}; the keys are listed in djip_ext/bench/cfg.py") from error
+    if cfg.BENCH.EVAL_EVERY < 1:
+        raise DJIPError(f"BENCH.EVAL_EVERY is {cfg.BENCH.EVAL_EVERY}; it must be at least 1")
     return cfg
+
+
+def _with_point(value: Any, default: Any) -> Any:
+    """An integer where the schema has a real number, since people write 6 for 6.0, which yacs refuses."""
+    return float(value) if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(value)) else value
+
+
+def _with_points(tree: Any, default: Any) -> Any:
+    if isinstance(tree, dict) and isinstance(default, dict):
+        return {key: _with_points(value, default.get(key)) for key, value in tree.items()}
+    return _with_point(tree, default)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from yacs.config import CfgNode
 
-from ..errors import DJIPError
+from ..errors import DJIPError, first_line
 from ..pixels import NORMALISATIONS
 from ..processes import say
 from .imageset import ImageSet
@@ -30,6 +30,8 @@ def load_cifar100(root: str, train: bool, download: bool = False) -> ImageSet:
 
     try:
         data = CIFAR100(root, train=train, download=download)
+    except OSError as error:  # URLError among them
+        raise DJIPError(f"CIFAR-100 cannot be fetched or read ({first_line(error)}); put cifar-100-python into {Path(root).resolve()} by hand") from error
     except RuntimeError as error:
         raise DJIPError(
             f"CIFAR-100 is missing or damaged in {Path(root).resolve()}: put the official cifar-100-python folder there, "

@@ -1,20 +1,23 @@
 """What a table takes: nothing but ``djip train`` and ``djip fit`` commands, in the order in which they depend on each other."""
 
+import functools
 import hashlib
 import json
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
 from ..errors import DJIPError
-from ..lens_file import lens_id, load_lens
+from ..lens_file import lens_id, load_lens, weight_hash
 from .cfg import differing_settings, load_cfg
 from .dataset import FOLDERS
 from .models import cifar_model_dict
-from .run import behind_lens, run_folder, run_record
+from .run import behind_lens, read_weights, run_folder, run_record
 from .table import Table
 
 
@@ -71,12 +74,15 @@ class Step:
         """What the finished step left behind, None while it is not finished.
 
         Raises:
-            DJIPError: its folder holds a finished run with other settings.
+            DJIPError: its folder holds a finished run with other settings, or it was made with another teacher than is there now.
         """
         if self.kind == "lens":
             record = Path(self.makes).with_suffix(".json")
-            finished = Path(self.makes).exists() and record.exists() and not Path(self.makes).with_suffix(".fit.pth").exists()
-            return json.loads(record.read_text()) if finished else None
+            if not Path(self.makes).exists() or not record.exists() or Path(self.makes).with_suffix(".fit.pth").exists():
+                return None
+            found = json.loads(record.read_text())
+            check_teacher(self.settings(), found["about"].get("teacher_hash"), self.makes)
+            return found
         if self.lens not in ("", "identity") and not Path(self.lens).exists():
             return None
         return finished_run(self.cfg())
@@ -100,7 +106,25 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
     if differing:
         values = ", ".join(f"{key} {theirs} (now {ours})" for key, (ours, theirs) in differing.items())
         raise DJIPError(f"{path.parent} holds a run with other settings: {values}; give the table another --out or delete that folder")
+    check_teacher(cfg, result.get("teacher_hash"), path.parent)
     return result
+
+
+def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
+    """Raise DJIPError when the teacher that ``cfg`` names has other weights by now than ``known``, those that made ``where``."""
+    name, path = cfg.DISTILLER.TEACHER, cfg.BENCH.TEACHER_CHECKPOINT
+    if not path and cfg.DATASET.TYPE not in FOLDERS and name in cifar_model_dict:
+        path = cifar_model_dict[name][1]
+    if known and path and Path(path).is_file() and (found := _hash_of(str(path), os.stat(path).st_mtime_ns)) != known:
+        raise DJIPError(f"{where} was made with another teacher ({known}) than {path} is now ({found}); delete it or give the table another --out")
+
+
+@functools.cache
+def _hash_of(path: str, mtime_ns: int) -> str:
+    state = read_weights(path)
+    for key in [key for key in state if key.endswith(".running_var")]:  # old checkpoints lack what torch then sets to 0
+        state.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    return weight_hash(state)
 
 
 def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
@@ -111,8 +135,8 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
     Raises:
         DJIPError: a configuration, checkpoint or lens is missing or does not fit; the message names it.
     """
-    configs = {(p, d): table.configs.format(distiller=d.lower(), pair=p) for p in table.pairs for d in table.distillers}
-    cfgs = {key: load_cfg(path, [*table.settings("all", "student", key[1]), *_schedule(table, path)]) for key, path in configs.items()}
+    configs = {(p, d): table.config(p, d) for p in table.pairs for d in table.distillers}
+    cfgs = {key: load_cfg(path, [*_schedule(table, path), *table.settings("all", "student", key[1])]) for key, path in configs.items()}
     for (_, distiller), cfg in cfgs.items():
         if cfg.DISTILLER.TYPE != distiller:
             kind = cfg.DISTILLER.TYPE
@@ -133,7 +157,7 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
                 fit, lens = lenses[cfg.DISTILLER.TEACHER, arm]
                 options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", arm, "EXPERIMENT.NAME", f"{distiller.lower()}_{pair}"]
                 options += ["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []
-                options += [*table.settings("all", "student", distiller), *_schedule(table, configs[pair, distiller])]
+                options += [*_schedule(table, configs[pair, distiller]), *table.settings("all", "student", distiller)]
                 steps.append(Step(
                     "student", f"{distiller} {pair}, {arm}, seed {seed}", configs[pair, distiller],
                     ("--djip-lens", lens, "--seed", str(seed)), tuple(options), data_root, seed, lens,

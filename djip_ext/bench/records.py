@@ -74,6 +74,19 @@ def read_results(folder: str | Path) -> Results:
     return results
 
 
+def several_lenses(results: Results) -> dict[str, list[str]]:
+    """Project folder -> the lenses of its runs, where one pair has several, so that :func:`read_results` called the arms after them."""
+    found: dict[str, set[str]] = {}
+    for cells in results.values():
+        for arms in cells.values():
+            for arm, runs in arms.items():
+                for run in runs.values():
+                    project = yaml.safe_load(run["config"])["EXPERIMENT"]["PROJECT"].rpartition("/djip-")[0]
+                    if project and arm != project:
+                        found.setdefault(project, set()).add(arm)
+    return {project: sorted(ids) for project, ids in found.items()}
+
+
 def read_published() -> dict[tuple[Pair, str, str], tuple[float, str]]:
     """(pair, distiller, arm) -> top-1 accuracy in % and its source; arms are "plain" and "lens". The first of several counts."""
     with open(PUBLISHED, newline="") as file:

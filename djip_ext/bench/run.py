@@ -1,24 +1,32 @@
 """From a configuration to a finished run: what mdistiller's tools/train.py does, as functions."""
 
+from __future__ import annotations
+
 import platform
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from ..errors import DJIPError, first_line
 from ..files import claimed
+from ..lens_file import weight_hash
+from ..processes import say
 from .dataset import FOLDERS, get_dataset
 from .distillers import distiller_dict
+from .imageset import ImageSet
 from .models import cifar_model_dict
 from .models.families import FAMILIES, build, is_family, torchvision_state
 from .teacher_cache import CachedTeacher, cached_teacher
 from .trainer import trainer_dict
+
+if TYPE_CHECKING:
+    from .imagefolder import FolderSet
 
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
 ABOUT_LENS = ("teacher_hash", "before", "after", "test_before", "test_after")  # what a record repeats of a lens' metadata
@@ -57,13 +65,13 @@ def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Mo
     return known[name][0](num_classes=num_classes)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a ``.safetensors`` file or a ``torch.save``d ``{"model": state_dict}`` into ``model``, strictly.
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state of a network in a ``.safetensors`` file or a ``torch.save``d ``{"model": state_dict}``, its numbers as float32.
 
     Pickles are read with ``weights_only``: a checkpoint cannot run code.
 
     Raises:
-        DJIPError: the file is missing, damaged, of another architecture or for another number of classes.
+        DJIPError: the file is missing or damaged.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,11 +82,19 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("model", state.get("state_dict", state))
-        state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     except Exception as error:  # torch.load raises a dozen types for damaged files
         raise DJIPError(f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again") from error
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a checkpoint (:func:`read_weights`) into ``model``, strictly.
+
+    Raises:
+        DJIPError: the file is missing, damaged, of another architecture or for another number of classes.
+    """
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(read_weights(path))
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
         raise DJIPError(f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for") from error
@@ -119,7 +135,9 @@ def behind_lens(project: str, lens: str) -> str:
 
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What a reader needs to trust and to repeat a run; ``code`` and ``environment`` may differ when it is resumed."""
-    used = CfgNode({name: node for name, node in cfg.items() if name in SHARED_NODES or name == cfg.DISTILLER.TYPE})
+    kind = cfg.DISTILLER.TYPE
+    read = (*SHARED_NODES, kind, cfg.get(kind, {}).get("BASE", ""))  # LSKD reads its base's node as well
+    used = CfgNode({name: node for name, node in cfg.items() if name in read})
     return {
         "config": used.dump(),
         "code": code_version(),
@@ -158,6 +176,13 @@ def build_distiller(cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_
     return distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
 
 
+def scaled_as(cfg: CfgNode, data: ImageSet | FolderSet) -> CfgNode:
+    """``cfg`` saying what ``data`` are normalised with, which a lens in front of the teacher must undo."""
+    cfg = cfg.clone()
+    cfg.BENCH.MEAN, cfg.BENCH.STD = list(data.mean), list(data.std)
+    return cfg
+
+
 def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     """Run ``cfg`` to its end and return its result (see :class:`~djip_ext.bench.trainer.BaseTrainer`).
 
@@ -173,9 +198,11 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 def _train(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any]:
     cfg = cfg.clone()
     cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+    if cfg.LOG.WANDB:
+        say("note: LOG.WANDB is True, but the embedded benchmark writes TensorBoard files and a CSV only")
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else build_teacher(cfg, num_classes)
-    distiller = build_distiller(cfg, teacher, num_data, num_classes)
+    distiller = build_distiller(scaled_as(cfg, train_loader.data), teacher, num_data, num_classes)
     data = {"train": train_loader.data.fingerprint(), "test": test_loader.data.fingerprint()}
     record = run_record(cfg) | {"data": data} | lens_record(getattr(distiller, "teacher", None))
     if teacher is not None and cfg.BENCH.VIEWS:
@@ -204,10 +231,13 @@ def compile_networks(distiller: nn.Module) -> None:
 
 
 def lens_record(teacher: nn.Module | None) -> dict[str, Any]:
-    """The id of the lens in front of ``teacher``, and what it was measured to do to it."""
+    """The hash of ``teacher``'s weights, the id of the lens in front of it, and what that was measured to do to it."""
+    if teacher is None:
+        return {"lens": "none", "about_lens": {}}
     lens = getattr(teacher, "djip_lens", None)
     about = {} if lens is None else {key: value for key in ABOUT_LENS if (value := lens.metadata.get(key)) is not None}
-    return {"lens": getattr(teacher, "djip_id", "none"), "about_lens": about}
+    known = weight_hash(getattr(teacher, "djip_teacher", teacher))
+    return {"lens": getattr(teacher, "djip_id", "none"), "about_lens": about, "teacher_hash": known}
 
 
 def code_version() -> str:

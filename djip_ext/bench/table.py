@@ -43,6 +43,10 @@ class Table:
     epochs: int | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def config(self, pair: str, distiller: str) -> str:
+        """The path of that student's configuration."""
+        return self.configs.format(pair=pair, distiller=distiller.lower())
+
     def settings(self, *sections: str) -> list[str]:
         """The KEY VALUE words of those sections, a later one winning."""
         merged: dict[str, Any] = {}
@@ -80,6 +84,10 @@ def load_table(path: str | Path) -> Table:
 
 
 def _check(path: Path, table: Table) -> None:
+    try:
+        table.config("pair", "distiller")
+    except (KeyError, IndexError, ValueError) as error:
+        raise DJIPError(f"{path}: configs is {table.configs!r}; of names in braces it takes {{distiller}} and {{pair}}") from error
     for distiller in table.distillers:
         if distiller not in distiller_dict or distiller == "NONE":
             raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {', '.join(list(distiller_dict)[1:])}")

@@ -187,7 +187,7 @@ class BaseTrainer:
 
     def _load(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location=self.train_loader.device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
             known = state["record"]  # by an older version perhaps, which kept less
             differing = [key for key, value in self.record.items() if key not in ("code", "environment", "config") and known.get(key, value) != value]
             if "config" in self.record:

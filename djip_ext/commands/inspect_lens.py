@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"{path}: lens {record.id}\n{identity_text(lens)}\n{tables_text(lens)}")
     written = [save_figure(figure, out / f"{name}.png") for name, figure in lens_figures(record).items()]
 
-    has_teacher = bool(args.cfg or cfg.BENCH.TEACHER_CHECKPOINT)
-    train_set, test_set, dataset = image_sets(cfg) if has_teacher else image_sets_of(lens, cfg)
+    has_teacher = bool(args.cfg or cfg.BENCH.TEACHER_CHECKPOINT or "DISTILLER.TEACHER" in args.options)
+    train_set, test_set, dataset = image_sets(cfg) if has_teacher or "DATASET.TYPE" in args.options else image_sets_of(lens, cfg)
     images, _ = spread(test_set, HEALTH_IMAGES)
     health = lens.health(images) | {"dataset": dataset, "images": len(images)}
     print(health_text(health))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..bench.plan import file_name
-from ..bench.records import Results, arms_of, cmi_change, gains, in_order, read_results, table_rows
+from ..bench.records import Results, arms_of, cmi_change, gains, in_order, read_results, several_lenses, table_rows
 from ..bench.report import latex_report, markdown_report
 from ..bench.table import Table, load_table
 from ..bench.table_lenses import TableLens, lens_section, lenses_of
@@ -37,10 +37,13 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     """Write the report on the runs below ``folder`` to ``out``; returns its text.
 
     Raises:
-        DJIPError: no finished student, or no arm of that name.
+        DJIPError: no finished student, no arm of that name, or an arm of the table with runs of several lenses.
     """
     results = read_results(folder)
     if table is not None:
+        for arm, ids in several_lenses(results).items():
+            if arm in table.arms:
+                raise DJIPError(f"the arm {arm} has runs with several lenses in {folder}: {', '.join(ids)}; move away those that the table no longer has")
         results = in_order(results, table.distillers, list(table.arms))
     arms = arms_of(results) if table is None else [arm for arm in table.arms if arm in arms_of(results)]
     baseline = baseline or (next(iter(table.arms)) if table else arms[0])

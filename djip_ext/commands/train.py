@@ -3,6 +3,7 @@
 import argparse
 
 from ..bench.run import behind_lens, train
+from ..errors import DJIPError
 from ..install import install, uninstall
 from ..lens_file import lens_id, load_lens
 from .options import add_benchmark_arguments, benchmark_cfg
@@ -23,6 +24,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         if args.djip_lens:
             lens = "identity" if args.djip_lens == "identity" else load_lens(args.djip_lens)
+            if cfg.DISTILLER.TYPE == "NONE":
+                raise DJIPError("--djip-lens goes in front of a teacher, but DISTILLER.TYPE is NONE; name a distiller, or a file that does with --cfg")
             cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, "identity" if lens == "identity" else lens_id(lens))
             print(install(lens, HOST, args.djip_any_teacher))
         result = train(cfg, args.resume)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from ..bench.imagefolder import FolderLoader, FolderSet
 
 
+HOST_BENCH = ("BENCH.DEVICE", "BENCH.PRECISION")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
     parser.add_argument("--out", required=True, metavar="LENS", help="where to write the lens (.safetensors)")
@@ -62,11 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Fit as the flags say, alone or with the other processes of a torchrun, of which the first writes and prints."""
     out = Path(args.out)
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise DJIPError(f"--out is {out}; name a file that ends in .safetensors, beside which the fit's record and checkpoint go")
+    record, checkpoint = out.with_suffix(".json"), out.with_suffix(".fit.pth")
     with joined():
         first = rank() == 0
         with claimed(out.with_suffix(".lock"), str(out)) if first else nullcontext():
             # one answer for all: a process on another machine may not see the file
-            if args.resume and by_first(lambda: out.exists() and not out.with_suffix(".fit.pth").exists()):
+            if args.resume and by_first(lambda: out.exists() and record.exists() and not checkpoint.exists()):
                 say(f"{out} is finished; delete it or leave out --resume to fit it again")
             else:
                 fit(args, out, first)
@@ -77,6 +83,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     checkpoint = out.with_suffix(".fit.pth")
     if first and not args.resume:
         checkpoint.unlink(missing_ok=True)
+        out.with_suffix(".json").unlink(missing_ok=True)  # else a fit killed before its first round would pass for the finished one
     device = resolve_device(cfg.BENCH.DEVICE)
     train_set, test_set = task.train, task.test
     teacher = task.teacher.to(device, memory_format=torch.channels_last)
@@ -123,6 +130,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
         "test_before": measured(test_set, None).summary(),
         "test_after": measured(test_set, look).summary(),
         "start": args.start,
+        "host": args.host_package if args.host else "",
         "processes": processes(),
         "code": code_version(),
     }
@@ -142,16 +150,23 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
 def read_task(args: argparse.Namespace) -> tuple[CfgNode, HostTask]:
     """Teacher and images: from the host's checkout with ``--host``, else from the embedded benchmark.
 
-    With ``--host``, ``KEY VALUE`` pairs of the node ``BENCH`` are ours, all others the host's.
+    With ``--host``, ``KEY VALUE`` pairs of the node ``BENCH`` are ours (:data:`HOST_BENCH`), all others the host's.
     """
     if args.host:
         if args.data_root:
             raise DJIPError("--data-root is the embedded benchmark's; with --host the images are where the host keeps them")
+        if len(args.options) % 2:
+            raise DJIPError(f"options: {args.options[-1]} has no value; they are KEY VALUE pairs")
         pairs = list(zip(args.options[::2], args.options[1::2]))
+        for key, _ in pairs:
+            if key.startswith("BENCH.") and key not in HOST_BENCH:
+                raise DJIPError(f"{key} is the embedded benchmark's and means nothing with --host, which takes {' and '.join(HOST_BENCH)} of it")
         theirs = [word for pair in pairs for word in pair if not pair[0].startswith("BENCH.")]
         task = read_host(args.host, args.cfg or "", args.host_package, args.images, theirs)
         args.cfg, args.options = None, [word for pair in pairs for word in pair if pair[0].startswith("BENCH.")]
-        return benchmark_cfg(args), task
+        cfg = benchmark_cfg(args)
+        cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER = task.dataset, task.teacher_name
+        return cfg, task
     cfg = benchmark_cfg(args)
     train_set, test_set = load_image_sets(cfg)
     return cfg, HostTask(build_teacher(cfg, train_set.num_classes), train_set, test_set, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)

@@ -7,12 +7,14 @@ images of the 5 % set, measures on all 2,500, and prints the table of every row 
 """
 
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from djip_ext.bench.compare import summarise  # noqa: E402
 from djip_ext.commands.main import run_command  # noqa: E402
 
 FOLDER = Path("results/cifar100/frontier")
@@ -26,22 +28,20 @@ ROWS = {
     "random, median 6": "--rounds 0 --alpha 5 --start random:6 --seed 0",
     "random, median 8": "--rounds 0 --alpha 5 --start random:8 --seed 0",
     "default": FIT,
-    "default, seed 1": f"{FIT} --seed 1",
-    "default, seed 2": f"{FIT} --seed 2",
     "start JPEG 70": f"{FIT} --start jpeg:70",
     "start sensitivity": f"{FIT} --start sensitivity:20",
     "alpha = 5": f"{FIT} --alpha 5",
     "JPEG-DL's code": f"{FIT} --alpha 5 --max-index 127 --window 5 --start 1 --q-min 0.01",
     "fixed centres": f"{FIT} --variant fixed",
     "literal": f"{FIT} --variant literal",
-    "literal, seed 1": f"{FIT} --variant literal --seed 1",
-    "literal, seed 2": f"{FIT} --variant literal --seed 2",
     "T = 4": "--rounds 10 --cmi-gain 0.04 0.08 --max-accuracy-drop 30 --temperature 4",
     "lambda 0.5": f"{FIT} --lam 0.5",
     "lambda 1": f"{FIT} --lam 1",
     "lr 0.02": "--rounds 20 --cmi-gain 0.15 0.25 --max-accuracy-drop 20 --lr 0.02",
     "batch 500, lr 0.2": f"{FIT} --batch-size 500 --lr 0.2",
 }
+for seed in range(1, 5):
+    ROWS |= {f"default, seed {seed}": f"{FIT} --seed {seed}", f"literal, seed {seed}": f"{FIT} --variant literal --seed {seed}"}
 
 
 def path_of(name: str) -> Path:
@@ -55,7 +55,7 @@ def main(names: list[str]) -> None:
             run_command(["fit", "--out", str(lens), *shlex.split(ROWS[name]), *shlex.split(COMMON)])
     print("| row | CMI (nats) | CE (nats) | accuracy (%) | price: dCE / dCMI | seconds | flags |")
     print("|---|---|---|---|---|---|---|")
-    plain = None
+    plain, prices = None, {}
     for name in ROWS:
         if not path_of(name).exists():
             continue
@@ -65,8 +65,15 @@ def main(names: list[str]) -> None:
             plain = before
             print(f"| plain teacher | {before['cmi']:.4f} | {before['ce']:.4f} | {before['accuracy']:.2f} | | | |")
         gain = after["cmi"] - before["cmi"]
-        price = f"{(after['ce'] - before['ce']) / gain:.3f}" if gain > 0.02 else "-"
+        prices[name] = (after["ce"] - before["ce"]) / gain if gain > 0.02 else math.nan
+        price = f"{prices[name]:.3f}" if gain > 0.02 else "-"
         print(f"| {name} | {after['cmi']:.4f} | {after['ce']:.4f} | {after['accuracy']:.2f} | {price} | {about['seconds']:.0f} | `{ROWS[name]}` |")
+    seeds = [f", seed {seed}" if seed else "" for seed in range(5)]
+    pairs = [(prices[f"literal{s}"], prices[f"default{s}"]) for s in seeds if f"literal{s}" in prices and f"default{s}" in prices]
+    if pairs:
+        literal, default, difference = (summarise(x) for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs]))
+        print(f"\nprice over {len(pairs)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, literal {literal.mean:.3f} ± {literal.spread:.3f}, ", end="")
+        print(f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} (half of the 95 % t-interval)")
 
 
 main(sys.argv[1:])

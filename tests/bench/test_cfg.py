@@ -22,6 +22,14 @@ def test_a_file_in_mdistillers_layout_loads(tmp_path: Path) -> None:
     assert (cfg.DISTILLER.TYPE, cfg.DKD.BETA, cfg.SOLVER.EPOCHS) == ("DKD", 8.0, 7)
 
 
+def test_whole_numbers_are_taken_for_real_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("DKD: {BETA: 6}\nITRD: {LOSS: {MUTUAL_WEIGHT: 0}}\n")
+    cfg = load_cfg(str(tmp_path / "a.yaml"), ["WTTM.LOSS.KD_WEIGHT", "4", "KD.TEMPERATURE", 2, "SOLVER.EPOCHS", "7"])
+    values = (cfg.DKD.BETA, cfg.ITRD.LOSS.MUTUAL_WEIGHT, cfg.WTTM.LOSS.KD_WEIGHT, cfg.KD.TEMPERATURE, cfg.SOLVER.EPOCHS)
+    assert values == (6.0, 0.0, 4.0, 2.0, 7) and [type(value) for value in values] == [float] * 4 + [int]
+    assert load_cfg(None, ["KD.TEMPERATURE", "2.5", "RKD.DISTANCE_WEIGHT", "12.5"]).KD.TEMPERATURE == 2.5
+
+
 @pytest.mark.parametrize(
     "text, options, names",
     [

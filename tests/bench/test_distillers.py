@@ -197,6 +197,10 @@ def test_dkd_warms_up_linearly() -> None:
     assert [warm_up(epoch, 20) for epoch in (1, 10, 20, 240)] == [0.05, 0.5, 1.0, 1.0]
 
 
+def test_no_warm_up_is_full_weight_at_once() -> None:
+    assert warm_up(1, 0) == 1.0
+
+
 def test_dist_is_zero_for_the_teacher_itself_and_large_for_its_opposite() -> None:
     z = logits_pair()[1]
     assert abs(dist_loss(z, z, 1.0, 1.0, 1.0)) < 1e-3

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from djip_ext.commands.main import main
 from djip_ext.commands.options import benchmark_cfg
 from djip_ext.errors import DJIPError
 from djip_ext.lens import JPEGLens
-from djip_ext.lens_file import lens_id
+from djip_ext.lens_file import lens_id, weight_hash
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "cifar100"
@@ -105,6 +106,32 @@ def test_a_run_is_done_when_its_record_says_so_and_refused_when_it_is_of_other_s
         changed.result()
 
 
+def test_options_are_stronger_than_the_short_form_of_epochs() -> None:
+    solver = plan(options={"student": {"SOLVER.LR_DECAY_STAGES": [40, 50]}})[-1].settings().SOLVER
+    assert (solver.EPOCHS, solver.LR_DECAY_STAGES) == (60, [40, 50])
+
+
+def test_what_another_teacher_made_is_never_taken_for_done() -> None:
+    def weights(value: float) -> str:
+        state = {"w": torch.full((2,), value)}
+        torch.save({"model": state}, "vgg13.pth")
+        os.utime("vgg13.pth", ns=(0, int(value)))  # a clock too coarse to tell the two files apart
+        return weight_hash(state)
+
+    steps = {step.name: step for step in plan()}
+    student, lens = steps["KD vgg13_vgg8, plain, seed 0"], steps["lens jpeg of vgg13"]
+    known = weights(1.0)
+    JPEGLens(q=5.0).save(lens.makes)
+    Path(lens.makes).with_suffix(".json").write_text(json.dumps({"about": {"teacher_hash": known}}))
+    run_folder(student.cfg()).mkdir(parents=True)
+    (run_folder(student.cfg()) / "result.json").write_text(json.dumps(run_record(student.cfg()) | {"teacher_hash": known}))
+    assert student.result() and lens.result()
+    weights(2.0)
+    for step in (student, lens):
+        with pytest.raises(DJIPError, match=f"made with another teacher .{known}. than vgg13.pth is now"):
+            step.result()
+
+
 def test_where_a_run_happens_does_not_make_it_another() -> None:
     step = next(step for step in plan() if step.name == "KD vgg13_vgg8, plain, seed 0")
     cfg = step.cfg()
@@ -131,11 +158,11 @@ def test_a_lens_is_done_when_all_of_its_fit_is() -> None:
     path = Path(step.makes)
     JPEGLens(q=5.0).save(path)
     assert step.result() is None  # its record is missing
-    path.with_suffix(".json").write_text("{}")
+    path.with_suffix(".json").write_text('{"about": {}}')
     path.with_suffix(".fit.pth").touch()
     assert step.result() is None  # a fit is under way
     path.with_suffix(".fit.pth").unlink()
-    assert step.result() == {}
+    assert step.result() == {"about": {}}
 
 
 def test_a_lens_file_may_be_named_after_its_teacher() -> None:
@@ -163,6 +190,7 @@ def test_a_lens_file_may_be_named_after_its_teacher() -> None:
         ({"teachers": TABLE["teachers"] | {"vgg13": "nowhere.pth"}}, "nowhere.pth"),
         ({"teachers": {}}, "download_ckpts"),
         ({"teachers": {"resnet32x4": f"{CONFIGS}/vanilla/vgg13.yaml", "vgg13": "vgg13.pth"}}, "trains vgg13"),
+        ({"configs": "configs/{method}/{pair}.yaml"}, "takes {distiller} and {pair}"),
         ({"configs": f"{CONFIGS}/vanilla/res8x4.yaml"}, "DISTILLER.TYPE NONE"),
     ],
 )

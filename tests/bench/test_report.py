@@ -177,6 +177,16 @@ def test_a_report_on_a_table_keeps_its_order_and_counts_what_is_missing(
     assert "lens − plain" in capsys.readouterr().out
 
 
+def test_an_arm_with_several_lenses_is_refused_and_not_left_out(records: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(records)
+    record(records, "KD", "lens", 0, 60.0, lens="89abcdef")
+    table = {"configs": "x", "pairs": ["p"], "distillers": ["KD"], "arms": {"plain": "identity", "lens": "fit"}}
+    Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    with pytest.raises(SystemExit):
+        main(["report", "t.yaml", "--runs", ".", "--out", "r"])
+    assert "the arm lens has runs with several lenses in .: 0123abcd, 89abcdef" in capsys.readouterr().err
+
+
 def behind(cmi: float) -> dict:
     """What a record repeats of a lens that brings the teacher to ``cmi``."""
     return {"before": {"cmi": 0.1, "accuracy": 99.0}, "after": {"cmi": cmi, "accuracy": 95.0}}

@@ -4,21 +4,25 @@ import csv
 import functools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from djip_ext import pipeline
 from djip_ext.bench import dataset
 from djip_ext.bench.cfg import load_cfg
 from djip_ext.bench.compare import compare, markdown, read_arm, summarise
-from djip_ext.bench.run import build_model, load_weights, resolve_device, train
+from djip_ext.bench.run import build_model, load_weights, resolve_device, run_record, train
 from djip_ext.bench.synthetic import make_synthetic
 from djip_ext.errors import DJIPError
 from djip_ext.install import install, uninstall
 from djip_ext.lens import JPEGLens
+from djip_ext.lens_file import weight_hash
+from djip_ext.teacher import DJIPTeacher
 
 SMALL = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 3, "SOLVER.BATCH_SIZE", 20, "SOLVER.LR", 0.01]
 SMALL += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
@@ -46,6 +50,50 @@ def test_a_run_leaves_its_record(options: list, tmp_path: Path) -> None:
     for name in ("student_last.pth", "student_best.pth"):
         load_weights(build_model("resnet8", 20), folder / name)
     assert list((folder / "train.events").iterdir()) and not list(folder.glob(".*partial"))
+
+
+def test_a_record_names_the_weights_of_the_teacher_and_they_must_not_change(options: list) -> None:
+    for lens in (None, "identity"):
+        if lens:
+            install(lens, "djip_ext.bench")
+        cfg = load_cfg(None, [*options, "EXPERIMENT.NAME", f"run-{lens}", "DISTILLER.TYPE", "KD"])
+        result = train(cfg)
+        assert result["teacher_hash"] == weight_hash(load_weights(build_model("resnet8", 20), cfg.BENCH.TEACHER_CHECKPOINT))
+    uninstall("djip_ext.bench")
+    (Path(result["folder"]) / "result.json").unlink()
+    save_file(build_model("resnet8", 20).state_dict(), cfg.BENCH.TEACHER_CHECKPOINT)
+    install("identity", "djip_ext.bench")
+    with pytest.raises(DJIPError, match="another teacher_hash"):
+        train(cfg, resume=True)
+    uninstall("djip_ext.bench")
+
+
+def test_a_record_holds_the_base_that_lskd_standardises_for() -> None:
+    def node(base: str) -> dict | None:
+        return yaml.safe_load(run_record(load_cfg(None, ["DISTILLER.TYPE", "LSKD", "LSKD.BASE", base, "DKD.BETA", 2.0]))["config"]).get("DKD")
+
+    assert node("DKD")["BETA"] == 2.0 and node("KD") is None
+
+
+def test_wandb_is_answered_with_a_note(options: list, capsys: pytest.CaptureFixture) -> None:
+    train(load_cfg(None, [*options, "LOG.WANDB", True, "SOLVER.EPOCHS", 1]))
+    assert "note: LOG.WANDB is True" in capsys.readouterr().out
+
+
+def test_a_lens_undoes_the_scale_of_the_loader(options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of the data set's name, which a network of another library may not share."""
+    scale = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: replace(make_synthetic(2, seed), mean=scale[0], std=scale[1]))
+    seen = []
+    monkeypatch.setattr(DJIPTeacher, "look", lambda self, x: seen.append(self.djip_normalisation) or x)
+    lens = JPEGLens(q=5.0)
+    lens.metadata = {"mean": list(scale[0]), "std": list(scale[1])}
+    install(lens, "djip_ext.bench")
+    try:
+        train(load_cfg(None, [*options, "DISTILLER.TYPE", "KD", "SOLVER.EPOCHS", 1]))
+    finally:
+        uninstall("djip_ext.bench")
+    assert seen and (seen[0].mean, seen[0].std) == scale
 
 
 def test_a_finished_folder_is_not_overwritten(options: list) -> None:
@@ -86,6 +134,9 @@ def test_an_exploding_run_stops_with_the_epoch(options: list) -> None:
         (["DISTILLER.TYPE", "KD", "BENCH.TEACHER_CHECKPOINT", ""], "TEACHER_CHECKPOINT"),
         (["DISTILLER.TYPE", "KD", "BENCH.TEACHER_CHECKPOINT", "nowhere.pth"], "nowhere.pth"),
         (["DISTILLER.TYPE", "KD", "DISTILLER.TEACHER", "resnet14"], "does not fit"),
+        (["BENCH.EVAL_EVERY", 0], "EVAL_EVERY is 0"),
+        (["DISTILLER.TYPE", "FITNET", "FITNET.HINT_LAYER", 9], "HINT_LAYER is 9; the student has 4 maps"),
+        (["DISTILLER.TYPE", "CRD", "SOLVER.TRAINER", "crd", "CRD.FEAT.STUDENT_DIM", 64], "TEACHER_DIM is 256, .* set it to 64"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(change: list, names: str, options: list) -> None:

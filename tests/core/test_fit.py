@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from djip_ext import DJIPError, FitSettings, JPEGLens, fit_lens
+from djip_ext import DJIPError, DJIPTeacher, FitSettings, JPEGLens, fit_lens
 from djip_ext.fit import default_start
 from djip_ext.measure import measure
 from djip_ext.pixels import Normalisation
@@ -251,6 +252,53 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     fit(checkpoint=tmp_path / "fit.pth")
     with pytest.raises(DJIPError, match="settings"):
         fit(checkpoint=tmp_path / "fit.pth", lr=0.2)
+
+
+def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path: Path) -> None:
+    def loader(images: int, batch: int) -> DataLoader:
+        x, labels = (torch.cat(parts) for parts in zip(*data(images)))
+        return DataLoader(TensorDataset(x, labels), batch)
+
+    path = tmp_path / "fit.pth"
+    fit(loader(24, 8), rounds=3, checkpoint=path)
+    assert len(fit(loader(24, 8), rounds=3, checkpoint=path).history) == 4
+    with pytest.raises(DJIPError, match="another quantizer"):
+        fit(loader(24, 8), rounds=3, checkpoint=path, lens=JPEGLens(q=default_start().q, alpha=5.0))
+    with pytest.raises(DJIPError, match="another batch size"):
+        fit(loader(24, 6), rounds=3, checkpoint=path)
+    with pytest.raises(DJIPError, match="begun on other images .16 images.* 24"):
+        fit(loader(16, 8), rounds=3, checkpoint=path)
+    others = [(image + 1, label) for image, label in data()]
+    with pytest.raises(DJIPError, match="begun on other images"):
+        fit(DataLoader(TensorDataset(*(torch.cat(parts) for parts in zip(*others))), 8), rounds=3, checkpoint=path)
+    with pytest.raises(DJIPError, match="another scale"):
+        fit_lens(Teacher(), loader(24, 8), CLASSES, mean=MEAN, std=(0.2, 0.2, 0.2), checkpoint=path, **QUICK)
+
+
+def test_a_fit_leaves_the_callers_random_numbers_and_the_loader_as_they_were() -> None:
+    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    loader = DataLoader(TensorDataset(x, labels), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+    loader.epoch = 7
+    teacher = Teacher()
+
+    def tables() -> Tensor:
+        return fit_lens(teacher, loader, CLASSES, mean=MEAN, std=STD, **QUICK).lens.q.detach()
+
+    torch.manual_seed(1)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    lenses = [tables(), tables()]
+    assert torch.equal(torch.rand(3), drawn) and loader.epoch == 7
+    assert torch.equal(loader.generator.get_state(), torch.Generator().manual_seed(5).get_state())
+    loader.generator.manual_seed(6)
+    assert torch.equal(lenses[0], lenses[1]) and torch.equal(tables(), lenses[0])  # whatever it had drawn before
+
+
+def test_a_fit_may_start_from_the_lens_of_an_amplified_teacher() -> None:
+    lens = DJIPTeacher(Teacher(), default_start(), MEAN, STD).djip_lens
+    result = fit(lens=lens)
+    assert torch.equal(result.lens.q, fit().lens.q) and isinstance(result.lens.q, nn.Parameter)
+    assert "q" in lens._buffers and not lens.q.requires_grad
 
 
 @pytest.mark.parametrize("change", [lambda known: known["settings"].pop("patience"), lambda known: known.pop("start")])

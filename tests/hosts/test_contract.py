@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from djip_ext import DJIPError, JPEGLens, install, uninstall
 from djip_ext.activate import seed
 from djip_ext.additions import ADDITIONS
-from djip_ext.install import find_registry, teachers_behind_lens
+from djip_ext.install import find_registry, put_behind, teachers_behind_lens
 from djip_ext.teacher import FINGERPRINT, DJIPTeacher
 
 EMBEDDED = "djip_ext.bench"
@@ -262,6 +262,17 @@ def test_a_lens_for_other_data_is_refused(package: str) -> None:
     install(lens, package)
     with pytest.raises(DJIPError, match="fitted on imagenet, this run is on cifar100"):
         build(package, "KD", "resnet20-resnet8")
+
+
+def test_a_lens_fitted_with_a_host_keeps_the_scale_that_it_found_there() -> None:
+    """A fork may normalise a data set as no other does; a lens from elsewhere gets the usual scale, and says when that is not its own."""
+    own = {"dataset": "tiny_imagenet", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    lens, cfg = JPEGLens(4.0), types.SimpleNamespace(DATASET=types.SimpleNamespace(TYPE="tiny_imagenet"))
+    lens.metadata = own | {"host": "fork"}
+    assert put_behind(nn.Identity(), lens, cfg).djip_normalisation.mean == tuple(own["mean"])
+    lens.metadata = own
+    with pytest.raises(DJIPError, match="fitted with mean"):
+        put_behind(nn.Identity(), lens, cfg)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import yacs.config  # noqa: F401
 from forks import forked
 
 from djip_ext import DJIPError
+from djip_ext.commands.main import run_command
 from djip_ext.host_fit import read_host
 
 MODELS = """
@@ -114,6 +115,12 @@ def test_options_override_the_file(checkout: Path) -> None:
     status, output = reading(checkout, "DATASET: {TYPE: files}", limit=3, options=["DATASET.TYPE", "cifar100"], code="assert task.dataset == 'cifar100'")
     assert status == 0, output
     assert "NO_SUCH" in reading(checkout, options=["NO_SUCH.KEY", "1"])[1]
+
+
+@pytest.mark.parametrize("options, reason", [(["BENCH.FRACTION", "0.1"], "BENCH.FRACTION is the embedded"), (["DISTILLER.TEACHER"], "has no value")])
+def test_options_that_mean_nothing_with_a_host_are_refused(options: list[str], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(DJIPError, match=reason):
+        run_command(["fit", "--host", str(tmp_path), "--cfg", "own.yaml", "--out", str(tmp_path / "lens.safetensors"), *options])
 
 
 def test_a_folder_that_is_no_checkout_is_named(tmp_path: Path) -> None:

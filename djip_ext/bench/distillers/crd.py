@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ...errors import DJIPError
 from ._base import Distiller, Output
 from ._precision import full_precision
 
@@ -108,6 +109,10 @@ class CRD(Distiller):
         return super().get_extra_parameters() + self.contrast.memory_s.numel() + self.contrast.memory_t.numel()
 
     def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+        for network, output, embed in (("STUDENT", student, self.embed_s), ("TEACHER", teacher, self.embed_t)):
+            found, expected = output.features["pooled_feat"].shape[1], embed.linear.in_features
+            if found != expected:
+                raise DJIPError(f"CRD.FEAT.{network}_DIM is {expected}, but that network's pooled feature has {found} numbers; set it to {found}")
         v_s = self.embed_s(student.features["pooled_feat"])
         v_t = self.embed_t(teacher.features["pooled_feat"])
         scores_s, scores_t = self.contrast(v_s, v_t, batch["index"], batch["contrastive_index"])

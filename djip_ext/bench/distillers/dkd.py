@@ -43,8 +43,8 @@ def _against_rest(target: Tensor, rest: Tensor) -> Tensor:
 
 
 def warm_up(epoch: int, epochs: int) -> float:
-    """Linear growth from 1 / epochs in epoch 1 to 1 in epoch ``epochs`` and after."""
-    return min(epoch / epochs, 1.0)
+    """Linear growth from 1 / epochs in epoch 1 to 1 in epoch ``epochs`` and after; 0 epochs: none."""
+    return min(epoch / max(1, epochs), 1.0)
 
 
 class DKD(Distiller):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from ...errors import DJIPError
 from ._base import Distiller, Output
 from ._precision import full_precision
 from ._probe import probe
@@ -25,7 +26,7 @@ class ConvReg(nn.Module):
         shape_s, shape_t: ``(C, H, W)``; input ``(B, *shape_s)``, output ``(B, *shape_t)``.
 
     Raises:
-        ValueError: the student's map is smaller than the teacher's, and not by half.
+        DJIPError: the student's map is smaller than the teacher's, and not by half.
     """
 
     def __init__(self, shape_s: tuple[int, int, int], shape_t: tuple[int, int, int]) -> None:
@@ -39,7 +40,7 @@ class ConvReg(nn.Module):
         elif h_s >= h_t:
             self.conv = nn.Conv2d(c_s, c_t, (1 + h_s - h_t, 1 + w_s - w_t))
         else:
-            raise ValueError(f"cannot regress a {h_t}x{w_t} map from a {h_s}x{w_s} one; choose another FITNET.HINT_LAYER")
+            raise DJIPError(f"FITNET cannot regress a {h_t}x{w_t} map from a {h_s}x{w_s} one; choose another FITNET.HINT_LAYER")
         self.bn = nn.BatchNorm2d(c_t)
 
     def forward(self, f: Tensor) -> Tensor:
@@ -54,9 +55,10 @@ class FitNet(Distiller):
         self.ce_loss_weight = cfg.FITNET.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.FITNET.LOSS.FEAT_WEIGHT
         self.hint_layer = cfg.FITNET.HINT_LAYER
-        shape_s, shape_t = (
-            probe(network, cfg.FITNET.INPUT_SIZE)["feats"][self.hint_layer].shape[1:] for network in (student, teacher)
-        )
+        maps_s, maps_t = (probe(network, cfg.FITNET.INPUT_SIZE)["feats"] for network in (student, teacher))
+        if not 0 <= self.hint_layer < min(len(maps_s), len(maps_t)):
+            raise DJIPError(f"FITNET.HINT_LAYER is {self.hint_layer}; the student has {len(maps_s)} maps and the teacher {len(maps_t)}, counted from 0")
+        shape_s, shape_t = maps_s[self.hint_layer].shape[1:], maps_t[self.hint_layer].shape[1:]
         self.conv_reg = ConvReg(shape_s, shape_t)
 
     def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:

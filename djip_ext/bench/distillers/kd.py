@@ -9,7 +9,7 @@ from yacs.config import CfgNode
 from ._base import Distiller, Output
 from ._precision import full_precision
 
-DEFAULTS = {"TEMPERATURE": 4, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}}
+DEFAULTS = {"TEMPERATURE": 4.0, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}}
 
 
 @full_precision

@@ -11,8 +11,8 @@ from ._base import Distiller, Output
 from ._precision import full_precision
 
 DEFAULTS = {
-    "DISTANCE_WEIGHT": 25,
-    "ANGLE_WEIGHT": 50,
+    "DISTANCE_WEIGHT": 25.0,
+    "ANGLE_WEIGHT": 50.0,
     "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
     "PDIST": {"EPSILON": 1e-12, "SQUARED": False},
 }
