@@ -31,6 +31,9 @@ ARMS = {
     "JPEG, quality 87": ("wrn_16_2", "jpeg"),
     "random, median 8": ("wrn_16_2", "random"),
     "MCMI, gain 0.3": ("mcmi_gain_0.3", None),
+    "all data: plain": ("wrn_16_2_full", None),
+    "all data: lens `full`": ("wrn_16_2_full", "full"),
+    "all data: JPEG, quality 88": ("wrn_16_2_full", "full_jpeg"),
 }
 
 
