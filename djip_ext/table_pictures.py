@@ -23,7 +23,7 @@ def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> F
     cells = {(row["distiller"], _column(row)): row for row in rows if row["arm"] != arms[0] and row["last_acc_diff"] != ""}
     distillers, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     values = [[cells[d, c]["last_acc_diff"] if (d, c) in cells else float("nan") for c in columns] for d in distillers]
-    reach = max(0.1, *(abs(row["last_acc_diff"]) for row in cells.values()))
+    reach = max(1.0, *(abs(row["last_acc_diff"]) for row in cells.values()))
     figure = Figure(figsize=(max(4.6, 2.2 + 1.2 * len(columns)), 1.9 + 0.34 * len(distillers)), layout="constrained")
     figure.suptitle(f"Difference to {arms[0]}, last epoch (points)")
     axes = figure.subplots()
@@ -78,7 +78,7 @@ def cmi_change_figure(changes: Mapping[str, tuple[float, float]]) -> Figure:
 def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
     """The students' paired gain against the teacher's gain in CMI: a mark a pair and arm, a stroke each of its distillers."""
     arms, pairs = list(dict.fromkeys(gain.arm for gain in gains)), list(dict.fromkeys(gain.pair for gain in gains))
-    low, high = min(gain.cmi for gain in gains), max(gain.cmi for gain in gains)
+    low, high = (end(0.0, *(gain.cmi for gain in gains)) for end in (min, max))  # from the baseline on, so that equal gains look equal
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     figure.suptitle("What the student gains, and what CMI the teacher gained")
     axes = figure.subplots()

@@ -14,4 +14,4 @@ $djip compare plain=$plain/kd-10 lens=$lens/kd-10 --out tables/kd-10 --title "KD
 $djip compare plain=$plain/kd-5-long lens=$lens/kd-5-long jpeg=$jpeg/kd-5-long random=$random/kd-5-long JPEG-DL=$jpeg_dl/kd-5-long MCMI=$plain/kd-5-long-mcmi --out tables/kd-5-long --title "KD, 5 %, 120 epochs, wrn_16_2 to resnet8"
 $djip compare jpeg=$jpeg/kd-5-long lens=$lens/kd-5-long --out tables/kd-5-long-against-jpeg --title "KD, 5 %, 120 epochs: the lens against JPEG"
 $djip compare random=$random/kd-5-long lens=$lens/kd-5-long --out tables/kd-5-long-against-random --title "KD, 5 %, 120 epochs: the lens against random tables"
-$djip report fewshot13 --out tables/fewshot13
+for table in fewshot13 controls full; do $djip report $table --out tables/$table; done
