@@ -5,7 +5,7 @@ set -u
 mkdir -p output
 length=$1 last=${2:-4} processes=${3:-2} python=${4:-python}
 lens=results/cifar100/lenses/gain03.safetensors jpeg=results/cifar100/lenses/jpeg.safetensors random=results/cifar100/lenses/random.safetensors
-jpeg_dl=results/cifar100/frontier/JPEG-DL-s-code.safetensors
+jpeg_dl=results/cifar100/frontier/JPEG-DL-s-code.safetensors half=results/cifar100/lenses/gain015.safetensors
 common="DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16"
 plain="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
 mcmi="BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/mcmi_gain_0.3.safetensors"
@@ -28,7 +28,7 @@ short() {
 
 long() {
   for seed in $(seq 0 "$last"); do
-    for arm in identity $lens $jpeg $random $jpeg_dl; do echo "kd $seed $arm $five_long EXPERIMENT.NAME kd-5-long $common $plain"; done
+    for arm in identity $half $lens $jpeg $random $jpeg_dl; do echo "kd $seed $arm $five_long EXPERIMENT.NAME kd-5-long $common $plain"; done
     echo "kd $seed identity $five_long EXPERIMENT.NAME kd-5-long-mcmi $common $mcmi"
   done
 }
