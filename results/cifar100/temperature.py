@@ -33,7 +33,7 @@ ARMS = {
     "MCMI, gain 0.3": ("mcmi_gain_0.3", None),
     "all data: plain": ("wrn_16_2_full", None),
     "all data: lens `full`": ("wrn_16_2_full", "full"),
-    "all data: JPEG, quality 88": ("wrn_16_2_full", "full_jpeg"),
+    "all data: JPEG, quality 90": ("wrn_16_2_full", "full_jpeg"),
 }
 
 
