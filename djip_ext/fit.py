@@ -337,18 +337,16 @@ def _starting_lens(lens: JPEGLens | None) -> JPEGLens:
     lens = default_start() if lens is None else copy.deepcopy(lens)
     if lens.hard:
         raise DJIPError("a hard lens has no gradient; fit it soft (hard=False) and set lens.hard = True afterwards")
-    if "q" in lens._buffers:  # frozen, as in front of a teacher
-        tables = lens._buffers.pop("q")
-        lens.q = nn.Parameter(tables)
     lens.metadata = {}
-    return lens.requires_grad_(True)
+    return lens.unfreeze()
 
 
 def begin_round(loader: Iterable[Any], seed: int, index: int) -> None:
     """Make the order in which ``loader`` is read a function of (seed, round), whatever happened before."""
-    torch.manual_seed(1_000_003 * seed + index)
+    number = 1_000_003 * seed + index
+    torch.manual_seed(number)
     for generator in _generators(loader):
-        generator.manual_seed(1_000_003 * seed + index)
+        generator.manual_seed(number)
     if hasattr(loader, "epoch"):
         loader.epoch = index
     if hasattr(sampler := getattr(loader, "sampler", None), "set_epoch"):

@@ -182,6 +182,14 @@ class JPEGLens(nn.Module):
             self.register_buffer("q", tables, persistent=False)
         return self
 
+    def unfreeze(self) -> "JPEGLens":
+        """Make the tables a parameter that takes gradients again, whatever froze them; returns the lens itself."""
+        if "q" in self._buffers:
+            tables = self.q
+            del self.q
+            self.q = nn.Parameter(tables)
+        return self.requires_grad_(True)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write tables, settings and ``metadata`` to one safetensors file (see :mod:`djip_ext.lens_file`)."""
         from .lens_file import save_lens

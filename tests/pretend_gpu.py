@@ -66,8 +66,6 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = kwargs | {"device": torch.device("cpu")}
     outer = {id(t.inner): t for t in ours}
     result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-    if name == "_to_copy" and ours and not wanted and isinstance(result, Tensor) and result is args[0].inner:
-        result = result.clone()
 
     def wrap(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -84,7 +82,7 @@ def _inner(value: Any) -> Any:
 def _item(x: Tensor, index: Any) -> Tensor:
     """x[index] by differentiable operations; torch's own looks for the device's driver first."""
     index = index if isinstance(index, tuple) else (index,)
-    if Ellipsis in [i if i is Ellipsis else None for i in index]:
+    if any(i is Ellipsis for i in index):
         at = next(k for k, i in enumerate(index) if i is Ellipsis)
         rest = x.dim() - sum(i is not None and i is not Ellipsis for i in index)
         index = (*index[:at], *[slice(None)] * rest, *index[at + 1 :])

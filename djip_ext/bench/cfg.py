@@ -88,9 +88,9 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
         if path:
             with open(path) as file:
                 cfg.merge_from_other_cfg(CfgNode(_with_points(yaml.safe_load(file) or {}, CFG)))
-        flat = _flat(CFG)
-        keys = list(options or [])[::2]
-        cfg.merge_from_list([word if i % 2 == 0 else _with_point(word, flat.get(keys[i // 2])) for i, word in enumerate(options or [])])
+        words, defaults = list(options or []), _flat(CFG)
+        words[1::2] = [_with_point(value, defaults.get(key)) for key, value in zip(words[::2], words[1::2])]
+        cfg.merge_from_list(words)
     except OSError as error:
         raise DJIPError(f"cannot read the configuration {path}: {error.strerror}; --cfg takes a YAML file, see configs/") from error
     except yaml.YAMLError as error:

@@ -112,9 +112,7 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
 
 def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
     """Raise DJIPError when the teacher that ``cfg`` names has other weights by now than ``known``, those that made ``where``."""
-    name, path = cfg.DISTILLER.TEACHER, cfg.BENCH.TEACHER_CHECKPOINT
-    if not path and cfg.DATASET.TYPE not in FOLDERS and name in cifar_model_dict:
-        path = cifar_model_dict[name][1]
+    path = cfg.BENCH.TEACHER_CHECKPOINT or _published(cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE)
     if known and path and Path(path).is_file() and (found := _hash_of(str(path), os.stat(path).st_mtime_ns)) != known:
         raise DJIPError(f"{where} was made with another teacher ({known}) than {path} is now ({found}); delete it or give the table another --out")
 
@@ -179,8 +177,8 @@ def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) ->
     """The step that trains the teacher, or None, and its checkpoint."""
     source = table.teachers.get(name, "")
     if not source.endswith((".yaml", ".yml")):
-        path = source or (cifar_model_dict[name][1] or "" if name in cifar_model_dict and dataset not in FOLDERS else None)
-        if path is not None and not Path(path).is_file():  # None: its own library has the weights, or says so
+        path = source or _published(name, dataset)
+        if path is not None and not Path(path).is_file():
             raise DJIPError(f"there is no checkpoint {path} of the teacher {name}; give one, or a configuration to train it, at teachers:")
         return None, source
     options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", file_name(name), *table.settings("all", "teacher")]
@@ -190,6 +188,11 @@ def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) ->
     if (kind, student) != ("NONE", name):
         raise DJIPError(f"{source} trains {student} with {kind}; the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}")
     return step, str(run_folder(cfg) / "student_last.pth")
+
+
+def _published(name: str, dataset: str) -> str | None:
+    """Where mdistiller keeps the teacher ``name``, "" for one it does not have; None: its own library has the weights, or says so."""
+    return cifar_model_dict[name][1] or "" if name in cifar_model_dict and dataset not in FOLDERS else None
 
 
 def file_name(network: str) -> str:

@@ -53,7 +53,7 @@ def read_results(folder: str | Path) -> Results:
                 continue
             pair = Pair(cfg["DATASET"]["TYPE"], distiller["TEACHER"], distiller["STUDENT"])
             project = cfg["EXPERIMENT"]["PROJECT"].rpartition("/djip-")[0] or cfg["EXPERIMENT"]["PROJECT"]
-            found.append((pair, distiller["TYPE"], project, result["lens"], cfg["BENCH"]["SEED"], result | {"where": str(path.parent)}))
+            found.append((pair, distiller["TYPE"], project, result["lens"], cfg["BENCH"]["SEED"], result | {"where": str(path.parent), "project": project}))
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DJIPError(f"{path} is not the record of a run ({error!r}); delete its folder and run it again") from error
     if not found:
@@ -81,9 +81,8 @@ def several_lenses(results: Results) -> dict[str, list[str]]:
         for arms in cells.values():
             for arm, runs in arms.items():
                 for run in runs.values():
-                    project = yaml.safe_load(run["config"])["EXPERIMENT"]["PROJECT"].rpartition("/djip-")[0]
-                    if project and arm != project:
-                        found.setdefault(project, set()).add(arm)
+                    if arm != run["project"]:
+                        found.setdefault(run["project"], set()).add(arm)
     return {project: sorted(ids) for project, ids in found.items()}
 
 

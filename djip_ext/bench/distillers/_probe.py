@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ...outputs import device_of
 from ..models import Features
 
 
@@ -13,9 +14,8 @@ def probe(network: nn.Module, input_size: tuple[int, int]) -> Features:
     Runs in eval mode, so that no running statistic moves, and draws no random number; every mode is restored.
     """
     modes = [(module, module.training) for module in network.modules()]
-    device = next((p.device for p in network.parameters()), None)
     network.eval()
-    _, features = network(torch.zeros(1, 3, *input_size, device=device))
+    _, features = network(torch.zeros(1, 3, *input_size, device=device_of(network)))
     for module, mode in modes:
         module.training = mode
     return features
