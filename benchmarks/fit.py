@@ -21,13 +21,13 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import torch  # noqa: E402
 from timing import machine, write  # noqa: E402
 
-from djip_ext.bench.cfg import load_cfg  # noqa: E402
-from djip_ext.bench.dataset import load_image_sets  # noqa: E402
-from djip_ext.bench.loader import DeviceLoader  # noqa: E402
-from djip_ext.bench.run import build_teacher, resolve_device  # noqa: E402
-from djip_ext.commands.main import run_command  # noqa: E402
-from djip_ext.measure import autocast  # noqa: E402
-from djip_ext.outputs import logits_of  # noqa: E402
+from djip_ext.bench.dataset.image_sets import load_image_sets  # noqa: E402
+from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
+from djip_ext.bench.engine.cfg import load_cfg  # noqa: E402
+from djip_ext.bench.engine.run import build_teacher, resolve_device  # noqa: E402
+from djip_ext.cli.main import run_command  # noqa: E402
+from djip_ext.metrics.measurement import autocast  # noqa: E402
+from djip_ext.utils.networks import logits_of  # noqa: E402
 
 
 def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> tuple[float, int]:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from djip_ext import JPEGLens
-from djip_ext.codec import coefficients_to_rgb, rgb_to_coefficients
-from djip_ext.tables import standard_jpeg
+from djip_ext.lens.initial_tables import standard_jpeg
+from djip_ext.ops.dct import coefficients_to_rgb, rgb_to_coefficients
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

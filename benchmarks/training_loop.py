@@ -23,14 +23,14 @@ import torch  # noqa: E402
 from timing import interleaved, machine, write  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from djip_ext.bench.cfg import load_cfg  # noqa: E402
+from djip_ext.bench.dataset.imageset import ImageSet  # noqa: E402
+from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
 from djip_ext.bench.distillers import distiller_dict  # noqa: E402
-from djip_ext.bench.imageset import ImageSet  # noqa: E402
-from djip_ext.bench.loader import DeviceLoader  # noqa: E402
-from djip_ext.bench.run import build_model, compile_networks, resolve_device  # noqa: E402
-from djip_ext.bench.teacher_cache import CachedTeacher  # noqa: E402
-from djip_ext.bench.trainer import BaseTrainer  # noqa: E402
-from djip_ext.host_cures import Host, cuda_means_cpu  # noqa: E402
+from djip_ext.bench.engine.cfg import load_cfg  # noqa: E402
+from djip_ext.bench.engine.run import build_model, compile_networks, resolve_device  # noqa: E402
+from djip_ext.bench.engine.teacher_cache import CachedTeacher  # noqa: E402
+from djip_ext.bench.engine.trainer import BaseTrainer  # noqa: E402
+from djip_ext.hosts.workarounds import Host, cuda_means_cpu  # noqa: E402
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 Step = Callable[[], object]

@@ -3,15 +3,15 @@
 Importing this package imports torch and nothing of torchvision, matplotlib or a benchmark.
 """
 
-from .cmi import CMI, ClassStatistics, conditional_mutual_information
-from .errors import DJIPError
-from .fit import FitResult, fit_lens
-from .fit_settings import FitSettings
-from .install import install, uninstall
-from .lens import JPEGLens
-from .lens_file import load_lens
-from .quantizer import hard_quantize, soft_quantize
-from .teacher import DJIPTeacher
+from djip_ext.errors import DJIPError
+from djip_ext.fit.loop import FitResult, fit_lens
+from djip_ext.fit.settings import FitSettings
+from djip_ext.hosts.registry import install, uninstall
+from djip_ext.lens.io import load_lens
+from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.metrics.cmi import CMI, ClassStatistics, conditional_mutual_information
+from djip_ext.ops.quantizer import hard_quantize, soft_quantize
+from djip_ext.teacher import DJIPTeacher
 
 __version__ = "0.1.0"
 __all__ = [

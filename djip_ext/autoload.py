@@ -9,9 +9,9 @@ import atexit
 import sys
 from pathlib import Path
 
-from .activate import activate, add_flags
-from .errors import DJIPError
-from .install import teachers_behind_lens
+from djip_ext.errors import DJIPError
+from djip_ext.hosts.activation import activate, add_flags
+from djip_ext.hosts.registry import teachers_behind_lens
 
 
 def take_flags(argv: list[str]) -> argparse.Namespace:

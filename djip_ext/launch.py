@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .activate import activate, add_flags
-from .additions import module_name
-from .errors import DJIPError
-from .install import put_behind, teachers_behind_lens
-from .lens import JPEGLens
+from djip_ext.errors import DJIPError
+from djip_ext.hosts.activation import activate, add_flags
+from djip_ext.hosts.extra_distillers import module_name
+from djip_ext.hosts.registry import put_behind, teachers_behind_lens
+from djip_ext.lens.jpeg_lens import JPEGLens
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .errors import DJIPError
-from .lens import JPEGLens
-from .lens_file import check_belongs, lens_digest, lens_id
-from .outputs import device_of
-from .pixels import Normalisation
+from djip_ext.errors import DJIPError
+from djip_ext.lens.io import check_belongs, lens_digest, lens_id
+from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.lens.normalisation import Normalisation
+from djip_ext.utils.networks import device_of
 
 FINGERPRINT = "djip_fingerprint"
 IMAGE_KEYWORDS = ("x", "image", "images", "input", "pixel_values")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from djip_ext.bench.run import build_model
+from djip_ext.bench.engine.run import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 

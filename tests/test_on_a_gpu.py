@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretend_gpu import GPU, OnGPU, pretend_gpu
+from helpers.pretend_gpu import GPU, OnGPU, pretend_gpu
 from torch import Tensor, nn
 
 from djip_ext import DJIPTeacher, JPEGLens, fit_lens, install, load_lens, uninstall
-from djip_ext.bench import dataset
-from djip_ext.bench.cfg import load_cfg
+from djip_ext.bench.dataset import image_sets
+from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.distillers import distiller_dict
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.bench.engine.run import train
 from djip_ext.bench.models import cifar_model_dict
-from djip_ext.bench.run import train
-from djip_ext.bench.synthetic import make_synthetic
-from djip_ext.fit import default_start
-from djip_ext.pixels import NORMALISATIONS
-from djip_ext.tables import mean_magnitude, random_tables, sensitivity
+from djip_ext.fit.loop import default_start
+from djip_ext.lens.initial_tables import mean_magnitude, random_tables, sensitivity
+from djip_ext.lens.normalisation import NORMALISATIONS
 
 MEAN, STD = NORMALISATIONS["synthetic"]
 LENSES = {
@@ -140,7 +140,7 @@ def test_every_distiller_takes_a_step_behind_a_lens(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*which is a no-op")  # of a state that is copied into the pretence: it is copied
 @pytest.mark.parametrize("kind, more", [("KD", []), ("KD", ["BENCH.VIEWS", 2]), ("FT", ["FT.PRETRAIN.EPOCHS", 1])])
 def test_a_student_is_trained_there_and_resumes(kind: str, more: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
     weights = tmp_path / "teacher.pth"
     torch.save({"model": cifar_model_dict["resnet8"][0](num_classes=20).state_dict()}, weights)
     options = ["DATASET.TYPE", "synthetic", "SOLVER.BATCH_SIZE", 20, "SOLVER.LR", 0.01, "DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from djip_ext.commands.main import COMMANDS
+from djip_ext.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -2,20 +2,17 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.folders import make_folders
+from helpers.textures import CLASSES, MEAN, STD, Teacher, data
+from test_families import hf_folder
 from torch import nn
 
-sys.path[:0] = [str(Path(__file__).parent / "bench"), str(Path(__file__).parent / "core")]
-from folders import make_folders
-from test_families import hf_folder
-from test_fit import CLASSES, MEAN, STD, Teacher, data
-
 from djip_ext.bench.models import families
-from djip_ext.commands.main import run_command
+from djip_ext.cli.main import run_command
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "teachers.md").read_text()
@@ -107,8 +104,8 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
         asked.append((name, pretrained, download))
         return real(tiny if "vit_small" in name else "timm:test_vit", num_classes)
 
-    monkeypatch.setattr("djip_ext.bench.run.build", build)
-    monkeypatch.setattr("djip_ext.bench.dataset.input_spec", lambda name, download: families.input_spec(tiny))
+    monkeypatch.setattr("djip_ext.bench.engine.run.build", build)
+    monkeypatch.setattr("djip_ext.bench.dataset.image_sets.input_spec", lambda name, download: families.input_spec(tiny))
     small = ["SOLVER.EPOCHS", "1", "BENCH.WARMUP", "0", "SOLVER.BATCH_SIZE", "10", "DATASET.NUM_WORKERS", "0", "BENCH.DEVICE", "cpu"]
     for command in commands()[:3]:
         torch.manual_seed(0)
@@ -122,7 +119,7 @@ def test_the_commands_run_in_their_order(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_torchrun_gets_the_module_and_flags_that_exist() -> None:
     command = commands()[3]
-    assert command[:5] == ["torchrun", "--nproc_per_node", "8", "-m", "djip_ext.commands.main"] and len(commands()) == 4
+    assert command[:5] == ["torchrun", "--nproc_per_node", "8", "-m", "djip_ext"] and len(commands()) == 4
     with pytest.raises(Exception, match="no folder.*data/train"):
         run_command([*command[5:], "BENCH.DEVICE", "cpu"])
 

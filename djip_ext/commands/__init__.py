@@ -1,1 +1,1 @@
-"""The commands of ``djip``; each module offers ``add_arguments(parser)`` and ``run(args)``."""
+"""The former name of :mod:`djip_ext.cli`."""

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from djip_ext.bench.compare import summarise  # noqa: E402
-from djip_ext.commands.main import run_command  # noqa: E402
+from djip_ext.cli.main import run_command  # noqa: E402
+from djip_ext.experiments.statistics import summarise  # noqa: E402
 
 FOLDER = Path("results/cifar100/frontier")
 COMMON = "--cfg configs/cifar100/fewshot/kd_wrn_16_2_resnet8.yaml --images 1500 DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16 "

@@ -20,13 +20,14 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from djip_ext.bench.cfg import load_cfg  # noqa: E402
-from djip_ext.bench.dataset import load_image_sets  # noqa: E402
-from djip_ext.bench.loader import DeviceLoader  # noqa: E402
-from djip_ext.bench.run import build_model, load_weights  # noqa: E402
-from djip_ext.files import atomic_write, write_json  # noqa: E402
-from djip_ext.measure import autocast, measure  # noqa: E402
-from djip_ext.objective import lens_objective  # noqa: E402
+from djip_ext.bench.dataset.image_sets import load_image_sets  # noqa: E402
+from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
+from djip_ext.bench.engine.cfg import load_cfg  # noqa: E402
+from djip_ext.bench.engine.run import build_model, load_weights  # noqa: E402
+from djip_ext.fit.objective import lens_objective  # noqa: E402
+from djip_ext.metrics.measurement import measure  # noqa: E402
+from djip_ext.utils.files import atomic_write, write_json  # noqa: E402
+from djip_ext.utils.networks import autocast
 
 FOLDER = Path("results/cifar100/teacher")
 PRECISION, LR, LAM_MAX = "bfloat16", 0.01, 2.0

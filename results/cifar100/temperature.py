@@ -15,12 +15,12 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from djip_ext import conditional_mutual_information, load_lens  # noqa: E402
-from djip_ext.bench.cfg import load_cfg  # noqa: E402
-from djip_ext.bench.dataset import load_image_sets  # noqa: E402
-from djip_ext.bench.imageset import ImageSet  # noqa: E402
-from djip_ext.bench.loader import DeviceLoader  # noqa: E402
-from djip_ext.bench.run import build_model, load_weights  # noqa: E402
-from djip_ext.measure import autocast  # noqa: E402
+from djip_ext.bench.dataset.image_sets import load_image_sets  # noqa: E402
+from djip_ext.bench.dataset.imageset import ImageSet  # noqa: E402
+from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
+from djip_ext.bench.engine.cfg import load_cfg  # noqa: E402
+from djip_ext.bench.engine.run import build_model, load_weights  # noqa: E402
+from djip_ext.metrics.measurement import autocast  # noqa: E402
 from djip_ext.teacher import DJIPTeacher  # noqa: E402
 
 FOLDER, PRECISION, TEMPERATURES = Path("results/cifar100"), "bfloat16", (1, 2, 4)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from djip_ext.bench.cfg import CFG, differing_settings, load_cfg
+from djip_ext.bench.engine.cfg import CFG, differing_settings, load_cfg
 from djip_ext.errors import DJIPError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from djip_ext.bench.augment import crop_and_flip, draw
-from djip_ext.bench.cfg import load_cfg
-from djip_ext.bench.dataset import get_dataset, load_cifar100, load_image_sets
-from djip_ext.bench.imageset import ImageSet
-from djip_ext.bench.loader import DeviceLoader
-from djip_ext.bench.synthetic import NUM_CLASSES, make_synthetic
+from djip_ext.bench.dataset.augment import crop_and_flip, draw
+from djip_ext.bench.dataset.image_sets import get_dataset, load_cifar100, load_image_sets
+from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.bench.dataset.synthetic import NUM_CLASSES, make_synthetic
+from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.errors import DJIPError
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from slow_losses import (
+from helpers.slow_losses import (
     at_reference,
     cc_reference,
     dist_reference,

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import make_folders
+from helpers.folders import make_folders
 from safetensors.torch import save_file
 from torch import nn
 
 from djip_ext import fit_lens
-from djip_ext.bench.cfg import load_cfg
-from djip_ext.bench.dataset import load_image_sets
+from djip_ext.bench.dataset.image_sets import load_image_sets
 from djip_ext.bench.distillers import distiller_dict
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.bench.engine.run import build_teacher, load_weights
 from djip_ext.bench.models.classifier import Classifier
 from djip_ext.bench.models.families import build, input_spec, torchvision_state
-from djip_ext.bench.run import build_teacher, load_weights
 from djip_ext.errors import DJIPError
-from djip_ext.lens import JPEGLens
-from djip_ext.lens_file import weight_hash
+from djip_ext.lens.io import weight_hash
+from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.teacher import DJIPTeacher
 
 TIMM, TORCHVISION = "timm:vit_tiny_patch16_224", "torchvision:resnet18"

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import make_folders
+from helpers.folders import make_folders
 from PIL import Image
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from djip_ext.bench.cfg import load_cfg
-from djip_ext.bench.dataset import get_dataset, load_image_sets
-from djip_ext.bench.imagefolder import FolderLoader, FolderSet, load_folders
-from djip_ext.bench.inputs import IMAGENET, InputSpec
+from djip_ext.bench.dataset.image_sets import get_dataset, load_image_sets
+from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet, load_folders
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.bench.models.input_spec import IMAGENET, InputSpec
 from djip_ext.errors import DJIPError
 
 SPEC = InputSpec((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), (16, 16), 20)
@@ -52,7 +52,7 @@ def test_a_size_before_the_crop_of_two_numbers_stretches_the_whole_image(root: P
 
 
 def test_pixels_are_what_the_plain_batches_hold(train: FolderSet) -> None:
-    from djip_ext.pixels import Normalisation
+    from djip_ext.lens.normalisation import Normalisation
 
     index = torch.tensor([7, 2])
     images = torch.cat([image for image, _ in FolderLoader(train, 5)])[index]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from djip_ext.bench.cfg import load_cfg
+from djip_ext.bench.engine.cfg import load_cfg
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,16 +12,16 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from djip_ext import pipeline
-from djip_ext.bench import dataset
-from djip_ext.bench.cfg import load_cfg
-from djip_ext.bench.compare import compare, markdown, read_arm, summarise
-from djip_ext.bench.run import build_model, load_weights, resolve_device, run_record, train
-from djip_ext.bench.synthetic import make_synthetic
+from djip_ext.bench.dataset import image_sets
+from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.bench.engine.run import build_model, load_weights, resolve_device, run_record, train
 from djip_ext.errors import DJIPError
-from djip_ext.install import install, uninstall
-from djip_ext.lens import JPEGLens
-from djip_ext.lens_file import weight_hash
+from djip_ext.experiments.statistics import compare, markdown, read_arm, summarise
+from djip_ext.hosts.registry import install, uninstall
+from djip_ext.lens.io import weight_hash
+from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.ops import fused
 from djip_ext.teacher import DJIPTeacher
 
 SMALL = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 3, "SOLVER.BATCH_SIZE", 20, "SOLVER.LR", 0.01]
@@ -31,7 +31,7 @@ SMALL += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
     """Three epochs on forty images, with a teacher of random weights."""
-    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
     teacher = tmp_path / "teacher.safetensors"
     save_file(build_model("resnet8", 20).state_dict(), teacher)
     return [*SMALL, "BENCH.TEACHER_CHECKPOINT", str(teacher), "LOG.PREFIX", str(tmp_path)]
@@ -83,7 +83,7 @@ def test_wandb_is_answered_with_a_note(options: list, capsys: pytest.CaptureFixt
 def test_a_lens_undoes_the_scale_of_the_loader(options: list, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not that of the data set's name, which a network of another library may not share."""
     scale = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: replace(make_synthetic(2, seed), mean=scale[0], std=scale[1]))
+    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: replace(make_synthetic(2, seed), mean=scale[0], std=scale[1]))
     seen = []
     monkeypatch.setattr(DJIPTeacher, "look", lambda self, x: seen.append(self.djip_normalisation) or x)
     lens = JPEGLens(q=5.0)
@@ -209,7 +209,7 @@ def test_compiled_networks_give_the_same_student_behind_a_lens(options: list, mo
         }
     finally:
         uninstall("djip_ext.bench")
-        pipeline.kernels.cache_clear()  # they hold this backend
+        fused.kernels.cache_clear()  # they hold this backend
     assert sum("conv" in str(graph.graph) for graph in traced) >= 2  # student and teacher
     first, second = (torch.load(Path(result["folder"], "student_last.pth"), weights_only=True)["model"] for result in results.values())
     assert first.keys() == second.keys()
@@ -230,7 +230,7 @@ def test_a_kept_teacher_gives_nearly_the_students_of_a_live_one(options: list, t
     options = [*options, "DISTILLER.TYPE", "RKD", "BENCH.VIEWS", 2]
     kept = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "kept"]))
     assert len(list((tmp_path / "teacher_cache").iterdir())) == 1
-    monkeypatch.setattr("djip_ext.bench.run.cached_teacher", lambda teacher, *_: teacher)  # live, on the same views
+    monkeypatch.setattr("djip_ext.bench.engine.run.cached_teacher", lambda teacher, *_: teacher)  # live, on the same views
     live = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "live"]))
 
     def losses(result: dict) -> list[float]:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from djip_ext.bench import dataset
-from djip_ext.bench.cfg import load_cfg
-from djip_ext.bench.run import train
-from djip_ext.bench.solver import learning_rate, make_optimizer
-from djip_ext.bench.synthetic import make_synthetic
-from djip_ext.bench.trainer import BaseTrainer
+from djip_ext.bench.dataset import image_sets
+from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.bench.engine.run import train
+from djip_ext.bench.engine.solver import learning_rate, make_optimizer
+from djip_ext.bench.engine.trainer import BaseTrainer
 from djip_ext.errors import DJIPError
 
 ADAMW = ["SOLVER.TYPE", "AdamW", "SOLVER.LR", 0.01, "SOLVER.WEIGHT_DECAY", 0.5, "BENCH.SCHEDULE", "cosine", "BENCH.WARMUP", 1]
@@ -44,7 +44,7 @@ def test_adamw_decays_matrices_and_spares_biases_and_norms() -> None:
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
-    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
     small = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 3, "SOLVER.BATCH_SIZE", 20]
     return [*small, "DISTILLER.STUDENT", "resnet8", "LOG.PREFIX", str(tmp_path), *ADAMW]
 

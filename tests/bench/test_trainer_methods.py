@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from djip_ext.bench import dataset
-from djip_ext.bench.cfg import load_cfg
+from djip_ext.bench.dataset import image_sets
+from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.distillers import distiller_dict
 from djip_ext.bench.distillers.ft import FT
-from djip_ext.bench.imageset import ImageSet
-from djip_ext.bench.loader import DeviceLoader
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.bench.engine.run import train
+from djip_ext.bench.engine.trainer import BaseTrainer, CRDTrainer
 from djip_ext.bench.models import cifar_model_dict
-from djip_ext.bench.run import train
-from djip_ext.bench.synthetic import make_synthetic
-from djip_ext.bench.trainer import BaseTrainer, CRDTrainer
 from djip_ext.errors import DJIPError
 
 SMALL = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 2, "BENCH.EVAL_EVERY", 2, "DISTILLER.TEACHER", "resnet8"]
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
     """Two epochs on forty images, with a teacher of random weights."""
-    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
     teacher = tmp_path / "teacher.pth"
     torch.save({"model": cifar_model_dict["resnet8"][0](num_classes=20).state_dict()}, teacher)
     return [*SMALL, "BENCH.TEACHER_CHECKPOINT", str(teacher), "LOG.PREFIX", str(tmp_path)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from slow_losses import (
+from helpers.slow_losses import (
     batch_norm_reference,
     cc_reference,
     convolution_reference,

@@ -29,20 +29,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
 import scipy.stats  # noqa: E402, F401  (imported here once: every run is a fork of this process)
 import tensorboardX  # noqa: E402, F401
 import torch  # noqa: E402
 import torchvision  # noqa: E402
 import yaml  # noqa: E402
-from forks import forked  # noqa: E402
+from helpers.forks import forked  # noqa: E402
+from helpers.small_host import TEACHER, configuration, configurations, prepare, train_set  # noqa: E402
 from hosts_table import FIT, WORKS, Row, read_rows, write_rows  # noqa: E402
-from small_host import TEACHER, configuration, configurations, prepare, train_set  # noqa: E402
 
 from djip_ext import install  # noqa: E402
-from djip_ext.host_fit import read_host  # noqa: E402
-from djip_ext.install import find_registry  # noqa: E402
+from djip_ext.hosts.registry import find_registry  # noqa: E402
+from djip_ext.hosts.task import read_host  # noqa: E402
 from djip_ext.launch import main as launch  # noqa: E402
 from djip_ext.launch import run_script  # noqa: E402
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext import DJIPError, JPEGLens, install, uninstall
-from djip_ext.activate import seed
-from djip_ext.additions import ADDITIONS
-from djip_ext.install import find_registry, put_behind, teachers_behind_lens
+from djip_ext.hosts.activation import seed
+from djip_ext.hosts.extra_distillers import ADDITIONS
+from djip_ext.hosts.registry import find_registry, put_behind, teachers_behind_lens
 from djip_ext.teacher import FINGERPRINT, DJIPTeacher
 
 EMBEDDED = "djip_ext.bench"
@@ -91,7 +91,7 @@ def networks(package: str, pair: str) -> tuple[nn.Module, nn.Module]:
 
 def configuration(package: str, student: nn.Module, teacher: nn.Module) -> Any:
     """The package's defaults, with the channels of this pair where a method wants to be told."""
-    cfg = importlib.import_module(f"{package}.engine.cfg" if package != EMBEDDED else f"{package}.cfg").CFG.clone()
+    cfg = importlib.import_module(f"{package}.engine.cfg").CFG.clone()
     with torch.no_grad():
         features = [copy.deepcopy(network).eval()(IMAGE[:1])[1] for network in (student, teacher)]
     cfg.CRD.NCE.K = 2
@@ -231,7 +231,7 @@ def test_a_data_parallel_replica_sees_through_the_lens(package: str, kind: str) 
 
 @every_package
 def test_installing_is_exactly_undone(package: str) -> None:
-    cfg = importlib.import_module(f"{package}.engine.cfg" if package != EMBEDDED else f"{package}.cfg").CFG
+    cfg = importlib.import_module(f"{package}.engine.cfg").CFG
     registry, nodes = find_registry(package), list(cfg)
     before = list(registry.items())
     install("identity", package)

@@ -10,13 +10,13 @@ import pytest
 import tensorboardX  # noqa: F401  (here once, not in every fork)
 import torch
 import yacs.config  # noqa: F401
-from forks import forked
+from helpers.forks import forked
 
 import djip_ext
 from djip_ext import JPEGLens
 from djip_ext.launch import main as launch
 from djip_ext.launch import run_script
-from djip_ext.lens_file import lens_id
+from djip_ext.lens.io import lens_id
 
 DISTILLERS = """
 from torch import nn
@@ -70,7 +70,7 @@ def train(rank, processes):
     dist.destroy_process_group()
 
 def pretrained(image):
-    from djip_ext.bench.cfg import CFG as ours
+    from djip_ext.bench.engine.cfg import CFG as ours
     from djip_ext.bench.distillers.ft import FT
     from djip_ext.bench.models import cifar_model_dict
     torch.manual_seed(0)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models import Features
+from djip_ext.bench.models import Features
+
 from ._precision import full_precision
 
 cross_entropy = full_precision(F.cross_entropy)

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from ...outputs import device_of
-from ..models import Features
+from djip_ext.bench.models import Features
+from djip_ext.utils.networks import device_of
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ...errors import DJIPError
+from djip_ext.errors import DJIPError
+
 from ._base import Distiller, Output
 from ._precision import full_precision
 from ._probe import probe

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from tqdm import trange
 from yacs.config import CfgNode
 
-from ...errors import DJIPError
-from ...processes import rank
+from djip_ext.errors import DJIPError
+from djip_ext.utils.distributed import rank
+
 from ._base import Distiller, Output
 from ._precision import full_precision
 from ._probe import probe

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from ...errors import DJIPError
+from djip_ext.errors import DJIPError
+
 from ._base import Distiller, Output
 from ._precision import full_precision
 from .dkd import dkd_loss, warm_up

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...errors import DJIPError, first_line
-from ...outputs import logits_of
+from djip_ext.errors import DJIPError, first_line
+from djip_ext.utils.networks import logits_of
+
 from .features import Features
 
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ...errors import DJIPError, first_line
-from ..inputs import InputSpec
+from djip_ext.bench.models.input_spec import InputSpec
+from djip_ext.errors import DJIPError, first_line
+
 from .classifier import Classifier
 
 

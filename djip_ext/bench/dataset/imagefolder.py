@@ -1,0 +1,207 @@
+"""Image sets that stay on the disk: ``train/CLASS/*`` and ``val/CLASS/*``, ImageNet's usual layout."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode
+
+from djip_ext.bench.dataset.imageset import few_shot, fingerprint
+from djip_ext.bench.models.input_spec import InputSpec
+from djip_ext.errors import DJIPError
+from djip_ext.lens.normalisation import Normalisation
+
+
+@dataclass(frozen=True)
+class FolderSet:
+    """A labelled image set of which only the file names are in memory; the counterpart of :class:`ImageSet`.
+
+    Attributes:
+        paths: (N,) bytes: an array, since a list of strings is copied piece by piece into every worker.
+        labels: int64 (N,).
+        classes: the names of the class folders in sorted order; label y is ``classes[y]``.
+        spec: how the images are prepared.
+        workers: processes that read images; 0: this one.
+    """
+
+    paths: np.ndarray
+    labels: Tensor
+    classes: tuple[str, ...]
+    spec: InputSpec
+    workers: int = 0
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        return self.spec.mean
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        return self.spec.std
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images as a network sees them."""
+        return self.spec.size
+
+    def select(self, index: Tensor) -> "FolderSet":
+        """The images ``index`` (K,) in that order."""
+        return replace(self, paths=self.paths[index.numpy()], labels=self.labels[index])
+
+    def subset(self, fraction: float, seed: int = 0) -> "FolderSet":
+        """Keep ``fraction`` of every class, as :meth:`ImageSet.subset` does."""
+        return self if fraction == 1 else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """The images ``index`` (K,) without augmentation, uint8 (K, H, W, 3)."""
+        files = _Files(self, augment=False)
+        return torch.stack([files[i, 0][0] for i in index.tolist()])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """As :meth:`ImageSet.fingerprint`, over the files' names, ``CLASS/FILE``, instead of their pixels."""
+        return fingerprint(b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in self.paths), self.labels)
+
+
+class _Files(Dataset):
+    """Reads, crops and scales; an item is asked for by (index, seed of its augmentation)."""
+
+    def __init__(self, data: FolderSet, augment: bool) -> None:
+        self.data, spec = data, data.spec
+        how = InterpolationMode(spec.interpolation)
+        if augment:
+            steps = [transforms.RandomResizedCrop(spec.size, interpolation=how), transforms.RandomHorizontalFlip()]
+        else:
+            steps = [transforms.Resize(spec.resize, interpolation=how), transforms.CenterCrop(spec.size)]
+        self.transform = transforms.Compose(steps)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        index, seed = key
+        path = os.fsdecode(self.data.paths[index])
+        try:
+            image = Image.open(path).convert("RGB")
+        except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
+            raise DJIPError(f"{path} cannot be read as an image ({' '.join(str(error).split())}); replace or remove it") from error
+        with torch.random.fork_rng(devices=[]):  # what is drawn depends on the image and the epoch, not on who reads it
+            torch.manual_seed(seed)
+            pixels = np.asarray(self.transform(image))
+        return torch.from_numpy(pixels.copy()), int(self.data.labels[index]), index
+
+
+class _Plan:
+    """The batches of the coming epoch, as (index, seed) pairs; the workers' loader iterates it anew every epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+        self.seed = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.batches:
+            yield [(i, (self.seed * 2_000_003 + i) % 2**63) for i in batch.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class FolderLoader:
+    """Batches of a :class:`FolderSet` with the surface and the laws of :class:`DeviceLoader`.
+
+    Epoch ``e`` of seed ``s`` yields the same batches whatever ran before and however many workers read.
+
+    Args:
+        data: the images.
+        batch_size: images in a batch, over all processes; the last batch may be smaller.
+        device: where the batches go.
+        shuffle: fresh order every epoch, and ``(image, target, index)`` batches; ``augment`` implies it.
+        augment: random resized crop and horizontal flip, ImageNet's usual training view.
+        shard: (rank, processes): this process' share of every batch.
+    """
+
+    views = 0  # images are never held, so there are no fixed views of them
+
+    def __init__(
+        self,
+        data: FolderSet,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        shuffle: bool = False,
+        augment: bool = False,
+        seed: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.data, self.batch_size, self.shuffle, self.augment, self.seed = data, batch_size, shuffle or augment, augment, seed
+        self.device, self.shard = torch.device(device), shard
+        self.epoch = 0
+        self._normalisation = Normalisation(data.mean, data.std)
+        self._plan = _Plan()
+        self._reader: DataLoader[Any] = DataLoader(
+            _Files(data, augment),
+            batch_sampler=self._plan,  # type: ignore[arg-type]
+            num_workers=data.workers,
+            persistent_workers=data.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else every epoch would draw from the global one
+        )
+
+    @property
+    def num_images(self) -> int:
+        return len(self.data.labels)
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        order = torch.arange(self.num_images)
+        if self.shuffle:
+            self._plan.seed = 1_000_003 * self.seed + self.epoch
+            order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(self._plan.seed))
+            self.epoch += 1
+        rank, processes = self.shard
+        shares = (batch[rank::processes] for batch in order.split(self.batch_size))
+        self._plan.batches = [share for share in shares if len(share)]
+        try:
+            for pixels, label, index in self._reader:
+                pixels, label, index = (part.to(self.device, non_blocking=True) for part in (pixels, label, index))
+                image = self._normalisation.to_network(pixels.permute(0, 3, 1, 2).float())
+                yield (image, label, index) if self.shuffle else (image, label)
+        except DJIPError as error:  # a worker's error comes wrapped in its traceback
+            raise DJIPError(str(error).strip().splitlines()[-1].split("DJIPError: ")[-1]) from error
+
+
+def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[FolderSet, FolderSet]:
+    """``root``/train and ``root``/val (or ``root``/test), one folder a class.
+
+    Raises:
+        DJIPError: a folder that is missing or empty, classes that differ between the two.
+    """
+    root = Path(root)
+    held_out = root / "val" if (root / "val").is_dir() or not (root / "test").is_dir() else root / "test"
+    train, test = (_scan(folder, spec, workers) for folder in (root / "train", held_out))
+    if train.classes != test.classes:
+        only = sorted(set(train.classes) ^ set(test.classes))
+        raise DJIPError(f"{root / 'train'} and {held_out} hold different classes, for example {only[0]}; both need the same class folders")
+    return train, test
+
+
+def _scan(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
+    if not folder.is_dir():
+        cure = "--data-root (BENCH.DATA_ROOT) names the folder that holds train/CLASS/* and val/CLASS/*"
+        raise DJIPError(f"there is no folder {folder.resolve()}; {cure}")
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        reason = " ".join(str(error).split()).split(" Supported")[0].rstrip(".")
+        raise DJIPError(f"{folder} holds no images by class ({reason}); it needs a folder of image files for every class") from error
+    paths = np.array([os.fsencode(path) for path, _ in found.samples])
+    return FolderSet(paths, torch.tensor([label for _, label in found.samples]), tuple(found.classes), spec, workers)

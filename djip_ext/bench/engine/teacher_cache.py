@@ -1,0 +1,87 @@
+"""A teacher that was asked once for every view of every image, and now only remembers: for huge, slow or paid ones.
+
+With ``BENCH.VIEWS K`` the loader goes round K fixed augmentations of each image, the same for all seeds.  The teacher's logits
+(K x N x C) and pooled features (K x N x D), float16, are computed once, kept in a file, and shared by every run with the same
+teacher, lens and images.  Methods that need feature maps cannot use it.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.errors import DJIPError
+from djip_ext.lens.io import weight_hash
+from djip_ext.utils.files import atomic_write
+from djip_ext.utils.networks import autocast
+
+
+class CachedTeacher(nn.Module):
+    """Answers with what was kept for the images that :meth:`select` announced; the images themselves are not looked at.
+
+    Args:
+        kept: ``logits`` (K, N, C) and ``pooled_feat`` (K, N, D).
+        djip_id: of the lens that the teacher had, for the run's record.
+    """
+
+    def __init__(self, kept: dict[str, Tensor], djip_id: str) -> None:
+        super().__init__()
+        self.kept, self.djip_id = kept, djip_id
+        self._batch: tuple[int, Tensor] | None = None
+
+    def select(self, index: Tensor, epoch: int) -> None:
+        """Announce the images (B,) of the coming batch."""
+        self._batch = epoch % len(self.kept["logits"]), index
+
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        if self._batch is None or len(self._batch[1]) != len(image):
+            raise DJIPError("the teacher's kept logits were asked for images that were not announced; set BENCH.VIEWS 0 for this method")
+        view, index = self._batch
+        answer = {name: values[view, index].float() for name, values in self.kept.items()}
+        return answer.pop("logits"), _Kept(answer)
+
+
+class _Kept(dict):
+    def __missing__(self, key: str) -> Any:
+        raise DJIPError(f"this method needs the teacher's {key}, but BENCH.VIEWS keeps logits and pooled features only; set BENCH.VIEWS 0")
+
+
+def cached_teacher(teacher: nn.Module, loader: DeviceLoader, folder: Path, precision: str) -> CachedTeacher:
+    """Ask ``teacher`` for all views of ``loader`` unless a file in ``folder`` has the answers already.
+
+    Raises:
+        DJIPError: the file is damaged, the teacher gives NaN, the disk is full.
+    """
+    data, djip_id = loader.data, getattr(teacher, "djip_id", "none")
+    images = hashlib.sha256(data.images.numpy().tobytes()).hexdigest()
+    asked = [weight_hash(teacher), djip_id, images, loader.views, loader.padding, precision, data.mean, data.std]
+    path = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        kept = _ask(teacher, loader, precision)
+        atomic_write(path, lambda temporary: temporary.write_bytes(save(kept)))
+    try:
+        return CachedTeacher({name: values.to(loader.device) for name, values in load_file(path).items()}, djip_id)
+    except Exception as error:  # safetensors raises several types for damaged files
+        raise DJIPError(f"{path} is damaged ({error}); delete it, it will be made again") from error
+
+
+@torch.no_grad()
+def _ask(teacher: nn.Module, loader: DeviceLoader, precision: str) -> dict[str, Tensor]:
+    teacher.eval()
+    rows: dict[str, list[Tensor]] = {"logits": [], "pooled_feat": []}
+    for view in tqdm(range(loader.views), desc="asking the teacher", unit="view", leave=False):
+        for image in loader.view_batches(view):
+            with autocast(loader.device, precision):
+                logits, features = teacher(image)
+            rows["logits"].append(logits.half().cpu())
+            rows["pooled_feat"].append(features["pooled_feat"].half().cpu())
+    kept = {name: torch.cat(values).view(loader.views, loader.num_images, -1) for name, values in rows.items()}
+    if not all(bool(torch.isfinite(values).all()) for values in kept.values()):
+        raise DJIPError("the teacher's output holds NaN or infinity; check its checkpoint and its precision (float32 is safest)")
+    return kept

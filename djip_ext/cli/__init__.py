@@ -1,0 +1,1 @@
+"""The commands of ``djip``; each module offers ``add_arguments(parser)`` and ``run(args)``."""

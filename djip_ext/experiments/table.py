@@ -1,0 +1,110 @@
+"""A table as a file: which pairs, distillers, teachers and seeds it has, and with which settings (docs/tables.md)."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from djip_ext.bench.distillers import distiller_dict
+from djip_ext.errors import DJIPError
+
+ARM = re.compile(r"identity|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
+COMMANDS = ("all", "teacher", "lens", "student")  # what a section of ``options`` may be named after, beside a distiller
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        name: the file's stem.
+        configs: path of a student's configuration, with ``{distiller}`` (in small letters) and ``{pair}`` in it.
+        pairs: what stands for ``{pair}``; the configuration itself names teacher and student.
+        distillers: keys of ``distiller_dict``.
+        arms: name -> what is in front of the teacher: ``identity``, a lens file (``{teacher}`` in it stands for the network),
+            ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or ``random:MEDIAN``. The first arm is the baseline.
+        teachers: network -> a checkpoint, or the configuration to train it with; a network that is not named has its
+            checkpoint where mdistiller keeps it.
+        seeds: how many, from 0.
+        epochs: of the students, when not the configurations'; the stages of the learning rate move in proportion.
+        options: section -> KEY VALUE pairs for every command ("all"), those of one kind ("teacher", "lens", "student"), or
+            the students of one distiller (its name). Later ones in this order win.
+    """
+
+    name: str
+    configs: str
+    pairs: tuple[str, ...]
+    distillers: tuple[str, ...]
+    arms: dict[str, str]
+    teachers: dict[str, str] = field(default_factory=dict)
+    seeds: int = 3
+    epochs: int | None = None
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def config(self, pair: str, distiller: str) -> str:
+        """The path of that student's configuration."""
+        return self.configs.format(pair=pair, distiller=distiller.lower())
+
+    def settings(self, *sections: str) -> list[str]:
+        """The KEY VALUE words of those sections, a later one winning."""
+        merged: dict[str, Any] = {}
+        for section in sections:
+            merged |= self.options.get(section) or {}
+        return [word for key, value in merged.items() for word in (key, value if isinstance(value, str) else repr(value).replace(" ", ""))]
+
+
+def load_table(path: str | Path) -> Table:
+    """Read and check a table.
+
+    Raises:
+        DJIPError: no such file, not YAML, an unknown or missing key, an unknown distiller, or a value of the wrong kind.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise DJIPError(f"cannot read the table {path}: {error.strerror}; docs/tables.md says how to write one") from error
+    except yaml.YAMLError as error:
+        raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    kinds = dict(configs=str, pairs=list, distillers=list, arms=dict, teachers=dict, seeds=int, epochs=int, options=dict)
+    if not isinstance(content, dict):
+        raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(kinds)}")
+    if unknown := [key for key in content if key not in kinds]:
+        raise DJIPError(f"{path}: unknown key {unknown[0]}; a table takes {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        if key in ("configs", "pairs", "distillers", "arms") and not content.get(key):
+            raise DJIPError(f"{path}: {key} is missing; docs/tables.md says what goes there")
+        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
+            raise DJIPError(f"{path}: {key} is {content[key]!r}; it takes a {kind.__name__}")
+    table = Table(path.stem, **{key: tuple(map(str, value)) if isinstance(value, list) else value for key, value in content.items()})
+    _check(path, table)
+    return table
+
+
+def _check(path: Path, table: Table) -> None:
+    try:
+        table.config("pair", "distiller")
+    except (KeyError, IndexError, ValueError) as error:
+        raise DJIPError(f"{path}: configs is {table.configs!r}; of names in braces it takes {{distiller}} and {{pair}}") from error
+    for distiller in table.distillers:
+        if distiller not in distiller_dict or distiller == "NONE":
+            raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {', '.join(list(distiller_dict)[1:])}")
+    for name, arm in table.arms.items():
+        if not isinstance(arm, str) or not ARM.fullmatch(arm):
+            raise DJIPError(f"{path}: arm {name} is {arm!r}; give identity, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN")
+        if not re.fullmatch(r"[\w.-]+", str(name)) or name == "teachers":
+            raise DJIPError(f"{path}: an arm cannot be called {name!r}; it names a folder: letters, digits, dot and dash, not 'teachers'")
+    for section, options in table.options.items():
+        if section not in (*COMMANDS, *table.distillers):
+            raise DJIPError(f"{path}: options has no section {section}; choose from {', '.join(COMMANDS)} and the table's distillers")
+        if not isinstance(options, dict):
+            raise DJIPError(f"{path}: options of {section} is {options!r}; it takes KEY: VALUE pairs")
+    for key, least in (("seeds", 1), ("epochs", 1)):
+        value = getattr(table, key)
+        if value is not None and value < least:
+            raise DJIPError(f"{path}: {key} is {value}; it must be at least {least}")
+    for name, entries in (("pairs", table.pairs), ("distillers", table.distillers)):
+        if len(set(entries)) < len(entries):
+            raise DJIPError(f"{path}: {name} names one twice")

@@ -1,0 +1,116 @@
+"""The record of a lens: one JSON file with all that a report says and draws of it, so that neither teacher nor images are needed.
+
+``djip fit`` leaves it beside the lens; ``djip reproduce`` keeps those of all lenses of a table below its ``lenses/``.  It holds
+``id``, ``lens`` (settings and steps) and ``about`` (the lens' metadata); of a fit also ``history``, ``one_class``, and what
+every record of a run holds.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from djip_ext.errors import DJIPError
+from djip_ext.lens.io import SETTINGS, lens_id, load_lens, settings_of
+from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.metrics.class_simplex import OneClass
+
+ROUND = ("round", "cmi", "accuracy", "ce", "lam", "q_low", "q_high")  # what a row of the history has at least
+
+
+@dataclass(frozen=True)
+class LensRecord:
+    """A record, read.
+
+    Attributes:
+        lens: with its ``metadata``.
+        history: the rows of its fit, empty when they are not known.
+        one_class: the class whose CMI it raises most; ``None`` when that is not known.
+    """
+
+    lens: JPEGLens
+    history: list[dict[str, float]]
+    one_class: OneClass | None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the lens was fitted for."""
+        return self.lens.metadata
+
+    @property
+    def id(self) -> str:
+        """Of the lens."""
+        return lens_id(self.lens)
+
+    @property
+    def goal(self) -> tuple[tuple[float, float], float] | None:
+        """The band of CMI in nats and the least accuracy in percent that the fit aimed at; ``None`` when it is not known."""
+        try:
+            fit, before = self.about["fit"], self.about.get("fit_before") or self.about["before"]
+            low, high = (before["cmi"] + gain for gain in fit["cmi_gain"])
+            return (low, high), before["accuracy"] - fit["max_accuracy_drop"]
+        except (KeyError, TypeError, ValueError):  # metadata are whatever its maker wrote
+            return None
+
+
+def made_for(about: dict[str, Any]) -> str:
+    """Teacher and data that a lens' metadata name."""
+    return f"{about.get('teacher', 'an unknown teacher')} on {about.get('dataset', 'unknown data')}"
+
+
+def describe(lens: JPEGLens) -> dict[str, Any]:
+    """The part of a record that is known of every lens."""
+    return {"id": lens_id(lens), "lens": settings_of(lens) | {"q": lens.q.detach().cpu().tolist()}, "about": lens.metadata}
+
+
+def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is known of the lens file ``path``: itself, and what the JSON file beside it says if that is about the same lens.
+
+    Raises:
+        DJIPError: as :func:`load_lens`.
+    """
+    lens = load_lens(path)
+    try:
+        beside = json.loads(Path(path).with_suffix(".json").read_text())
+        if beside["about"] != lens.metadata:
+            beside = {}  # of another lens
+    except (OSError, ValueError, KeyError, TypeError):
+        beside = {}
+    return describe(lens) | {key: value for key, value in beside.items() if key not in ("id", "lens", "about")}
+
+
+def parse_record(content: dict[str, Any], source: str | os.PathLike[str]) -> LensRecord:
+    """``content`` of the JSON file ``source`` as a :class:`LensRecord`.
+
+    Raises:
+        DJIPError: it is not the record of a lens, or its steps are not those that its id stands for.
+    """
+    try:
+        lens = JPEGLens(content["lens"]["q"], **{name: content["lens"][name] for name in SETTINGS})
+        lens.metadata = dict(content["about"])
+        history = [{key: float(row[key]) for key in ROUND} for row in content.get("history", [])]
+        one_class = OneClass.from_json(content["one_class"]) if content.get("one_class") else None
+        if content["id"] != lens_id(lens):
+            raise ValueError(f"its steps are those of lens {lens_id(lens)}, its id is {content['id']}")
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        raise DJIPError(f"{source} is not the record of a lens ({reason}); delete it, djip reproduce or djip fit makes it again") from error
+    return LensRecord(lens, history, one_class)
+
+
+def read_records(folder: str | os.PathLike[str]) -> list[LensRecord]:
+    """Every record in a folder ``lenses`` at or below ``folder``; those of fits from before records had an id are passed over.
+
+    Raises:
+        DJIPError: a damaged one.
+    """
+    records = []
+    for path in sorted(Path(folder).rglob("lenses/*.json")):
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DJIPError(f"{path} cannot be read ({error}); delete it, djip reproduce or djip fit makes it again") from error
+        if isinstance(content, dict) and "id" in content:
+            records.append(parse_record(content, path))
+    return records

@@ -1,0 +1,56 @@
+"""Between a network's normalised input and pixels in [0, 255]."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from djip_ext.errors import DJIPError
+from djip_ext.lens.jpeg_lens import JPEGLens
+
+Triple = tuple[float, float, float]
+
+# (mean, std) that the loaders of the benchmarks normalise with, by ``DATASET.TYPE``.
+NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "tiny_imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+    "synthetic": ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+}
+
+
+class Normalisation:
+    """(pixel / 255 - mean) / std per channel, and back, in float32 (float64 stays).
+
+    Args:
+        mean, std: three numbers each, in units of [0, 1] pixels, as torchvision's ``Normalize`` takes them.
+
+    Raises:
+        DJIPError: not three numbers, or a std that is not positive.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean, self.std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise DJIPError(f"mean {self.mean} and std {self.std} must be three numbers each, std positive, for images in [0, 1]")
+        if max(self.std) > 2 or max(self.mean) > 2:
+            raise DJIPError(f"mean {self.mean} and std {self.std} look like [0, 255] units; divide them by 255")
+
+    def to_pixels(self, x: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> [0, 255]."""
+        mean, std = self._columns(x)
+        return torch.addcmul(255 * mean, x if x.dtype == torch.float64 else x.float(), 255 * std)
+
+    def to_network(self, pixels: Tensor) -> Tensor:
+        """[0, 255] (B, 3, H, W) -> normalised."""
+        mean, std = self._columns(pixels)
+        return (pixels - 255 * mean) / (255 * std)
+
+    def through(self, lens: JPEGLens, x: Tensor) -> Tensor:
+        """Normalised images through a ``lens``, normalised again; the dtype of x."""
+        return lens.look(x, [255 * s for s in self.std], [255 * m for m in self.mean]).to(x.dtype)
+
+    def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        columns = torch.tensor([self.mean, self.std], dtype=dtype, device=x.device)[:, :, None, None]
+        return columns[0], columns[1]

@@ -1,0 +1,90 @@
+"""Writing files so that a crash, a kill -9 or a full disk never leaves half of one, and no two processes write the same."""
+
+import contextlib
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from djip_ext.errors import Busy, DJIPError, first_line
+
+NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # a list in indented JSON; no string there holds a real line break
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Let ``write(temporary)`` make the file beside ``path``, then move it into place in one step.
+
+    Args:
+        path: the file to make or to replace; its folder is made when missing.
+        write: receives the temporary path and writes the whole file there.
+
+    Raises:
+        DJIPError: the operating system refused (disk full, no permission); ``path`` is then as it was before.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DJIPError(f"cannot write {path}: {reason}; free space or choose another place. Nothing was changed") from error
+    except RuntimeError as error:  # torch.save and safetensors wrap a full disk into a RuntimeError of their own
+        raise DJIPError(f"cannot write {path}: {first_line(error)}; nothing was changed") from error
+    finally:
+        with contextlib.suppress(OSError):  # not there, nor can be: the error above says why
+            temporary.unlink()
+    return path
+
+
+def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> Path:
+    """Write ``record`` as indented JSON, a list of numbers on one line, atomically."""
+    text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", json.dumps(record, indent=2))
+    return atomic_write(path, lambda p: p.write_text(text + "\n"))
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> Path:
+    """Write one or more rows with equal keys as CSV under a header, atomically."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+    return atomic_write(path, write)
+
+
+@contextlib.contextmanager
+def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while ``what`` is worked on; the system frees it with the process, however that ends.
+
+    Of the processes of a torchrun group the first one claims for all.
+
+    Raises:
+        Busy: another process holds it.
+        DJIPError: the file cannot be made.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    lock = FileLock(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise Busy(f"another process is at work on {what}; wait for it or stop it") from error
+    except OSError as error:
+        raise DJIPError(f"cannot lock {path}: {error.strerror or error}; choose another place") from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,38 @@
+"""What networks take and return: their device, and where the logits are."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from djip_ext.errors import DJIPError
+
+
+def device_of(network: nn.Module) -> torch.device | None:
+    """Where ``network`` takes its images: where its first parameter lies; None without parameters."""
+    return next((parameter.device for parameter in network.parameters()), None)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (B, C) in a network's output: a tensor, a tuple that starts with it, or an object with ``.logits``."""
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, dict) and "logits" in logits:
+        logits = logits["logits"]
+    if isinstance(logits, (tuple, list)) and logits:
+        logits = logits[0]
+    if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
+        raise DJIPError(
+            f"the teacher returned {type(output).__name__}; a lens needs logits (B, C): a tensor, (logits, ...) or an object with .logits"
+        )
+    return logits
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context for a network; ``precision`` is "float32" (none) or "bfloat16".
+
+    Raises:
+        DJIPError: another precision.
+    """
+    if precision not in ("float32", "bfloat16"):
+        raise DJIPError(f"the precision is '{precision}'; choose float32 or bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -1,0 +1,268 @@
+"""A table's file, and the commands that it becomes."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from djip_ext.bench.engine.run import run_folder, run_record
+from djip_ext.cli import reproduce, train, train_lens
+from djip_ext.cli.main import main
+from djip_ext.cli.options import benchmark_cfg
+from djip_ext.errors import DJIPError
+from djip_ext.experiments.plan import Step, make_plan
+from djip_ext.experiments.table import load_table
+from djip_ext.lens.io import lens_id, weight_hash
+from djip_ext.lens.jpeg_lens import JPEGLens
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "cifar100"
+TABLE = {
+    "configs": f"{CONFIGS}/{{distiller}}/{{pair}}.yaml",
+    "pairs": ["res32x4_res8x4", "res32x4_shuv1", "vgg13_vgg8"],
+    "distillers": ["KD", "CRD"],
+    "arms": {"plain": "identity", "lens": "fit --images 100 --cmi-gain 0.1 0.2", "jpeg": "jpeg:80"},
+    "teachers": {"resnet32x4": f"{CONFIGS}/vanilla/res32x4.yaml", "vgg13": "vgg13.pth"},
+    "seeds": 2,
+    "epochs": 60,
+    "options": {"all": {"BENCH.EVAL_EVERY": 5}, "student": {"BENCH.EVAL_EVERY": 10, "BENCH.FRACTION": 0.5}, "CRD": {"CRD.NCE.K": 100}},
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with vgg13's checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    Path("vgg13.pth").touch()
+
+
+def plan(**changes: object) -> list[Step]:
+    Path("t.yaml").write_text(yaml.safe_dump(TABLE | changes, sort_keys=False))
+    return make_plan(load_table("t.yaml"), "out")
+
+
+def test_a_plan_has_every_command_once_in_the_order_of_need() -> None:
+    steps = plan()
+    assert [step.kind for step in steps] == ["teacher"] + ["lens"] * 4 + ["student"] * 3 * 2 * 3 * 2
+    assert len({str(step) for step in steps}) == len(steps)
+    for i, step in enumerate(steps):
+        assert all(need in steps[:i] for need in step.needs)
+    needed = {step.name: [need.name for need in step.needs] for step in steps}
+    assert needed["lens lens of resnet32x4"] == ["teacher resnet32x4"] and needed["lens jpeg of vgg13"] == []
+    assert needed["CRD res32x4_shuv1, lens, seed 1"] == ["teacher resnet32x4", "lens lens of resnet32x4"]
+    assert needed["KD vgg13_vgg8, plain, seed 0"] == []
+
+
+def test_every_command_parses_to_the_settings_that_the_plan_believes_in() -> None:
+    for step in plan():
+        parser = argparse.ArgumentParser()
+        (train_lens if step.kind == "lens" else train).add_arguments(parser)
+        args, rest = parser.parse_known_args(step.words[1:])
+        args.options += rest
+        assert args.resume
+        if step.kind == "lens":
+            args.seed = None
+        assert benchmark_cfg(args) == step.settings()
+
+
+def test_options_and_epochs_reach_the_commands_that_they_are_for() -> None:
+    steps = {step.name: step for step in plan()}
+    teacher, lens = steps["teacher resnet32x4"].settings(), steps["lens lens of vgg13"].settings()
+    kd, crd = steps["KD vgg13_vgg8, plain, seed 1"].settings(), steps["CRD vgg13_vgg8, lens, seed 0"].settings()
+    assert (teacher.BENCH.EVAL_EVERY, teacher.BENCH.FRACTION, teacher.SOLVER.EPOCHS) == (5, 1.0, 240)
+    assert (lens.BENCH.FRACTION, lens.BENCH.TEACHER_CHECKPOINT) == (1.0, "vgg13.pth")
+    assert (kd.BENCH.EVAL_EVERY, kd.BENCH.FRACTION, kd.BENCH.SEED, kd.CRD.NCE.K) == (10, 0.5, 1, 16384)
+    assert (kd.SOLVER.EPOCHS, kd.SOLVER.LR_DECAY_STAGES) == (60, [38, 45, 52])  # 150, 180, 210 of 240
+    assert crd.CRD.NCE.K == 100 and crd.SOLVER.TRAINER == "crd"
+
+
+def test_a_student_distils_from_the_teacher_and_the_lens_that_its_needs_make() -> None:
+    steps = {step.name: step for step in plan()}
+    student = steps["KD res32x4_res8x4, lens, seed 0"]
+    assert student.settings().BENCH.TEACHER_CHECKPOINT == str(run_folder(steps["teacher resnet32x4"].cfg()) / "student_last.pth")
+    assert student.lens == steps["lens lens of resnet32x4"].makes
+
+
+def test_another_fit_is_another_lens_file() -> None:
+    def file(flags: str) -> str:
+        return next(step.makes for step in plan(arms={"lens": f"fit {flags}"}) if step.kind == "lens")
+
+    assert file("--rounds 3") == file("--rounds 3") != file("--rounds 4")
+
+
+def test_a_run_is_done_when_its_record_says_so_and_refused_when_it_is_of_other_settings() -> None:
+    step = next(step for step in plan() if step.name == "KD vgg13_vgg8, plain, seed 0")
+    assert step.result() is None
+    folder = run_folder(step.cfg())
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(run_record(step.cfg()) | {"last_acc": 70.0}))
+    assert step.result()["last_acc"] == 70.0
+    changed = next(step for step in plan(epochs=30) if step.name == "KD vgg13_vgg8, plain, seed 0")
+    with pytest.raises(DJIPError, match=r"other settings: .*SOLVER.EPOCHS 60 \(now 30\)"):
+        changed.result()
+
+
+def test_options_are_stronger_than_the_short_form_of_epochs() -> None:
+    solver = plan(options={"student": {"SOLVER.LR_DECAY_STAGES": [40, 50]}})[-1].settings().SOLVER
+    assert (solver.EPOCHS, solver.LR_DECAY_STAGES) == (60, [40, 50])
+
+
+def test_what_another_teacher_made_is_never_taken_for_done() -> None:
+    def weights(value: float) -> str:
+        state = {"w": torch.full((2,), value)}
+        torch.save({"model": state}, "vgg13.pth")
+        os.utime("vgg13.pth", ns=(0, int(value)))  # a clock too coarse to tell the two files apart
+        return weight_hash(state)
+
+    steps = {step.name: step for step in plan()}
+    student, lens = steps["KD vgg13_vgg8, plain, seed 0"], steps["lens jpeg of vgg13"]
+    known = weights(1.0)
+    JPEGLens(q=5.0).save(lens.makes)
+    Path(lens.makes).with_suffix(".json").write_text(json.dumps({"about": {"teacher_hash": known}}))
+    run_folder(student.cfg()).mkdir(parents=True)
+    (run_folder(student.cfg()) / "result.json").write_text(json.dumps(run_record(student.cfg()) | {"teacher_hash": known}))
+    assert student.result() and lens.result()
+    weights(2.0)
+    for step in (student, lens):
+        with pytest.raises(DJIPError, match=f"made with another teacher .{known}. than vgg13.pth is now"):
+            step.result()
+
+
+def test_where_a_run_happens_does_not_make_it_another() -> None:
+    step = next(step for step in plan() if step.name == "KD vgg13_vgg8, plain, seed 0")
+    cfg = step.cfg()
+    cfg.BENCH.DEVICE, cfg.BENCH.DATA_ROOT, cfg.LOG.TENSORBOARD_FREQ = "cuda:3", "/elsewhere", 1
+    run_folder(cfg).mkdir(parents=True)
+    (run_folder(cfg) / "result.json").write_text(json.dumps(run_record(cfg)))
+    assert step.result() is not None
+
+
+def test_a_students_folder_is_named_after_its_lens_once_there_is_one() -> None:
+    step = next(step for step in plan() if step.name == "KD vgg13_vgg8, lens, seed 0")
+    assert step.result() is None and step.epochs_done() == 0
+    lens = JPEGLens(q=5.0)
+    lens.save(step.lens)
+    folder = Path("out/lens", f"djip-{lens_id(lens)}", "kd_vgg13_vgg8", "seed-0")
+    assert run_folder(step.cfg()) == folder
+    folder.mkdir(parents=True)
+    (folder / "log.csv").write_text("epoch\n1\n2\n")
+    assert step.epochs_done() == 2
+
+
+def test_a_lens_is_done_when_all_of_its_fit_is() -> None:
+    step = next(step for step in plan() if step.kind == "lens")
+    path = Path(step.makes)
+    JPEGLens(q=5.0).save(path)
+    assert step.result() is None  # its record is missing
+    path.with_suffix(".json").write_text('{"about": {}}')
+    path.with_suffix(".fit.pth").touch()
+    assert step.result() is None  # a fit is under way
+    path.with_suffix(".fit.pth").unlink()
+    assert step.result() == {"about": {}}
+
+
+def test_a_lens_file_may_be_named_after_its_teacher() -> None:
+    for teacher in ("resnet32x4", "vgg13"):
+        JPEGLens(q=5.0).save(f"lenses/{teacher}.safetensors")
+    lenses = {step.lens for step in plan(arms={"lens": "lenses/{teacher}.safetensors"}) if step.kind == "student"}
+    assert lenses == {"lenses/resnet32x4.safetensors", "lenses/vgg13.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "changes, names",
+    [
+        ({"pair": ["a"]}, "unknown key pair"),
+        ({"pairs": []}, "pairs is missing"),
+        ({"seeds": "three"}, "seeds is 'three'"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"distillers": ["MAGIC"]}, "MAGIC"),
+        ({"distillers": ["CRD", "CRD"]}, "twice"),
+        ({"arms": {"lens": "magic"}}, "arm lens"),
+        ({"arms": {"a/b": "identity"}}, "a/b"),
+        ({"arms": {"lens": "nowhere.safetensors"}}, "nowhere.safetensors"),
+        ({"options": {"DKD": {}}}, "no section DKD"),
+        ({"options": {"all": {"BENCH.SEEDS": 3}}}, "SEEDS"),
+        ({"pairs": ["no_such"]}, "no_such"),
+        ({"teachers": TABLE["teachers"] | {"vgg13": "nowhere.pth"}}, "nowhere.pth"),
+        ({"teachers": {}}, "download_ckpts"),
+        ({"teachers": {"resnet32x4": f"{CONFIGS}/vanilla/vgg13.yaml", "vgg13": "vgg13.pth"}}, "trains vgg13"),
+        ({"configs": "configs/{method}/{pair}.yaml"}, "takes {distiller} and {pair}"),
+        ({"configs": f"{CONFIGS}/vanilla/res8x4.yaml"}, "DISTILLER.TYPE NONE"),
+    ],
+)
+def test_a_mistake_in_a_table_is_one_line_that_names_it(changes: dict, names: str) -> None:
+    with pytest.raises(DJIPError, match=names) as caught:
+        plan(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_table_is_refused() -> None:
+    with pytest.raises(DJIPError, match="docs/tables.md"):
+        load_table("nowhere.yaml")
+    Path("t.yaml").write_text("just words")
+    with pytest.raises(DJIPError, match="not a table"):
+        load_table("t.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_table_of_the_project_plans(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    table = load_table(path)
+    steps = make_plan(table, "out")
+    students = [step for step in steps if step.kind == "student"]
+    assert len(students) == len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds
+    for step in steps:
+        if step.kind == "lens":
+            parser = argparse.ArgumentParser()
+            train_lens.add_arguments(parser)
+            assert not [word for word in parser.parse_known_args(step.words[1:])[1] if word.startswith("-")]
+
+
+def test_a_dry_run_prints_every_command_and_counts_its_passes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from safetensors.torch import save_file
+
+    from djip_ext.bench.dataset import image_sets
+    from djip_ext.bench.dataset.synthetic import make_synthetic
+    from djip_ext.bench.engine.run import build_model
+
+    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))  # 40 images
+    save_file(build_model("resnet8", 20).state_dict(), "teacher.safetensors")
+    table = {
+        "configs": f"{CONFIGS}/fewshot/{{distiller}}_{{pair}}.yaml",
+        "pairs": ["wrn_16_2_resnet8"],
+        "distillers": ["KD", "FT"],
+        "arms": {"plain": "identity", "lens": "fit --images 20 --rounds 4"},
+        "teachers": {"resnet8": "teacher.safetensors"},
+        "seeds": 2,
+        "epochs": 3,
+        "options": {"all": {"DATASET.TYPE": "synthetic", "DISTILLER.TEACHER": "resnet8", "BENCH.DEVICE": "cpu"}, "KD": {"BENCH.VIEWS": 5}},
+    }
+    Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    main(["reproduce", "t.yaml", "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line for line in lines if line.startswith("djip ")]
+    assert commands == [str(step) for step in make_plan(load_table("t.yaml"), "output/t")]
+    cost = {line[2:].split(":")[0]: line.split(": ")[1].split(" student passes")[0] for line in lines if line.startswith("# ")}
+    assert cost["lens lens of resnet8"] == f"{20 * (1 + 5 + 2 * 4) + 2 * 40 + 2 * 40} teacher and 0"
+    assert cost["KD wrn_16_2_resnet8, plain, seed 0"] == f"{5 * 40} teacher and {3 * 40}"  # asked once for every view, for all seeds
+    assert cost["KD wrn_16_2_resnet8, plain, seed 1"] == f"0 teacher and {3 * 40}"
+    assert cost["FT wrn_16_2_resnet8, lens, seed 1"] == f"{(3 + 30) * 40:,} teacher and {3 * 40}"
+    hours = [float(line.rsplit(" hours", 1)[0].rsplit(" ", 1)[1]) for line in lines if line.startswith("in all")]
+    assert len(hours) == 1 and not Path("output").exists()
+
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    main(["reproduce", "t.yaml", "--dry-run", "--workers", "4"])
+    assert threads == [2] and "with 4 workers" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_parameters_of_a_job_are_numbers_where_they_look_like_some() -> None:
+    assert reproduce.parameters(["timeout_min=5", "slurm_partition=gpu"]) == {"timeout_min": 5, "slurm_partition": "gpu"}
+    with pytest.raises(DJIPError, match="KEY=VALUE"):
+        reproduce.parameters(["gpu"])

@@ -1,0 +1,332 @@
+"""The fit: it raises CMI, meets its band, leaves the teacher alone, and survives any interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.textures import CLASSES, MEAN, QUICK, STD, Teacher, data
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from djip_ext import DJIPError, DJIPTeacher, FitSettings, JPEGLens, fit_lens
+from djip_ext.fit.loop import default_start
+from djip_ext.lens.normalisation import Normalisation
+from djip_ext.metrics.measurement import measure
+
+
+def test_cmi_rises_when_the_cross_entropy_is_off() -> None:
+    result = fit(ce_weight=0.0, lam=1.0, rounds=4, cmi_gain=(1e-4, 10.0))
+    cmi = [row["cmi"] for row in result.history]
+    assert cmi[-1] > cmi[0] + 0.003
+
+
+def test_lambda_zero_never_pays_cross_entropy_for_cmi() -> None:
+    result = fit(lam=0.0, lens=JPEGLens(q=60.0, kappa=5.0), rounds=4)
+    assert result.history[-1]["ce"] < result.history[0]["ce"]
+
+
+def test_the_controller_settles_near_the_middle_of_the_band() -> None:
+    result = fit(rounds=12, cmi_gain=(0.002, 0.004))
+    gain = result.after.cmi.total - result.before.cmi.total
+    assert result.in_band and 0.002 <= gain <= 0.004
+
+
+def test_a_round_above_the_accuracy_floor_is_preferred_to_any_in_the_band() -> None:
+    result = fit(max_accuracy_drop=0.0, cmi_gain=(5.0, 6.0), lam=20.0)
+    assert result.after.accuracy >= result.before.accuracy
+    assert not result.in_band
+
+
+def test_the_chosen_lens_measures_what_the_result_says() -> None:
+    result, loader, normalisation = fit(), data(), Normalisation(MEAN, STD)
+    with torch.no_grad():
+        again = measure(Teacher().eval(), loader, CLASSES, lambda x: normalisation.through(result.lens, x))
+    assert again.cmi.total == result.after.cmi.total and again.ce == result.after.ce
+    assert result.lens.metadata["after"]["cmi"] == result.after.cmi.total
+
+
+def test_no_rounds_only_measures_the_start() -> None:
+    start = JPEGLens(q=7.0)
+    result = fit(rounds=0, lens=start)
+    assert torch.equal(result.lens.q, start.q) and len(result.history) == 1
+
+
+def test_the_teacher_keeps_weights_statistics_mode_and_flags() -> None:
+    teacher = Teacher().train()
+    teacher.fc.bias.requires_grad_(False)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    fit_lens(teacher, data(), CLASSES, mean=MEAN, std=STD, **QUICK)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert teacher.training and teacher.bn.training
+    assert teacher.fc.weight.requires_grad and not teacher.fc.bias.requires_grad
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_the_given_lens_is_not_changed() -> None:
+    start = JPEGLens(q=8.0, kappa=5.0)
+    result = fit(lens=start)
+    assert torch.equal(start.q, torch.full((2, 8, 8), 8.0)) and not torch.equal(result.lens.q, start.q)
+
+
+def test_steps_stay_between_their_smallest_and_255() -> None:
+    result = fit(lr=3.0, q_min=2.0)
+    assert result.lens.q.min() >= 2.0 * (1 - 1e-6) and result.lens.q.max() <= 255.0 * (1 + 1e-6)
+
+
+def test_equal_seeds_give_equal_lenses() -> None:
+    assert torch.equal(fit(seed=5).lens.q, fit(seed=5).lens.q)
+
+
+def test_a_shuffling_loader_is_read_in_an_order_that_only_the_seed_sets() -> None:
+    x, labels = (torch.cat(parts) for parts in zip(*data()))
+
+    def shuffled() -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), 8, shuffle=True)
+
+    torch.manual_seed(1)
+    first = fit(shuffled(), seed=2).lens.q
+    torch.manual_seed(9)
+    assert torch.equal(first, fit(shuffled(), seed=2).lens.q)
+    assert not torch.equal(first, fit(shuffled(), seed=3).lens.q)
+
+
+def test_literal_needs_indices_and_uses_them() -> None:
+    with pytest.raises(DJIPError, match="ind"):
+        fit(variant="literal")
+    assert fit(data(indexed=True), variant="literal").history[-1]["cmi"] != fit(data(indexed=True)).history[-1]["cmi"]
+
+
+def test_fixed_keeps_the_plain_teachers_centres() -> None:
+    settings = {"lam": 1.0, "rounds": 4, "lens": JPEGLens(q=40.0, kappa=5.0)}
+    assert not torch.equal(fit(variant="fixed", **settings).lens.q, fit(variant="fresh", **settings).lens.q)
+
+
+def test_centres_are_refreshed_every_so_many_rounds() -> None:
+    settings = {"lam": 1.0, "lens": JPEGLens(q=40.0, kappa=5.0), "lr": 0.2}
+
+    def drift(refresh: int) -> list[float]:
+        return [row["cmi"] for row in fit(rounds=4, refresh=refresh, **settings).history]
+
+    every, second, never = drift(1), drift(2), drift(9)
+    assert every[:2] == second[:2] == never[:2]  # all start from fresh centres
+    assert every[2] != second[2] == never[2]  # the second round's are new, or still the first's
+    assert second[3] != never[3]  # the third round's are new, or still the first's
+
+
+def test_a_fit_with_stale_centres_resumes_to_the_same_lens(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(row: dict[str, float]) -> None:
+        if row["round"] == 2:
+            raise Stop
+
+    settings = {"rounds": 4, "refresh": 3, "lam": 1.0}
+    with pytest.raises(Stop):
+        fit(checkpoint=tmp_path / "fit.pth", log=stop, **settings)
+    assert torch.equal(fit(checkpoint=tmp_path / "fit.pth", **settings).lens.q, fit(**settings).lens.q)
+
+
+def test_one_table_for_all_channels_starts_from_the_mean_and_stays_one() -> None:
+    start = JPEGLens(torch.stack([torch.full((8, 8), 12.0), torch.full((8, 8), 27.0)]), kappa=5.0)
+    result = fit(tables="one", lens=start, ce_weight=0.0, lam=1.0, cmi_gain=(0.001, 10.0))
+    assert result.history[0]["q_low"] == result.history[0]["q_high"] == pytest.approx(18.0)
+    assert result.chosen > 0 and torch.equal(result.lens.q[0], result.lens.q[1])
+    assert result.lens.q.max() > 1.5 * result.lens.q.min()
+
+
+def test_one_table_follows_the_gradients_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, steps = JPEGLens(q=6.0, kappa=5.0), []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(self.param_groups[0]["params"][0].grad.clone()))
+    fit(lens=start, rounds=1)
+    fit(lens=start, rounds=1, tables="one")
+    both, one = steps[0], steps[len(steps) // 2]
+    torch.testing.assert_close(one, (both[0] + both[1]).expand(2, 8, 8))
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_a_refresh_that_means_nothing_is_refused(value: int) -> None:
+    with pytest.raises(DJIPError, match=f"refresh is {value}"):
+        FitSettings(variant="fixed", refresh=value)
+
+
+@pytest.mark.parametrize("name, value", [("tables", "three"), ("optimizer", "lion"), ("variant", "stale"), ("precision", "int8"), ("cmi_gain", (0.3, 0.1)), ("lr", 0.0)])
+def test_a_wrong_setting_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(DJIPError, match=name):
+        FitSettings(**{name: value})
+
+
+def test_nan_from_the_teacher_is_refused() -> None:
+    teacher = Teacher()
+    with torch.no_grad():
+        teacher.fc.bias[0] = float("nan")
+    with pytest.raises(DJIPError, match="NaN"):
+        fit_lens(teacher, data(), CLASSES, mean=MEAN, std=STD, **QUICK)
+
+
+def test_a_wrong_number_of_classes_is_refused() -> None:
+    with pytest.raises(DJIPError, match="num_classes is 7"):
+        fit_lens(Teacher(), data(), 7, mean=MEAN, std=STD, **QUICK)
+
+
+def test_an_empty_loader_is_refused() -> None:
+    with pytest.raises(DJIPError, match="empty"):
+        fit_lens(Teacher(), [], CLASSES, mean=MEAN, std=STD, **QUICK)
+
+
+class Changing:
+    """Another set from the third pass on: the first two measure the teacher, without the lens and with it."""
+
+    def __init__(self) -> None:
+        self.passes, self.batches = 0, data(indexed=True)
+
+    def __iter__(self):
+        self.passes += 1
+        for image, label, index in self.batches:
+            yield (image, label.clamp(max=1), index) if self.passes < 3 else (image, label.clamp(min=1), index + 1)
+
+
+@pytest.mark.parametrize("variant, what", [("fresh", "classes"), ("fixed", "classes"), ("literal", "images")])
+def test_a_loader_whose_set_changes_between_passes_is_refused(variant: str, what: str) -> None:
+    with pytest.raises(DJIPError, match=f"second pass holds {what} that its first did not; every pass must"):
+        fit(Changing(), variant=variant)
+
+
+def test_a_hard_lens_is_refused() -> None:
+    with pytest.raises(DJIPError, match="hard"):
+        fit(lens=JPEGLens(q=4.0, hard=True))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_damaged_or_foreign_checkpoint_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "fit.pth"
+    if content is None:
+        torch.save({"weights": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DJIPError, match="fit.pth"):
+        fit(checkpoint=path)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    fit(checkpoint=tmp_path / "fit.pth")
+    with pytest.raises(DJIPError, match="settings"):
+        fit(checkpoint=tmp_path / "fit.pth", lr=0.2)
+
+
+def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path: Path) -> None:
+    def loader(images: int, batch: int) -> DataLoader:
+        x, labels = (torch.cat(parts) for parts in zip(*data(images)))
+        return DataLoader(TensorDataset(x, labels), batch)
+
+    path = tmp_path / "fit.pth"
+    fit(loader(24, 8), rounds=3, checkpoint=path)
+    assert len(fit(loader(24, 8), rounds=3, checkpoint=path).history) == 4
+    with pytest.raises(DJIPError, match="another quantizer"):
+        fit(loader(24, 8), rounds=3, checkpoint=path, lens=JPEGLens(q=default_start().q, alpha=5.0))
+    with pytest.raises(DJIPError, match="another batch size"):
+        fit(loader(24, 6), rounds=3, checkpoint=path)
+    with pytest.raises(DJIPError, match="begun on other images .16 images.* 24"):
+        fit(loader(16, 8), rounds=3, checkpoint=path)
+    others = [(image + 1, label) for image, label in data()]
+    with pytest.raises(DJIPError, match="begun on other images"):
+        fit(DataLoader(TensorDataset(*(torch.cat(parts) for parts in zip(*others))), 8), rounds=3, checkpoint=path)
+    with pytest.raises(DJIPError, match="another scale"):
+        fit_lens(Teacher(), loader(24, 8), CLASSES, mean=MEAN, std=(0.2, 0.2, 0.2), checkpoint=path, **QUICK)
+
+
+def test_a_fit_leaves_the_callers_random_numbers_and_the_loader_as_they_were() -> None:
+    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    loader = DataLoader(TensorDataset(x, labels), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+    loader.epoch = 7
+    teacher = Teacher()
+
+    def tables() -> Tensor:
+        return fit_lens(teacher, loader, CLASSES, mean=MEAN, std=STD, **QUICK).lens.q.detach()
+
+    torch.manual_seed(1)
+    drawn = torch.rand(3)
+    torch.manual_seed(1)
+    lenses = [tables(), tables()]
+    assert torch.equal(torch.rand(3), drawn) and loader.epoch == 7
+    assert torch.equal(loader.generator.get_state(), torch.Generator().manual_seed(5).get_state())
+    loader.generator.manual_seed(6)
+    assert torch.equal(lenses[0], lenses[1]) and torch.equal(tables(), lenses[0])  # whatever it had drawn before
+
+
+def test_a_fit_may_start_from_the_lens_of_an_amplified_teacher() -> None:
+    lens = DJIPTeacher(Teacher(), default_start(), MEAN, STD).djip_lens
+    result = fit(lens=lens)
+    assert torch.equal(result.lens.q, fit().lens.q) and isinstance(result.lens.q, nn.Parameter)
+    assert "q" in lens._buffers and not lens.q.requires_grad
+
+
+@pytest.mark.parametrize("change", [lambda known: known["settings"].pop("patience"), lambda known: known.pop("start")])
+def test_a_checkpoint_of_another_version_is_refused_as_such(change: Callable[[dict], object], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fit.pth"
+    fit(rounds=1, checkpoint=checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    change(state["identity"])
+    torch.save(state, checkpoint)
+    with pytest.raises(DJIPError, match="another version of djip_ext; finish that fit with it, or delete"):
+        fit(rounds=1, checkpoint=checkpoint)
+
+
+def test_the_default_start_is_alive_and_unsaturated() -> None:
+    health = default_start().health(torch.rand(4, 3, 16, 16) * 255)
+    assert health["dead"] == 0 and health["saturated"] == 0
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+from djip_ext import fit_lens
+from helpers.textures import CLASSES, MEAN, QUICK, STD, Teacher, data
+torch.set_num_threads(1)
+
+class Mortal(Teacher):
+    calls = 0
+    def forward(self, x):
+        Mortal.calls += 1
+        if Mortal.calls == {calls}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+fit_lens(Mortal(), data(), CLASSES, mean=MEAN, std=STD, checkpoint={checkpoint!r}, **QUICK)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize("calls", [8, 17])  # in a centre pass and in a pass of steps
+def test_a_fit_killed_anywhere_resumes_to_the_same_lens(calls: int, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "fit.pth"
+    script = KILLED.format(tests=str(Path(__file__).parents[1]), calls=calls, checkpoint=str(checkpoint))
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert checkpoint.exists() == (calls > 9)
+    resumed, whole = fit(checkpoint=checkpoint), fit()
+    assert torch.equal(resumed.lens.q, whole.lens.q)
+    assert [row["cmi"] for row in resumed.history] == [row["cmi"] for row in whole.history]
+
+
+def test_patience_stops_the_fit_after_rounds_that_were_not_better() -> None:
+    patient = fit(rounds=12, cmi_gain=(1e-4, 10.0))
+    hasty = fit(rounds=12, cmi_gain=(1e-4, 10.0), patience=1)
+    assert hasty.in_band and len(hasty.history) == hasty.chosen + 2 < len(patient.history)
+    assert [row["cmi"] for row in hasty.history] == [row["cmi"] for row in patient.history[: len(hasty.history)]]
+
+
+def test_patience_waits_for_a_round_in_the_band() -> None:
+    assert len(fit(cmi_gain=(50.0, 60.0), patience=1).history) == QUICK["rounds"] + 1
+
+
+def test_an_impatient_fit_resumed_stops_where_it_stopped(tmp_path: Path) -> None:
+    settings = {"rounds": 12, "cmi_gain": (1e-4, 10.0), "patience": 1, "checkpoint": tmp_path / "fit.pth"}
+    whole, resumed = fit(**settings), fit(**settings)
+    assert torch.equal(whole.lens.q, resumed.lens.q) and len(whole.history) == len(resumed.history)

@@ -1,0 +1,69 @@
+"""One class without and with a lens: the right class, the right corners, few numbers."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.metrics.class_simplex import SAMPLES, OneClass, most_raised_class
+from djip_ext.metrics.cmi import CMI
+
+NAMES = ("a", "b", "c", "d")
+
+
+def network(image: Tensor) -> Tensor:
+    """Logits (B, 4) that are the means of four pixels."""
+    return image[:, :, 0, :4].mean(1)
+
+
+def cmi(*per_class: float) -> CMI:
+    return CMI(0.0, torch.tensor(per_class).double(), 0.0, torch.eye(4).double(), torch.tensor([3, 300, 3, 0]))
+
+
+def view(names: tuple[str, ...] = NAMES, temperature: float = 1.0) -> OneClass | None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 2] * 3 + [1] * 300)
+    images = torch.randint(0, 256, (306, 4, 4, 3), generator=generator, dtype=torch.uint8)
+    data = ImageSet(images, labels, len(names), (0.5,) * 3, (0.25,) * 3, names)
+    # class 3 has no images: its CMI of 9 counts for nothing
+    before, after = cmi(0.3, 0.1, 0.2, 0.0), cmi(0.4, 0.5, 0.1, 9.0)
+    lens = lambda image: image * image.new_tensor([0.1, 1.0, 2.0, 3.0])  # noqa: E731
+    return most_raised_class(network, data, lambda part: DeviceLoader(part, 64), lens, before, after, temperature)
+
+
+def test_the_class_that_rises_most_is_shown_by_a_bounded_number_of_images() -> None:
+    shown = view(temperature=2.0)
+    assert shown.corners[0] == "b" and shown.temperature == 2.0
+    assert (shown.before.cmi, shown.after.cmi) == pytest.approx((0.1, 0.5))
+    assert shown.before.f.shape == shown.after.f.shape == (SAMPLES, 3)
+
+
+def test_its_rivals_hold_most_of_its_probability_behind_the_lens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (306, 4, 4, 3), generator=generator, dtype=torch.uint8)[6:]
+    images = images[torch.linspace(0, 299, SAMPLES).long()]
+    logits = network(((images / 255 - 0.5) / 0.25).permute(0, 3, 1, 2))
+    plain, lensed = (logits.double() * torch.tensor(scale).double() for scale in ([1.0] * 4, [0.1, 1.0, 2.0, 3.0]))
+    order = lensed.softmax(1).mean(0)[[0, 2, 3]].argsort(descending=True)[:2]
+    corners = [1, *torch.tensor([0, 2, 3])[order].tolist()]
+    shown = view()
+    assert shown.corners == tuple(NAMES[i] for i in corners)
+    for side, f in ((shown.before, plain.softmax(1)), (shown.after, lensed.softmax(1))):
+        torch.testing.assert_close(side.f, f[:, corners], atol=1e-5, rtol=0)
+        assert side.accuracy == pytest.approx(100 * (f.argmax(1) == 1).double().mean().item())
+
+
+def test_it_goes_through_json_to_four_digits_in_a_few_kilobytes() -> None:
+    shown = view()
+    text = json.dumps(shown.to_json())
+    again = OneClass.from_json(json.loads(text))
+    assert len(text) < 12_000
+    assert again.corners == shown.corners and again.before.accuracy == shown.before.accuracy
+    torch.testing.assert_close(again.after.f, shown.after.f, atol=5e-5, rtol=0)
+
+
+def test_two_classes_have_no_triangle() -> None:
+    assert view(names=("a", "b")) is None

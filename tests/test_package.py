@@ -1,0 +1,34 @@
+"""What importing the package drags in, and the examples in its docstrings."""
+
+import doctest
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import djip_ext
+
+HELP = "from djip_ext.cli.main import main; main(['--help'])"
+
+
+@pytest.mark.parametrize("statement", ["import djip_ext", HELP])
+def test_neither_the_package_nor_its_help_loads_torchvision_plotting_or_a_host(statement: str) -> None:
+    heavy = {"torchvision", "matplotlib", "yacs", "tensorboardX", "mdistiller", "PIL", "djip_ext.bench"}
+    program = f"import sys\ntry:\n    {statement}\nexcept SystemExit:\n    pass\nprint(sorted({heavy} & set(sys.modules)))"
+    root = Path(djip_ext.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", ("lens.jpeg_lens", "metrics.cmi"))
+def test_docstring_examples_run(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(f"djip_ext.{name}"))
+    assert results.attempted > 0 and results.failed == 0
+
+
+def test_everything_advertised_exists() -> None:
+    assert all(hasattr(djip_ext, name) for name in djip_ext.__all__)

@@ -1,0 +1,80 @@
+"""A failing write leaves what was there, and nothing else."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from djip_ext import DJIPError
+from djip_ext.utils.files import atomic_write, write_json
+
+FULL = Path("/dev/full")
+
+
+def test_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "record.json"
+    write_json(path, {"n": 1})
+    write_json(path, {"n": 2})
+    assert json.loads(path.read_text()) == {"n": 2} and os.listdir(path.parent) == ["record.json"]
+
+
+def test_refused_move_leaves_the_old_file_and_no_partial_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_json(tmp_path / "record.json", {"n": 1})
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(DJIPError, match=f"cannot write {path}: Permission denied"):
+        write_json(path, {"n": 2})
+    assert json.loads(path.read_text()) == {"n": 1} and os.listdir(tmp_path) == ["record.json"]
+
+
+def test_any_other_exception_passes_and_leaves_no_partial_file(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(tmp_path / "record.json", write)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_full_disk_is_a_djip_error(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "record.json", {"n": 1})
+
+    def write(temporary: Path) -> None:
+        temporary.symlink_to(FULL)
+        temporary.write_bytes(bytes(100_000))
+
+    with pytest.raises(DJIPError, match="No space left"):
+        atomic_write(path, write)
+    assert json.loads(path.read_text()) == {"n": 1} and os.listdir(tmp_path) == ["record.json"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
+def test_full_disk_under_torch_save_is_a_djip_error(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        temporary.symlink_to(FULL)
+        torch.save(torch.zeros(100_000), temporary)
+
+    with pytest.raises(DJIPError, match="cannot write .*state.pt"):
+        atomic_write(tmp_path / "state.pt", write)
+
+
+@pytest.mark.parametrize("name", ("file/record.json", "file/deeper/record.json", "n" * 300))
+def test_impossible_place_is_a_djip_error_of_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DJIPError, match="cannot write") as caught:
+        write_json(tmp_path / name, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_of_numbers_take_a_line_each_and_text_stays_as_it_is(tmp_path: Path) -> None:
+    record = {"q": [[1.5, -2e-05], [3, 4]], "text": "a: [1,\n  2]", "names": ["a", "b"], "empty": [], "flags": [True, None]}
+    text = write_json(tmp_path / "record.json", record).read_text()
+    assert json.loads(text) == record and "    [1.5, -2e-05],\n    [3, 4]\n" in text and '"flags": [true, null]' in text
