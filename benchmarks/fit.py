@@ -35,7 +35,11 @@ def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> tuple
     cfg = load_cfg(cfg_path or None, options)
     device = resolve_device(cfg.BENCH.DEVICE)
     train_set, _ = load_image_sets(cfg)
-    teacher = build_teacher(cfg, train_set.num_classes).to(device, memory_format=torch.channels_last).train()
+    teacher = (
+        build_teacher(cfg, train_set.num_classes)
+        .to(device, memory_format=torch.channels_last)
+        .train()
+    )
     optimizer = torch.optim.SGD(teacher.parameters(), lr=1e-9, momentum=0.9)
     loader, seconds = DeviceLoader(train_set, 64, device, augment=True), []
     for index, (image, label, _) in enumerate(loader):
@@ -54,7 +58,9 @@ def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cfg", default="", help="a configuration of the embedded benchmark")
     grid = ["500x6", "1000x6", "1000x10", "1500x10", "2500x6", "2500x20"]
     parser.add_argument("--grid", nargs="+", default=grid, metavar="IMAGESxROUNDS")
@@ -68,11 +74,26 @@ def main() -> None:
         if record.exists():
             continue
         images, rounds = job.split("x")
-        epoch, images_of_epoch = teacher_epoch(args.cfg, args.options)  # next to its fit, since the machine's load changes
-        flags = [*(["--cfg", args.cfg] if args.cfg else []), "--images", images, "--rounds", rounds, *shlex.split(args.flags)]
-        run_command(["fit", "--out", str(record.with_suffix(".safetensors")), *flags, *args.options])
+        epoch, images_of_epoch = teacher_epoch(
+            args.cfg, args.options
+        )  # next to its fit, since the machine's load changes
+        flags = [
+            *(["--cfg", args.cfg] if args.cfg else []),
+            "--images",
+            images,
+            "--rounds",
+            rounds,
+            *shlex.split(args.flags),
+        ]
+        run_command(
+            ["fit", "--out", str(record.with_suffix(".safetensors")), *flags, *args.options]
+        )
         content = json.loads(record.read_text())
-        record.write_text(json.dumps(content | {"teacher_epoch_seconds": epoch, "teacher_epoch_images": images_of_epoch}))
+        record.write_text(
+            json.dumps(
+                content | {"teacher_epoch_seconds": epoch, "teacher_epoch_images": images_of_epoch}
+            )
+        )
     fits = {job: json.loads((work / f"{job}.json").read_text()) for job in args.grid}
     long = fits[args.grid[-1]]["about"]
     rows = []
@@ -80,20 +101,32 @@ def main() -> None:
         about, (images, rounds) = fit["about"], job.split("x")
         gain = about["after"]["cmi"] - about["before"]["cmi"]
         looks, moves = len(fit["history"]) + 1, min(len(fit["history"]), int(rounds))
-        rows.append({
-            "images": int(images),
-            "rounds": int(rounds),
-            "rounds run": len(fit["history"]) - 1,
-            "seconds": about["seconds"],
-            "teacher-epochs, by the clock": about["seconds"] / fit["teacher_epoch_seconds"],
-            "by passes": about["images"] * (looks + 2 * moves) / (3 * fit["teacher_epoch_images"]),
-            "CMI, all training images (nats)": about["after"]["cmi"],
-            "of the long fit's (%)": 100 * about["after"]["cmi"] / long["after"]["cmi"],
-            "CE (nats)": about["after"]["ce"],
-            "accuracy (%)": about["after"]["accuracy"],
-            "price dCE / dCMI": (about["after"]["ce"] - about["before"]["ce"]) / gain if gain > 0 else float("nan"),
-        })
-    print(write(rows, args.out, f"{machine()}; plain teacher: CMI {long['before']['cmi']:.4f} nats, CE {long['before']['ce']:.4f}"))
+        rows.append(
+            {
+                "images": int(images),
+                "rounds": int(rounds),
+                "rounds run": len(fit["history"]) - 1,
+                "seconds": about["seconds"],
+                "teacher-epochs, by the clock": about["seconds"] / fit["teacher_epoch_seconds"],
+                "by passes": about["images"]
+                * (looks + 2 * moves)
+                / (3 * fit["teacher_epoch_images"]),
+                "CMI, all training images (nats)": about["after"]["cmi"],
+                "of the long fit's (%)": 100 * about["after"]["cmi"] / long["after"]["cmi"],
+                "CE (nats)": about["after"]["ce"],
+                "accuracy (%)": about["after"]["accuracy"],
+                "price dCE / dCMI": (about["after"]["ce"] - about["before"]["ce"]) / gain
+                if gain > 0
+                else float("nan"),
+            }
+        )
+    print(
+        write(
+            rows,
+            args.out,
+            f"{machine()}; plain teacher: CMI {long['before']['cmi']:.4f} nats, CE {long['before']['ce']:.4f}",
+        )
+    )
     picture(fits, rows, args.out)
 
 
@@ -107,12 +140,25 @@ def picture(fits: dict[str, dict], rows: list[dict[str, object]], path: Path) ->
     figure, (way, end) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for (job, fit), row in zip(fits.items(), rows):
         rounds = range(len(fit["history"]))
-        spent = [fit["about"]["images"] * (2 + 3 * k) / (3 * fit["teacher_epoch_images"]) for k in rounds]
+        spent = [
+            fit["about"]["images"] * (2 + 3 * k) / (3 * fit["teacher_epoch_images"]) for k in rounds
+        ]
         images, label = row["images"], f"{row['images']} images, {row['rounds']} rounds"
         (line,) = way.plot(spent, [r["cmi"] for r in fit["history"]], marker=".", label=label)
-        end.plot(row["by passes"], row["CMI, all training images (nats)"], "o", color=line.get_color())
-        end.annotate(f" {images} x {row['rounds']}", (row["by passes"], row["CMI, all training images (nats)"]), va="bottom")
-    end.axhline(0.95 * rows[-1]["CMI, all training images (nats)"], color="0.6", linewidth=0.8, linestyle="--")
+        end.plot(
+            row["by passes"], row["CMI, all training images (nats)"], "o", color=line.get_color()
+        )
+        end.annotate(
+            f" {images} x {row['rounds']}",
+            (row["by passes"], row["CMI, all training images (nats)"]),
+            va="bottom",
+        )
+    end.axhline(
+        0.95 * rows[-1]["CMI, all training images (nats)"],
+        color="0.6",
+        linewidth=0.8,
+        linestyle="--",
+    )
     way.set_ylabel("CMI before each round, images of the fit (nats)")
     end.set_ylabel("CMI of the lens taken, all training images (nats)")
     way.legend(frameon=False)

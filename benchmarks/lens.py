@@ -33,7 +33,9 @@ def candidates(args: argparse.Namespace, batch: int, size: int) -> dict[str, Cal
         "lens, compiled": lambda: peers.lens(compiled=True),
         "lens": peers.lens,
         "lens, alpha = 5": lambda: peers.lens(kappa=None, alpha=5.0),
-        "lens, JPEG-DL's settings": lambda: peers.lens(kappa=None, alpha=5.0, window=5, max_index=127),
+        "lens, JPEG-DL's settings": lambda: peers.lens(
+            kappa=None, alpha=5.0, window=5, max_index=127
+        ),
     }
     if not args.compiled:
         del found["lens, compiled"]
@@ -51,7 +53,11 @@ def candidates(args: argparse.Namespace, batch: int, size: int) -> dict[str, Cal
         found["Diff-JPEG"] = lambda: peers.diff_jpeg(Path(args.diff_jpeg), batch)
     if args.diffjpeg:
         found["DiffJPEG"] = lambda: peers.diffjpeg(Path(args.diffjpeg), size)
-    return found | {"Pillow": peers.pillow, "torchvision": peers.torchvision_codec, "copy": lambda: Peer(torch.Tensor.clone, [])}
+    return found | {
+        "Pillow": peers.pillow,
+        "torchvision": peers.torchvision_codec,
+        "copy": lambda: Peer(torch.Tensor.clone, []),
+    }
 
 
 def call_of(peer: Peer, mode: str, images: Tensor, weight: Tensor) -> Callable[[], object] | None:
@@ -73,7 +79,9 @@ def call_of(peer: Peer, mode: str, images: Tensor, weight: Tensor) -> Callable[[
 def scene(batch: int, size: int) -> tuple[Tensor, Tensor]:
     """Smooth images with some noise in [0, 255], and a gradient to pull back."""
     torch.manual_seed(0)
-    coarse = torch.nn.functional.interpolate(torch.rand(batch, 3, size // 8, size // 8) * 255, size=(size, size), mode="bicubic")
+    coarse = torch.nn.functional.interpolate(
+        torch.rand(batch, 3, size // 8, size // 8) * 255, size=(size, size), mode="bicubic"
+    )
     images = (coarse + 8 * torch.randn(batch, 3, size, size)).clamp(0, 255)
     return images.to(peers.DEVICE), torch.randn(batch, 3, size, size).to(peers.DEVICE)
 
@@ -83,7 +91,9 @@ def compare(args: argparse.Namespace) -> list[dict[str, object]]:
     for batch, size in args.sizes:
         images, weight = scene(batch, size)
         built = {name: build() for name, build in candidates(args, batch, size).items()}
-        table: dict[str, dict[str, object]] = {name: {"images": f"{batch} x {size} x {size}", "layer": name} for name in built}
+        table: dict[str, dict[str, object]] = {
+            name: {"images": f"{batch} x {size} x {size}", "layer": name} for name in built
+        }
         for mode in MODES:
             calls = {name: call_of(peer, mode, images, weight) for name, peer in built.items()}
             medians = interleaved({name: call for name, call in calls.items() if call}, args.rounds)
@@ -101,8 +111,13 @@ def memory(args: argparse.Namespace, batch: int, size: int, name: str) -> dict[s
         return {}
     command = [sys.executable, __file__, "--peak", json.dumps([batch, size, name])]
     for flag in ("jpeg_dl", "diff_jpeg", "diffjpeg"):
-        command += [f"--{flag.replace('_', '-')}", getattr(args, flag)] if getattr(args, flag) else []
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command += (
+            [f"--{flag.replace('_', '-')}", getattr(args, flag)] if getattr(args, flag) else []
+        )
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         raise SystemExit(result.stderr)
@@ -129,19 +144,31 @@ def shares(args: argparse.Namespace) -> list[dict[str, object]]:
 
     rows = []
     for name, network, batch, size in (
-        ("resnet32x4", cifar_model_dict["resnet32x4"][0](num_classes=100), 64, 32), ("ResNet-34", resnet34(), 8, 224)
+        ("resnet32x4", cifar_model_dict["resnet32x4"][0](num_classes=100), 64, 32),
+        ("ResNet-34", resnet34(), 8, 224),
     ):
         network = network.eval().to(peers.DEVICE, memory_format=torch.channels_last)
         images, _ = scene(batch, size)
         normalised = images.to(memory_format=torch.channels_last) / 128 - 1
-        calls: dict[str, Callable[[], object]] = {"teacher": torch.no_grad()(lambda: network(normalised))}
+        calls: dict[str, Callable[[], object]] = {
+            "teacher": torch.no_grad()(lambda: network(normalised))
+        }
         for compiled in (False, True) if args.compiled else (False,):
             see = peers.lens(compiled=compiled).see
-            calls["lens, compiled" if compiled else "lens"] = torch.no_grad()(lambda see=see: see(images))
+            calls["lens, compiled" if compiled else "lens"] = torch.no_grad()(
+                lambda see=see: see(images)
+            )
         medians = interleaved(calls, args.rounds)
         row: dict[str, object] = {"teacher": name, "images": f"{batch} x {size} x {size}"}
         row |= {f"{key}, ms": 1e3 * seconds for key, seconds in medians.items()}
-        rows.append(row | {f"{key} / teacher, %": 100 * medians[key] / medians["teacher"] for key in medians if key != "teacher"})
+        rows.append(
+            row
+            | {
+                f"{key} / teacher, %": 100 * medians[key] / medians["teacher"]
+                for key in medians
+                if key != "teacher"
+            }
+        )
     return rows
 
 
@@ -155,7 +182,11 @@ def ratios(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         line: dict[str, object] = {"images": row["images"], "layer": row["layer"]}
         for title, layer in (("compiled", "lens, compiled"), ("eager", "lens")):
             base = ours.get((row["images"], layer), {})
-            line |= {f"{mode} / {title}": row[key] / base[key] for mode in MODES if (key := f"{mode}, ms") in row and key in base}
+            line |= {
+                f"{mode} / {title}": row[key] / base[key]
+                for mode in MODES
+                if (key := f"{mode}, ms") in row and key in base
+            }
         out.append(line)
     return out
 
@@ -167,13 +198,21 @@ def picture(rows: list[dict[str, object]], path: Path) -> None:
     from matplotlib import pyplot
 
     sizes = list(dict.fromkeys(row["images"] for row in rows))
-    figure, axes = pyplot.subplots(1, len(sizes), figsize=(5.5 * len(sizes), 4), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(sizes), figsize=(5.5 * len(sizes), 4), squeeze=False, layout="constrained"
+    )
     for axis, size in zip(axes[0], sizes):
         chosen = [row for row in rows if row["images"] == size][::-1]
         for k, (mode, colour) in enumerate(zip(MODES, ("#8c8c8c", "#3b6ea5", "#c1543c"))):
             key = f"{mode}, ms"
             places = [i + 0.27 * (1 - k) for i, row in enumerate(chosen) if key in row]
-            axis.barh(places, [row[key] for row in chosen if key in row], height=0.25, color=colour, label=mode)
+            axis.barh(
+                places,
+                [row[key] for row in chosen if key in row],
+                height=0.25,
+                color=colour,
+                label=mode,
+            )
         axis.set_yticks(range(len(chosen)), [str(row["layer"]).split(" (")[0] for row in chosen])
         axis.set_xscale("log")
         axis.set_xlabel("milliseconds (median)")
@@ -188,14 +227,27 @@ def _size(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jpeg-dl", metavar="CHECKOUT")
     parser.add_argument("--diff-jpeg", metavar="CHECKOUT")
     parser.add_argument("--diffjpeg", metavar="CHECKOUT")
-    parser.add_argument("--rounds", type=int, default=15, help="repetitions, of which the median is taken")
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all. One is steadier on a machine that others use")
-    parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, metavar="BxS", help="batches, like 32x224")
-    parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave the compiled lens out")
+    parser.add_argument(
+        "--rounds", type=int, default=15, help="repetitions, of which the median is taken"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="of torch; 0: all. One is steadier on a machine that others use",
+    )
+    parser.add_argument(
+        "--sizes", type=_size, nargs="+", default=SIZES, metavar="BxS", help="batches, like 32x224"
+    )
+    parser.add_argument(
+        "--no-compile", dest="compiled", action="store_false", help="leave the compiled lens out"
+    )
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--no-teachers", dest="teachers", action="store_false")
     parser.add_argument("--out", type=Path, default=Path("docs/performance/lens"))
@@ -209,10 +261,22 @@ def main() -> None:
     title = f"{machine()}; medians of {args.rounds} interleaved runs"
     rows = compare(args)
     print(write(rows, args.out, title))
-    print(write(ratios(rows), args.out.with_name(args.out.name + "-ratios"), "Times as long as the lens takes, compiled and eager"))
+    print(
+        write(
+            ratios(rows),
+            args.out.with_name(args.out.name + "-ratios"),
+            "Times as long as the lens takes, compiled and eager",
+        )
+    )
     picture(rows, args.out)
     if args.teachers:
-        print(write(shares(args), args.out.with_name(args.out.name + "-shares"), "The lens next to a teacher's forward pass"))
+        print(
+            write(
+                shares(args),
+                args.out.with_name(args.out.name + "-shares"),
+                "The lens next to a teacher's forward pass",
+            )
+        )
 
 
 main()

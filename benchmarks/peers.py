@@ -52,9 +52,13 @@ class PlainFiveBins(torch.nn.Module):
         z = rgb_to_coefficients(x)
         q = self.q[[0, 1, 1]].repeat(1, x.shape[2] // 8, x.shape[3] // 8)[..., None]
         z = z[..., None]
-        index = (torch.round(z / q).detach() + torch.arange(-2.0, 3.0, device=x.device)).clamp(-self.max_index, self.max_index)
+        index = (torch.round(z / q).detach() + torch.arange(-2.0, 3.0, device=x.device)).clamp(
+            -self.max_index, self.max_index
+        )
         bins = index * q
-        return coefficients_to_rgb((torch.softmax(-self.alpha * (z - bins).square(), dim=-1) * bins).sum(-1))
+        return coefficients_to_rgb(
+            (torch.softmax(-self.alpha * (z - bins).square(), dim=-1) * bins).sum(-1)
+        )
 
 
 def plain_five_bins() -> Peer:
@@ -74,13 +78,37 @@ def kornia_codec(batch: int) -> Peer:
 def jpeg_dl(checkout: Path, size: int, alpha: float = 5.0, step: float = 8.0) -> Peer:
     """The layer of a checkout of JPEG-DL as its CIFAR scripts set it: alpha fixed, five bins, 8 bits."""
     options = types.SimpleNamespace(
-        num_bit=8, Q_inital=step, q_max=step, min_Q_Step=0.0, max_Q_Step=255, num_non_zero_q=5, JEPG_alpha=alpha, alpha_fixed=True,
-        batch_size=1, block_size=8, jpeg_layers=1, model="none", dir_initial_abs_avg="", std_width_Y=1, std_width_CbCr=1, hardness=2,
-        hardness_matching=False, alpha_scaling=False, zero_dc=False, JPEG_alpha_trainable=False,
-        initial_Q_w_abs_avg=False, initial_Q_w_sensitivity=False,
+        num_bit=8,
+        Q_inital=step,
+        q_max=step,
+        min_Q_Step=0.0,
+        max_Q_Step=255,
+        num_non_zero_q=5,
+        JEPG_alpha=alpha,
+        alpha_fixed=True,
+        batch_size=1,
+        block_size=8,
+        jpeg_layers=1,
+        model="none",
+        dir_initial_abs_avg="",
+        std_width_Y=1,
+        std_width_CbCr=1,
+        hardness=2,
+        hardness_matching=False,
+        alpha_scaling=False,
+        zero_dc=False,
+        JPEG_alpha_trainable=False,
+        initial_Q_w_abs_avg=False,
+        initial_Q_w_sensitivity=False,
     )
-    with _importing(checkout, "helper", "perc"), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
-        options.sensitvity_dir = f"{folder}/"  # it exits without these files, whatever the tables are to be
+    with (
+        _importing(checkout, "helper", "perc"),
+        contextlib.redirect_stdout(io.StringIO()),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        options.sensitvity_dir = (
+            f"{folder}/"  # it exits without these files, whatever the tables are to be
+        )
         for channel in ("Y", "Cb", "Cr"):
             np.save(f"{folder}/{channel}_none.npy", np.ones(64))
         layer = importlib.import_module("helper.JPEG_layer").JPEG_layer(options, (size, size))
@@ -101,7 +129,9 @@ def diff_jpeg(checkout: Path, batch: int) -> Peer:
 
 def diffjpeg(checkout: Path, size: int) -> Peer:
     with _importing(checkout, "DiffJPEG", "modules", "utils"):
-        codec = importlib.import_module("DiffJPEG").DiffJPEG(size, size, differentiable=True, quality=50)
+        codec = importlib.import_module("DiffJPEG").DiffJPEG(
+            size, size, differentiable=True, quality=50
+        )
         utils = importlib.import_module("utils")
     codec.to(DEVICE)
     return Peer(lambda x: codec(x / 255) * 255, [utils.y_table, utils.c_table])
@@ -124,7 +154,12 @@ def pillow() -> Peer:
 def torchvision_codec() -> Peer:
     from torchvision.io import decode_jpeg, encode_jpeg
 
-    return Peer(lambda x: torch.stack([decode_jpeg(encode_jpeg(image, quality=50)) for image in x.byte().cpu()]).float(), [])
+    return Peer(
+        lambda x: torch.stack(
+            [decode_jpeg(encode_jpeg(image, quality=50)) for image in x.byte().cpu()]
+        ).float(),
+        [],
+    )
 
 
 @contextlib.contextmanager

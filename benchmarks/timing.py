@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, float]:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
+) -> dict[str, float]:
     """Median seconds of each call; every round runs each once, in a new order, so that a busy machine and a cold cache hurt all alike."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)
@@ -50,7 +52,11 @@ def peak_bytes(call: Callable[[], object]) -> int | None:
 
 
 def _resident(field: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return 1024 * int(line.split()[1])
 
 
@@ -64,7 +70,14 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        name = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
+        name = next(
+            (
+                line.split(":")[1].strip()
+                for line in info.read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            name,
+        )
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     vector = torch.backends.cpu.get_cpu_capability()
     return f"{name}, {torch.get_num_threads()} threads, {vector}{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
@@ -79,11 +92,19 @@ def write(rows: Sequence[Mapping[str, object]], path: Path, title: str) -> str:
         table.writeheader()
         table.writerows(rows)
     lines = [title, "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_text(row.get(column, "")) for column in columns) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(_text(row.get(column, "")) for column in columns) + " |" for row in rows
+    ]
     text = "\n".join(lines) + "\n"
     path.with_suffix(".md").write_text(text)
     return text
 
 
 def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )

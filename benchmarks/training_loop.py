@@ -37,7 +37,13 @@ Step = Callable[[], object]
 
 
 def ours(
-    teacher: str, student: str, data: ImageSet, batch: int, precision: str = "float32", views: int = 0, compiled: bool = False
+    teacher: str,
+    student: str,
+    data: ImageSet,
+    batch: int,
+    precision: str = "float32",
+    views: int = 0,
+    compiled: bool = False,
 ) -> Step:
     """One training step of this benchmark; ``views``: with the teacher's answers kept instead of computed."""
     cfg = load_cfg(None, ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision])
@@ -45,7 +51,9 @@ def ours(
     distiller = distiller_dict["KD"](build_model(student, 100), build_model(teacher, 100), cfg)
     distiller.to(device, memory_format=torch.channels_last)
     if views:
-        distiller.teacher = CachedTeacher({"logits": torch.randn(views, len(data.labels), 100, device=device).half()}, "none")
+        distiller.teacher = CachedTeacher(
+            {"logits": torch.randn(views, len(data.labels), 100, device=device).half()}, "none"
+        )
     if compiled:
         compile_networks(distiller)
     loader = DeviceLoader(data, batch, device, augment=True, views=views)
@@ -71,14 +79,21 @@ def mdistillers(checkout: str, teacher: str, student: str, data: ImageSet, batch
     dataset = object.__new__(CIFAR100Instance)  # its files replaced by the same random images
     dataset.data, dataset.targets = data.images.numpy(), data.labels.tolist()
     dataset.transform, dataset.target_transform = get_cifar100_train_transform(), None
-    loader = torch.utils.data.DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=cfg.DATASET.NUM_WORKERS)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=batch, shuffle=True, num_workers=cfg.DATASET.NUM_WORKERS
+    )
     networks = (cifar_model_dict[name][0](num_classes=100) for name in (student, teacher))
-    trainer = Trainer("speed", torch.nn.DataParallel(theirs["KD"](*networks, cfg).cuda()), loader, loader, cfg)
+    trainer = Trainer(
+        "speed", torch.nn.DataParallel(theirs["KD"](*networks, cfg).cuda()), loader, loader, cfg
+    )
     trainer.distiller.train()
     batches = _forever(loader)
 
     def step() -> object:
-        meters = {name: AverageMeter() for name in ("training_time", "data_time", "losses", "top1", "top5")}
+        meters = {
+            name: AverageMeter()
+            for name in ("training_time", "data_time", "losses", "top1", "top5")
+        }
         return trainer.train_iter(next(batches), 1, meters)
 
     return step
@@ -101,7 +116,9 @@ def rates(loops: dict[str, Step], batch: int, batches: int, rounds: int) -> dict
                 torch.cuda.synchronize()
             if turn:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: batch * batches / sorted(values)[len(values) // 2] for name, values in seconds.items()}
+    return {
+        name: batch * batches / sorted(values)[len(values) // 2] for name, values in seconds.items()
+    }
 
 
 def multiplications(name: str) -> float:
@@ -119,14 +136,30 @@ def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mdistiller", metavar="CHECKOUT")
-    parser.add_argument("--pairs", nargs="+", default=["resnet20:resnet8", "wrn_16_2:resnet8"], metavar="TEACHER:STUDENT")
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        default=["resnet20:resnet8", "wrn_16_2:resnet8"],
+        metavar="TEACHER:STUDENT",
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, default=20, help="in a turn")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all. One is steadier on a machine that others use")
-    parser.add_argument("--compile", action="store_true", help="show the loops of this benchmark with BENCH.COMPILE, too")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="of torch; 0: all. One is steadier on a machine that others use",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="show the loops of this benchmark with BENCH.COMPILE, too",
+    )
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path("docs/performance/training_loop"))
     args = parser.parse_args()
@@ -140,26 +173,42 @@ def main() -> None:
         teacher, student = pair.split(":")
         loops: dict[str, Step] = {}
         if args.mdistiller:
-            loops["mdistiller"] = mdistillers(os.path.abspath(args.mdistiller), teacher, student, data, args.batch_size)
+            loops["mdistiller"] = mdistillers(
+                os.path.abspath(args.mdistiller), teacher, student, data, args.batch_size
+            )
         loops |= {
             "this loop": ours(teacher, student, data, args.batch_size),
             "this loop, bfloat16": ours(teacher, student, data, args.batch_size, "bfloat16"),
-            "this loop, teacher asked once (VIEWS)": ours(teacher, student, data, args.batch_size, views=4),
-            "this loop, bfloat16, VIEWS": ours(teacher, student, data, args.batch_size, "bfloat16", views=4),
+            "this loop, teacher asked once (VIEWS)": ours(
+                teacher, student, data, args.batch_size, views=4
+            ),
+            "this loop, bfloat16, VIEWS": ours(
+                teacher, student, data, args.batch_size, "bfloat16", views=4
+            ),
         }
         if args.compile:
             loops |= {
-                f"this loop, {precision}, compiled": ours(teacher, student, data, args.batch_size, precision, compiled=True)
+                f"this loop, {precision}, compiled": ours(
+                    teacher, student, data, args.batch_size, precision, compiled=True
+                )
                 for precision in ("float32", "bfloat16")
             }
         found = rates(loops, args.batch_size, args.batches, args.rounds)
         base = found.get("mdistiller")
-        of_teacher, of_student = multiplications(teacher), 3 * multiplications(student)  # forward; and backward to weights and to maps
+        of_teacher, of_student = (
+            multiplications(teacher),
+            3 * multiplications(student),
+        )  # forward; and backward to weights and to maps
         for name, rate in found.items():
             row = {"teacher": teacher, "student": student, "loop": name, "images / s": rate}
-            row["10^9 multiplications / s"] = rate * (of_student + (0 if "VIEWS" in name else of_teacher)) / 1e3
+            row["10^9 multiplications / s"] = (
+                rate * (of_student + (0 if "VIEWS" in name else of_teacher)) / 1e3
+            )
             rows.append(row | ({"times mdistiller": rate / base} if base else {}))
-    product = " and ".join(f"{product_rate(dtype):.0f} in {str(dtype).removeprefix('torch.')}" for dtype in (torch.float32, torch.bfloat16))
+    product = " and ".join(
+        f"{product_rate(dtype):.0f} in {str(dtype).removeprefix('torch.')}"
+        for dtype in (torch.float32, torch.bfloat16)
+    )
     title = f"{machine()}; KD, batch {args.batch_size}, 32 x 32; a matrix product: {product} (10^9 multiplications / s)"
     print(write(rows, args.out, title))
 

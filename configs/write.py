@@ -20,9 +20,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "DIST": {"TAU": 4.0, "LOSS": {"CE_WEIGHT": 1.0, "INTER_WEIGHT": 2.0, "INTRA_WEIGHT": 2.0}},
     "WTTM": {"GAMMA": 0.1, "LOSS": {"CE_WEIGHT": 1.0, "KD_WEIGHT": 3.0}},
     "LSKD": {"BASE": "KD", "TEMPERATURE": 2.0, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 9.0}},
-    "RKD": {"DISTANCE_WEIGHT": 25, "ANGLE_WEIGHT": 50, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0}},
+    "RKD": {
+        "DISTANCE_WEIGHT": 25,
+        "ANGLE_WEIGHT": 50,
+        "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1.0},
+    },
     "CC": {"DIM": 128, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.02}},
-    "CRD": {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.8}, "NCE": {"K": 16384, "MOMENTUM": 0.5, "TEMPERATURE": 0.07}},
+    "CRD": {
+        "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.8},
+        "NCE": {"K": 16384, "MOMENTUM": 0.5, "TEMPERATURE": 0.07},
+    },
     "ITRD": {"ALPHA": 1.01, "LOSS": {"CE_WEIGHT": 1.0, "CORR_WEIGHT": 2.0, "MUTUAL_WEIGHT": 1.0}},
     "AT": {"P": 2, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0}},
     "SP": {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 3000.0}},
@@ -85,8 +92,18 @@ FEWSHOT = ("wrn_16_2", "resnet8")  # the pair of results/: small enough for a CP
 # The transformers are timm's and give logits and pooled features only; their recipe is DeiT's, for the embedded benchmark alone.
 IMAGENET_PAIRS = {
     "r34_r18": (("ResNet34", "ResNet18"), ("res34", "res18"), (512, 512), Tuned(0.5, 0.8, 1.6)),
-    "r50_mv1": (("ResNet50", "MobileNetV1"), ("res50", "mobilenetv1"), (1024, 2048), Tuned(2.0, 0.7, 3.5)),
-    "vits_deitt": (("timm:vit_small_patch16_224", "timm:deit_tiny_patch16_224"), ("vit_s", "deit_t"), (192, 384), Tuned(2.0)),
+    "r50_mv1": (
+        ("ResNet50", "MobileNetV1"),
+        ("res50", "mobilenetv1"),
+        (1024, 2048),
+        Tuned(2.0, 0.7, 3.5),
+    ),
+    "vits_deitt": (
+        ("timm:vit_small_patch16_224", "timm:deit_tiny_patch16_224"),
+        ("vit_s", "deit_t"),
+        (192, 384),
+        Tuned(2.0),
+    ),
 }
 NOT_FOR_TRANSFORMERS = {"AT", "WTTM"}  # needs maps; its weights are not published for this pair
 IMAGENET_METHODS: dict[str, dict[str, Any]] = {
@@ -108,16 +125,22 @@ def compose() -> dict[str, str]:
     for network, (short, _) in CIFAR_NETWORKS.items():
         files[f"cifar100/vanilla/{short}.yaml"] = cifar("NONE", network, network)
     for method in METHODS:
-        files[f"cifar100/fewshot/{method.lower()}_{'_'.join(FEWSHOT)}.yaml"] = cifar(method, *FEWSHOT, fewshot=True)
+        files[f"cifar100/fewshot/{method.lower()}_{'_'.join(FEWSHOT)}.yaml"] = cifar(
+            method, *FEWSHOT, fewshot=True
+        )
     for pair, (networks, shorts, dims, tuned) in IMAGENET_PAIRS.items():
         for method in IMAGENET_METHODS:
             if pair == "vits_deitt" and method in NOT_FOR_TRANSFORMERS:
                 continue
-            files[f"imagenet/{pair}/{method.lower()}.yaml"] = imagenet(method, networks, shorts, dims, tuned)
+            files[f"imagenet/{pair}/{method.lower()}.yaml"] = imagenet(
+                method, networks, shorts, dims, tuned
+            )
     return files
 
 
-def cifar(method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewshot: bool = False) -> str:
+def cifar(
+    method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewshot: bool = False
+) -> str:
     """The recipe of the CRD benchmark and DKD: 240 epochs; few-shot: 50, at a rate of .05, with the same decay."""
     (short_t, dim_t), (short_s, dim_s) = CIFAR_NETWORKS[teacher], CIFAR_NETWORKS[student]
     tag = ["vanilla", short_s] if method == "NONE" else [method.lower(), short_t, short_s]
@@ -132,14 +155,24 @@ def cifar(method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewsh
         "TYPE": "SGD",
     }
     cfg: dict[str, Any] = {
-        "EXPERIMENT": {"NAME": "", "TAG": ",".join(tag), "PROJECT": "cifar100_fewshot" if fewshot else "cifar100_baselines"},
+        "EXPERIMENT": {
+            "NAME": "",
+            "TAG": ",".join(tag),
+            "PROJECT": "cifar100_fewshot" if fewshot else "cifar100_baselines",
+        },
         "DISTILLER": {"TYPE": method, "TEACHER": teacher, "STUDENT": student},
         "SOLVER": solver,
     }
     return HEADER + text(cfg | node(method, METHODS, cfg, (dim_s, dim_t), tuned))
 
 
-def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], dims: tuple[int, int], tuned: Tuned) -> str:
+def imagenet(
+    method: str,
+    networks: tuple[str, str],
+    shorts: tuple[str, str],
+    dims: tuple[int, int],
+    tuned: Tuned,
+) -> str:
     """mdistiller's recipe: 100 epochs, 512 images a batch at a rate of .2 (CRD: half of both).
 
     Transformers take DeiT's optimiser and schedule (arXiv 2012.12877), 300 epochs of AdamW, without its mixup, cutmix and RandAugment.
@@ -156,7 +189,11 @@ def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], di
         "TYPE": "SGD",
     }
     cfg: dict[str, Any] = {
-        "EXPERIMENT": {"NAME": "", "TAG": ",".join([method.lower(), *shorts]), "PROJECT": "imagenet_baselines"},
+        "EXPERIMENT": {
+            "NAME": "",
+            "TAG": ",".join([method.lower(), *shorts]),
+            "PROJECT": "imagenet_baselines",
+        },
         "DATASET": {"TYPE": "imagenet", "NUM_WORKERS": 32, "TEST": {"BATCH_SIZE": 128}},
         "DISTILLER": {"TYPE": method, "TEACHER": networks[0], "STUDENT": networks[1]},
         "SOLVER": solver,
@@ -169,7 +206,13 @@ def imagenet(method: str, networks: tuple[str, str], shorts: tuple[str, str], di
     return HEADER + text(cfg | node(method, IMAGENET_METHODS, cfg, dims, tuned))
 
 
-def node(method: str, methods: dict[str, dict[str, Any]], cfg: dict[str, Any], dims: tuple[int, int], tuned: Tuned) -> dict[str, Any]:
+def node(
+    method: str,
+    methods: dict[str, dict[str, Any]],
+    cfg: dict[str, Any],
+    dims: tuple[int, int],
+    tuned: Tuned,
+) -> dict[str, Any]:
     """The method's own node, with what depends on the pair; CRD also needs its trainer."""
     if method == "NONE":
         return {}
@@ -179,7 +222,10 @@ def node(method: str, methods: dict[str, dict[str, Any]], cfg: dict[str, Any], d
     if method == "WTTM":
         own = {"GAMMA": tuned.wttm_gamma, "LOSS": own["LOSS"] | {"KD_WEIGHT": tuned.wttm_weight}}
     if method == "ITRD":
-        own = {"ALPHA": tuned.itrd_alpha, "LOSS": own["LOSS"] | {"MUTUAL_WEIGHT": tuned.itrd_mutual}}
+        own = {
+            "ALPHA": tuned.itrd_alpha,
+            "LOSS": own["LOSS"] | {"MUTUAL_WEIGHT": tuned.itrd_mutual},
+        }
     if method == "CRD":
         own["FEAT"] = {"STUDENT_DIM": dims[0], "TEACHER_DIM": dims[1]}
         cfg["SOLVER"]["TRAINER"] = "crd"
@@ -189,7 +235,9 @@ def node(method: str, methods: dict[str, dict[str, Any]], cfg: dict[str, Any], d
 def text(tree: dict[str, Any], indent: str = "") -> str:
     """Nested mappings as block YAML, everything else as JSON, which YAML reads alike."""
     lines = [
-        f"{indent}{key}:\n{text(value, indent + '  ')}" if isinstance(value, dict) else f"{indent}{key}: {json.dumps(value)}\n"
+        f"{indent}{key}:\n{text(value, indent + '  ')}"
+        if isinstance(value, dict)
+        else f"{indent}{key}: {json.dumps(value)}\n"
         for key, value in tree.items()
     ]
     return "".join(lines)
@@ -198,17 +246,29 @@ def text(tree: dict[str, Any], indent: str = "") -> str:
 def stale(folder: Path = FOLDER) -> list[str]:
     """Files that differ from what this file says, are missing, or were written by it once and are no longer."""
     files = compose()
-    differing = [name for name, content in files.items() if not (folder / name).exists() or (folder / name).read_text() != content]
+    differing = [
+        name
+        for name, content in files.items()
+        if not (folder / name).exists() or (folder / name).read_text() != content
+    ]
     left_over = [path for path in folder.rglob("*.yaml") if path.read_text().startswith(HEADER)]
-    return differing + [name for path in left_over if (name := path.relative_to(folder).as_posix()) not in files]
+    return differing + [
+        name for path in left_over if (name := path.relative_to(folder).as_posix()) not in files
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the configuration files of the published tables.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is not current")
+    parser = argparse.ArgumentParser(
+        description="Write the configuration files of the published tables."
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail when a file is not current"
+    )
     if parser.parse_args().check:
         differing = stale()
-        sys.exit(f"not current, run python configs/write.py: {', '.join(differing)}" if differing else 0)
+        sys.exit(
+            f"not current, run python configs/write.py: {', '.join(differing)}" if differing else 0
+        )
     for name in stale():
         if (content := compose().get(name)) is None:
             (FOLDER / name).unlink()

@@ -27,17 +27,24 @@ def benchmark() -> str:
     found = [
         name.removesuffix("distillers").removesuffix(".") or "."
         for name, module in list(sys.modules.items())
-        if f".{name}".endswith(".distillers") and not name.startswith(f"{__package__}.") and isinstance(getattr(module, "distiller_dict", None), dict)
+        if f".{name}".endswith(".distillers")
+        and not name.startswith(f"{__package__}.")
+        and isinstance(getattr(module, "distiller_dict", None), dict)
     ]
     if len(found) > 1:
-        raise DJIPError(f"{', '.join(found)} all have a distiller_dict; use python -m djip_ext.launch --host PACKAGE")
+        raise DJIPError(
+            f"{', '.join(found)} all have a distiller_dict; use python -m djip_ext.launch --host PACKAGE"
+        )
     return found[0] if found else "mdistiller"
 
 
 def warn_if_unused(package: str) -> None:
     """Say so when the script has ended without building a distiller."""
     if not teachers_behind_lens(package):
-        print(f"djip: the lens was never used: no distiller of {package} was built with a teacher", file=sys.stderr)
+        print(
+            f"djip: the lens was never used: no distiller of {package} was built with a teacher",
+            file=sys.stderr,
+        )
 
 
 _flags = take_flags(sys.argv)

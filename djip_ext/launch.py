@@ -24,23 +24,40 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one script; what the user can mend ends as one line on stderr and exit status 2."""
-    parser = argparse.ArgumentParser("python -m djip_ext.launch", description="Run a script of mdistiller or a fork of it with a lens.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "python -m djip_ext.launch",
+        description="Run a script of mdistiller or a fork of it with a lens.",
+        allow_abbrev=False,
+    )
     add_flags(parser, prefix="")
-    parser.add_argument("--host", default="mdistiller", metavar="PACKAGE", help="the benchmark's package (default: %(default)s); . when its distillers are no part of one")
+    parser.add_argument(
+        "--host",
+        default="mdistiller",
+        metavar="PACKAGE",
+        help="the benchmark's package (default: %(default)s); . when its distillers are no part of one",
+    )
     parser.add_argument("script", help="the host's script, usually tools/train.py or tools/eval.py")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
     flags = parser.parse_args(argv)
     try:
         script = Path(flags.script)
         if not script.is_file():
-            raise DJIPError(f"there is no script {script}; name the host's, for example tools/train.py")
+            raise DJIPError(
+                f"there is no script {script}; name the host's, for example tools/train.py"
+            )
         for folder in (os.getcwd(), str(script.resolve().parent)):
             sys.path[:] = [folder, *(entry for entry in sys.path if entry not in (folder, ""))]
         lens = activate(flags, flags.host, script, flags.arguments)
-        shown = _show_to_vanilla(flags.host, lens, flags.djip_any_teacher) if lens is not None and _evaluates(script) else None
+        shown = (
+            _show_to_vanilla(flags.host, lens, flags.djip_any_teacher)
+            if lens is not None and _evaluates(script)
+            else None
+        )
         run_script(flags.script, flags.arguments)
         if lens is not None and not (shown or teachers_behind_lens(flags.host)):
-            raise DJIPError(f"{script} ended without building a distiller of {flags.host}: the lens was never used")
+            raise DJIPError(
+                f"{script} ended without building a distiller of {flags.host}: the lens was never used"
+            )
     except DJIPError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -58,7 +75,9 @@ def run_script(path: str, arguments: list[str]) -> None:
     except DJIPError:
         raise
     except Exception as error:
-        error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without this frame
+        error.__traceback__ = (
+            error.__traceback__ and error.__traceback__.tb_next
+        )  # without this frame
         sys.excepthook(type(error), error, error.__traceback__)
         sys.exit(1)
 

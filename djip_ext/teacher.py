@@ -17,7 +17,16 @@ FINGERPRINT = "djip_fingerprint"
 IMAGE_KEYWORDS = ("x", "image", "images", "input", "pixel_values")
 
 # Entry points into a network that take images but are not its forward: through them the lens would silently be skipped.
-BYPASSES = frozenset({"forward_features", "forward_intermediates", "get_intermediate_layers", "extract_features", "features", "backbone"})
+BYPASSES = frozenset(
+    {
+        "forward_features",
+        "forward_intermediates",
+        "get_intermediate_layers",
+        "extract_features",
+        "features",
+        "backbone",
+    }
+)
 
 
 class DJIPTeacher(nn.Module):
@@ -61,11 +70,15 @@ class DJIPTeacher(nn.Module):
             if (device := device_of(teacher)) is not None:
                 lens.to(device)
         else:
-            raise DJIPError(f"lens is {lens!r}; DJIPTeacher takes a JPEGLens (load_lens(path)) or 'identity'")
+            raise DJIPError(
+                f"lens is {lens!r}; DJIPTeacher takes a JPEGLens (load_lens(path)) or 'identity'"
+            )
         self.djip_teacher = teacher.requires_grad_(False).eval()
         self.djip_lens = lens if isinstance(lens, JPEGLens) else None
         self.djip_normalisation = normalisation
-        self.register_buffer(FINGERPRINT, torch.frombuffer(bytearray(digest), dtype=torch.uint8), persistent=False)
+        self.register_buffer(
+            FINGERPRINT, torch.frombuffer(bytearray(digest), dtype=torch.uint8), persistent=False
+        )
         self.eval()
 
     @property
@@ -85,7 +98,9 @@ class DJIPTeacher(nn.Module):
         for name in IMAGE_KEYWORDS:
             if name in kwargs:
                 return self.djip_teacher(**{**kwargs, name: self.look(kwargs[name])})
-        raise DJIPError(f"no image among the teacher's arguments {sorted(kwargs)}; pass it first, or as one of {', '.join(IMAGE_KEYWORDS)}")
+        raise DJIPError(
+            f"no image among the teacher's arguments {sorted(kwargs)}; pass it first, or as one of {', '.join(IMAGE_KEYWORDS)}"
+        )
 
     def train(self, mode: bool = True) -> "DJIPTeacher":
         """Stay in eval mode: a frozen teacher's statistics must not move."""
@@ -103,24 +118,39 @@ class DJIPTeacher(nn.Module):
             return _Bypass(name, attribute)
         return attribute
 
-    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+    def state_dict(
+        self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
+    ) -> Any:
         if args:  # torch's old positional order
-            destination, prefix, keep_vars = (*args, *(destination, prefix, keep_vars)[len(args):])
-        state = self.djip_teacher.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+            destination, prefix, keep_vars = (*args, *(destination, prefix, keep_vars)[len(args) :])
+        state = self.djip_teacher.state_dict(
+            destination=destination, prefix=prefix, keep_vars=keep_vars
+        )
         state[prefix + FINGERPRINT] = self.djip_fingerprint
         return state
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: Any, unexpected_keys: Any, error_msgs: Any
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: Any,
     ) -> None:
         """Check the fingerprint, then hand the teacher its keys under the name that torch looks for next."""
         found = state_dict.pop(prefix + FINGERPRINT, None)
         if found is None:
-            error_msgs.append("the checkpoint was written without a lens, this teacher has one; resume without --djip-lens or start afresh")
+            error_msgs.append(
+                "the checkpoint was written without a lens, this teacher has one; resume without --djip-lens or start afresh"
+            )
         elif not torch.equal(found.cpu(), self.djip_fingerprint.cpu()):
-            error_msgs.append(f"the checkpoint was written with another lens than {self.djip_id}; resume with that one or start afresh")
+            error_msgs.append(
+                f"the checkpoint was written with another lens than {self.djip_id}; resume with that one or start afresh"
+            )
         for key in [key for key in state_dict if key.startswith(prefix)]:
-            state_dict[f"{prefix}djip_teacher.{key[len(prefix):]}"] = state_dict.pop(key)
+            state_dict[f"{prefix}djip_teacher.{key[len(prefix) :]}"] = state_dict.pop(key)
 
     def extra_repr(self) -> str:
         return f"lens={self.djip_id}"
@@ -144,4 +174,6 @@ class _Bypass:
         return iter(self._target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise DJIPError(f"the teacher's {self._name}() would bypass the lens; call the teacher itself, or {self._name} on teacher.look(images)")
+        raise DJIPError(
+            f"the teacher's {self._name}() would bypass the lens; call the teacher itself, or {self._name} on teacher.look(images)"
+        )

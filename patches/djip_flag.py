@@ -1,8 +1,8 @@
 """Give a checkout's own train.py the flag --djip-lens, by one added line; the checkout's other lines are not touched.
 
-    python patches/djip_flag.py show CHECKOUT      what would be done
-    python patches/djip_flag.py add CHECKOUT       do it
-    python patches/djip_flag.py remove CHECKOUT    undo it, byte for byte
+python patches/djip_flag.py show CHECKOUT      what would be done
+python patches/djip_flag.py add CHECKOUT       do it
+python patches/djip_flag.py remove CHECKOUT    undo it, byte for byte
 """
 
 import argparse
@@ -19,7 +19,9 @@ def place(source: bytes) -> int:
         imports = isinstance(node, ast.ImportFrom) and (node.module or "").endswith("distillers")
         if imports and any(name.name == "distiller_dict" for name in node.names):
             return node.end_lineno or node.lineno
-    raise ValueError("has no 'from ... .distillers import distiller_dict' at its top level; use python -m djip_ext.launch")
+    raise ValueError(
+        "has no 'from ... .distillers import distiller_dict' at its top level; use python -m djip_ext.launch"
+    )
 
 
 def added(source: bytes) -> bytes:
@@ -29,8 +31,12 @@ def added(source: bytes) -> bytes:
     lines = source.splitlines(keepends=True)
     number = place(source)
     before = lines[number - 1]
-    ending = before[len(before.rstrip(b"\r\n")):]
-    return b"".join([*lines[:number], LINE.encode() + ending, *lines[number:]]) if ending else source + b"\n" + LINE.encode()
+    ending = before[len(before.rstrip(b"\r\n")) :]
+    return (
+        b"".join([*lines[:number], LINE.encode() + ending, *lines[number:]])
+        if ending
+        else source + b"\n" + LINE.encode()
+    )
 
 
 def removed(source: bytes) -> bytes:
@@ -39,14 +45,22 @@ def removed(source: bytes) -> bytes:
         raise ValueError("does not have the line; there is nothing to undo")
     lines = source.splitlines(keepends=True)
     rest = b"".join(line for line in lines if line.rstrip(b"\r\n") != LINE.encode())
-    return rest if lines[-1].rstrip(b"\r\n") != LINE.encode() or lines[-1].endswith(b"\n") else rest[:-1]
+    return (
+        rest
+        if lines[-1].rstrip(b"\r\n") != LINE.encode() or lines[-1].endswith(b"\n")
+        else rest[:-1]
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["show", "add", "remove"])
     parser.add_argument("checkout", type=Path, help="folder of mdistiller or of a fork")
-    parser.add_argument("--script", default="tools/train.py", help="the script inside it (default: %(default)s)")
+    parser.add_argument(
+        "--script", default="tools/train.py", help="the script inside it (default: %(default)s)"
+    )
     args = parser.parse_args()
     path = args.checkout / args.script
     try:

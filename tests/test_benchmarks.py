@@ -27,10 +27,29 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def test_the_lens_is_timed_against_the_stand_in_and_the_hard_codecs(tmp_path: Path) -> None:
     out = tmp_path / "lens"
-    arguments = ("--no-compile", "--no-memory", "--no-teachers", "--rounds", "1", "--sizes", "1x16", "--threads", "1", "--out", str(out))
+    arguments = (
+        "--no-compile",
+        "--no-memory",
+        "--no-teachers",
+        "--rounds",
+        "1",
+        "--sizes",
+        "1x16",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    )
     assert "stand-in for JPEG-DL" in run("lens.py", *arguments)
     rows = {row["layer"]: row for row in rows_of(out.with_suffix(".csv"))}
-    assert {"lens", "lens, alpha = 5", "plain five bins (stand-in for JPEG-DL)", "Pillow", "torchvision", "copy"} <= set(rows)
+    assert {
+        "lens",
+        "lens, alpha = 5",
+        "plain five bins (stand-in for JPEG-DL)",
+        "Pillow",
+        "torchvision",
+        "copy",
+    } <= set(rows)
     assert all(float(rows["lens"][f"{mode}, ms"]) > 0 for mode in ("forward", "to q", "to q and x"))
     assert rows["Pillow"]["to q, ms"] == ""
     assert out.with_suffix(".png").stat().st_size > 1000
@@ -41,14 +60,29 @@ def test_the_stand_in_is_the_lens_with_jpeg_dl_s_settings() -> None:
     code = "import sys; sys.path[:0] = ['benchmarks', '.']; import peers, torch; torch.manual_seed(0); x = torch.rand(2, 3, 16, 16) * 255;"
     code += "a = peers.plain_five_bins(); b = peers.lens(kappa=None, alpha=5.0, window=5, max_index=127);"
     code += "print((a.see(x) - b.see(x)).abs().max().item())"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
     assert float(result.stdout) < 5e-2, result.stderr
 
 
 @pytest.mark.parametrize("pair", ("resnet8:resnet8",))
 def test_the_training_loop_is_timed_without_a_checkout(pair: str, tmp_path: Path) -> None:
     out = tmp_path / "loop"
-    arguments = ("--batches", "1", "--rounds", "1", "--batch-size", "4", "--images", "100", "--threads", "1", "--out", str(out))
+    arguments = (
+        "--batches",
+        "1",
+        "--rounds",
+        "1",
+        "--batch-size",
+        "4",
+        "--images",
+        "100",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    )
     run("training_loop.py", "--pairs", pair, *arguments)
     rows = rows_of(out.with_suffix(".csv"))
     assert len(rows) == 4 and all(float(row["images / s"]) > 0 for row in rows)
@@ -57,11 +91,20 @@ def test_the_training_loop_is_timed_without_a_checkout(pair: str, tmp_path: Path
 def test_the_curve_of_fits_compares_with_the_last_and_keeps_what_has_run(tmp_path: Path) -> None:
     teacher, out = tmp_path / "teacher.pth", tmp_path / "fit"
     torch.save({"model": build_model("resnet8", 20).state_dict()}, teacher)
-    options = ("DATASET.TYPE", "synthetic", "BENCH.FRACTION", "0.02", "DISTILLER.TEACHER", "resnet8")
+    options = (
+        "DATASET.TYPE",
+        "synthetic",
+        "BENCH.FRACTION",
+        "0.02",
+        "DISTILLER.TEACHER",
+        "resnet8",
+    )
     options += ("BENCH.TEACHER_CHECKPOINT", str(teacher))
     run("fit.py", "--grid", "10x0", "10x1", "--out", str(out), *options)
     rows = rows_of(out.with_suffix(".csv"))
-    assert [row["rounds run"] for row in rows] == ["0", "1"] and float(rows[1]["of the long fit's (%)"]) == 100
+    assert [row["rounds run"] for row in rows] == ["0", "1"] and float(
+        rows[1]["of the long fit's (%)"]
+    ) == 100
     record = tmp_path / "fit-fits" / "10x1.json"
     before = record.stat().st_mtime_ns
     run("fit.py", "--grid", "10x0", "10x1", "--out", str(out), *options)

@@ -38,8 +38,16 @@ def images(count: int = 2, side: int = 33) -> Tensor:
 def test_the_pretence_refuses_what_a_gpu_refuses() -> None:
     with pretend_gpu():
         x = torch.ones(3, device=GPU)
-        assert isinstance(x, OnGPU) and (x + 1).device == GPU and (x * torch.tensor(2.0)).tolist() == [2, 2, 2]
-        for mixed in (lambda: x + torch.ones(3), lambda: torch.addcmul(torch.tensor(1.0), x, x), lambda: torch.ones(3)[x > 0]):
+        assert (
+            isinstance(x, OnGPU)
+            and (x + 1).device == GPU
+            and (x * torch.tensor(2.0)).tolist() == [2, 2, 2]
+        )
+        for mixed in (
+            lambda: x + torch.ones(3),
+            lambda: torch.addcmul(torch.tensor(1.0), x, x),
+            lambda: torch.ones(3)[x > 0],
+        ):
             with pytest.raises((RuntimeError, NotImplementedError)):
                 mixed()
 
@@ -52,12 +60,20 @@ def test_a_lens_sees_and_learns_the_same(name: str, to_pixels: bool) -> None:
         x = images().to(device).requires_grad_(to_pixels)
         seen = lens(x)
         wanted = [] if lens.hard else [lens.q, x] if to_pixels else [lens.q]
-        return [t.cpu() for t in (seen.detach(), *(torch.autograd.grad(seen.square().mean(), wanted) if wanted else ()))]
+        return [
+            t.cpu()
+            for t in (
+                seen.detach(),
+                *(torch.autograd.grad(seen.square().mean(), wanted) if wanted else ()),
+            )
+        ]
 
     expected = results(torch.device("cpu"))
     with pretend_gpu():
         for ours, theirs in zip(results(GPU), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+            torch.testing.assert_close(
+                ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max())
+            )
 
 
 def test_what_a_lens_says_of_itself_is_the_same() -> None:
@@ -91,18 +107,34 @@ def test_the_readme_works_for_a_teacher_on_a_gpu(tmp_path: Path) -> None:
     x = batches()[0][0]
     expected = DJIPTeacher(Teacher(), load_lens(tmp_path / "lens.safetensors"), MEAN, STD)(x)
     with pretend_gpu():
-        amplified = DJIPTeacher(Teacher().to(GPU), load_lens(tmp_path / "lens.safetensors"), MEAN, STD)
-        torch.testing.assert_close(amplified(x.to(GPU)).detach().cpu(), expected.detach(), rtol=1e-4, atol=1e-4)
+        amplified = DJIPTeacher(
+            Teacher().to(GPU), load_lens(tmp_path / "lens.safetensors"), MEAN, STD
+        )
+        torch.testing.assert_close(
+            amplified(x.to(GPU)).detach().cpu(), expected.detach(), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("variant", ["fresh", "literal", "fixed"])
 def test_a_fit_ends_with_the_same_lens_and_resumes(variant: str, tmp_path: Path) -> None:
-    how = {"mean": MEAN, "std": STD, "rounds": 2, "cmi_gain": (0.002, 0.01), "max_accuracy_drop": 100.0, "variant": variant, "progress": False}
+    how = {
+        "mean": MEAN,
+        "std": STD,
+        "rounds": 2,
+        "cmi_gain": (0.002, 0.01),
+        "max_accuracy_drop": 100.0,
+        "variant": variant,
+        "progress": False,
+    }
     expected = fit_lens(Teacher(), batches(), 3, **how).lens.q
     with pretend_gpu():
         for _ in range(2):
-            lens = fit_lens(Teacher().to(GPU), batches(), 3, checkpoint=tmp_path / "fit.pth", **how).lens
-            torch.testing.assert_close(lens.q.detach().cpu(), expected.detach(), rtol=1e-3, atol=1e-3)
+            lens = fit_lens(
+                Teacher().to(GPU), batches(), 3, checkpoint=tmp_path / "fit.pth", **how
+            ).lens
+            torch.testing.assert_close(
+                lens.q.detach().cpu(), expected.detach(), rtol=1e-3, atol=1e-3
+            )
 
 
 def test_the_starts_that_look_at_images_look_there() -> None:
@@ -110,20 +142,35 @@ def test_the_starts_that_look_at_images_look_there() -> None:
     expected = mean_magnitude(loader, MEAN, STD), sensitivity(Teacher(), loader, MEAN, STD)
     with pretend_gpu():
         there = [(x.to(GPU), y.to(GPU)) for x, y in loader]
-        for ours, theirs in zip((mean_magnitude(there, MEAN, STD), sensitivity(Teacher().to(GPU), loader, MEAN, STD)), expected, strict=True):
+        for ours, theirs in zip(
+            (mean_magnitude(there, MEAN, STD), sensitivity(Teacher().to(GPU), loader, MEAN, STD)),
+            expected,
+            strict=True,
+        ):
             torch.testing.assert_close(ours.cpu(), theirs.cpu(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in distiller_dict if kind != "NONE"])
 def test_every_distiller_takes_a_step_behind_a_lens(kind: str) -> None:
     cfg = load_cfg(None, ["CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 4])
-    batch = {"image": images(4, 32) / 255, "target": torch.tensor([0, 1, 2, 3]), "index": torch.arange(4)}
-    batch["contrastive_index"] = torch.tensor([[0, 5, 6, 7, 8], [1, 7, 4, 5, 6], [2, 5, 7, 8, 9], [3, 6, 4, 5, 7]])
+    batch = {
+        "image": images(4, 32) / 255,
+        "target": torch.tensor([0, 1, 2, 3]),
+        "index": torch.arange(4),
+    }
+    batch["contrastive_index"] = torch.tensor(
+        [[0, 5, 6, 7, 8], [1, 7, 4, 5, 6], [2, 5, 7, 8, 9], [3, 6, 4, 5, 7]]
+    )
 
     def losses(device: torch.device) -> list[float]:
         torch.manual_seed(0)
         student, teacher = (cifar_model_dict["resnet8"][0](num_classes=10) for _ in range(2))
-        distiller = distiller_dict[kind](student, DJIPTeacher(teacher, default_start(), MEAN, STD), cfg, *([10] if kind == "CRD" else []))
+        distiller = distiller_dict[kind](
+            student,
+            DJIPTeacher(teacher, default_start(), MEAN, STD),
+            cfg,
+            *([10] if kind == "CRD" else []),
+        )
         if kind == "FT":
             distiller.pretrained = True
         distiller.to(device).train()
@@ -137,14 +184,43 @@ def test_every_distiller_takes_a_step_behind_a_lens(kind: str) -> None:
         assert losses(GPU) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*which is a no-op")  # of a state that is copied into the pretence: it is copied
-@pytest.mark.parametrize("kind, more", [("KD", []), ("KD", ["BENCH.VIEWS", 2]), ("FT", ["FT.PRETRAIN.EPOCHS", 1])])
-def test_a_student_is_trained_there_and_resumes(kind: str, more: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+@pytest.mark.filterwarnings(
+    "ignore:.*which is a no-op"
+)  # of a state that is copied into the pretence: it is copied
+@pytest.mark.parametrize(
+    "kind, more", [("KD", []), ("KD", ["BENCH.VIEWS", 2]), ("FT", ["FT.PRETRAIN.EPOCHS", 1])]
+)
+def test_a_student_is_trained_there_and_resumes(
+    kind: str, more: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )
     weights = tmp_path / "teacher.pth"
     torch.save({"model": cifar_model_dict["resnet8"][0](num_classes=20).state_dict()}, weights)
-    options = ["DATASET.TYPE", "synthetic", "SOLVER.BATCH_SIZE", 20, "SOLVER.LR", 0.01, "DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
-    options += ["DISTILLER.TYPE", kind, "BENCH.TEACHER_CHECKPOINT", str(weights), "LOG.PREFIX", str(tmp_path), "BENCH.DEVICE", str(GPU), *more]
+    options = [
+        "DATASET.TYPE",
+        "synthetic",
+        "SOLVER.BATCH_SIZE",
+        20,
+        "SOLVER.LR",
+        0.01,
+        "DISTILLER.TEACHER",
+        "resnet8",
+        "DISTILLER.STUDENT",
+        "resnet8",
+    ]
+    options += [
+        "DISTILLER.TYPE",
+        kind,
+        "BENCH.TEACHER_CHECKPOINT",
+        str(weights),
+        "LOG.PREFIX",
+        str(tmp_path),
+        "BENCH.DEVICE",
+        str(GPU),
+        *more,
+    ]
     install(default_start(), "djip_ext.bench")
     try:
         with pretend_gpu():

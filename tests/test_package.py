@@ -15,12 +15,26 @@ HELP = "from djip_ext.cli.main import main; main(['--help'])"
 
 
 @pytest.mark.parametrize("statement", ["import djip_ext", HELP])
-def test_neither_the_package_nor_its_help_loads_torchvision_plotting_or_a_host(statement: str) -> None:
-    heavy = {"torchvision", "matplotlib", "yacs", "tensorboardX", "mdistiller", "PIL", "djip_ext.bench"}
+def test_neither_the_package_nor_its_help_loads_torchvision_plotting_or_a_host(
+    statement: str,
+) -> None:
+    heavy = {
+        "torchvision",
+        "matplotlib",
+        "yacs",
+        "tensorboardX",
+        "mdistiller",
+        "PIL",
+        "djip_ext.bench",
+    }
     program = f"import sys\ntry:\n    {statement}\nexcept SystemExit:\n    pass\nprint(sorted({heavy} & set(sys.modules)))"
     root = Path(djip_ext.__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 

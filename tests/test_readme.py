@@ -11,7 +11,11 @@ from djip_ext.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "results").rglob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "results").rglob("*.md")),
+]
 
 
 def blocks(language: str) -> list[str]:
@@ -20,11 +24,24 @@ def blocks(language: str) -> list[str]:
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    teacher = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000))
+    teacher = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 1000),
+    )
     batch = torch.randn(2, 3, 16, 16).clamp(-2, 2), torch.tensor([3, 5])
     (example,) = blocks("python")
     scope = {"teacher": teacher, "loader": [batch], "images": batch[0]}
-    exec(compile(example.replace("cmi_gain=(0.2, 0.4)", "cmi_gain=(0.2, 0.4), rounds=1, progress=False"), "README.md", "exec"), scope)
+    exec(
+        compile(
+            example.replace("cmi_gain=(0.2, 0.4)", "cmi_gain=(0.2, 0.4), rounds=1, progress=False"),
+            "README.md",
+            "exec",
+        ),
+        scope,
+    )
     assert scope["logits"].shape == (2, 1000) and Path("teacher.lens.safetensors").exists()
 
 
@@ -45,5 +62,7 @@ def test_links_and_pictures_lead_somewhere(document: Path) -> None:
 
 
 def test_files_that_the_readme_names_exist() -> None:
-    for name in re.findall(r"`((?:tools|configs|djip_ext|docs|results)/[\w./-]+\.(?:py|yaml|md|sh))`", README):
+    for name in re.findall(
+        r"`((?:tools|configs|djip_ext|docs|results)/[\w./-]+\.(?:py|yaml|md|sh))`", README
+    ):
         assert (ROOT / name).exists(), name

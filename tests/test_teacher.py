@@ -83,15 +83,21 @@ def seen(images: Tensor, q: float = 30.0) -> Tensor:
 def test_identity_gives_the_teacher_s_output_bit_for_bit(network: Network, images: Tensor) -> None:
     logits, features = network(images)
     teacher = DJIPTeacher(copy.deepcopy(network), "identity", MEAN, STD)
-    assert torch.equal(teacher(images)[0], logits) and torch.equal(teacher(images)[1]["pooled_feat"], features["pooled_feat"])
+    assert torch.equal(teacher(images)[0], logits) and torch.equal(
+        teacher(images)[1]["pooled_feat"], features["pooled_feat"]
+    )
 
 
-def test_logits_and_features_are_those_of_the_lensed_image(network: Network, images: Tensor) -> None:
+def test_logits_and_features_are_those_of_the_lensed_image(
+    network: Network, images: Tensor
+) -> None:
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
     logits, features = teacher(images)
     expected, expected_features = network(seen(images))
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(features["pooled_feat"], expected_features["pooled_feat"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        features["pooled_feat"], expected_features["pooled_feat"], atol=1e-5, rtol=0
+    )
     assert (logits - network(images)[0]).abs().max() > 1e-3
 
 
@@ -100,7 +106,15 @@ def test_look_keeps_the_dtype_of_the_images(network: Network, images: Tensor) ->
     assert teacher.look(images.bfloat16()).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("wrap", (lambda t: t, lambda t: (t, "features"), lambda t: SimpleNamespace(logits=t), lambda t: {"logits": t}))
+@pytest.mark.parametrize(
+    "wrap",
+    (
+        lambda t: t,
+        lambda t: (t, "features"),
+        lambda t: SimpleNamespace(logits=t),
+        lambda t: {"logits": t},
+    ),
+)
 def test_output_passes_through_as_the_teacher_gives_it(images: Tensor, wrap: Any) -> None:
     inner = Returns(wrap).eval()
     out, expected = DJIPTeacher(inner, lens(), MEAN, STD)(images), inner(seen(images))
@@ -135,7 +149,9 @@ def test_parameters_are_exactly_the_teacher_s(network: Network) -> None:
 
 def test_no_gradient_reaches_the_teacher_or_the_lens(network: Network, images: Tensor) -> None:
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
-    assert not teacher(images)[0].requires_grad and not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher(images)[0].requires_grad and not any(
+        p.requires_grad for p in teacher.parameters()
+    )
 
 
 def test_gradient_with_respect_to_the_image_flows(network: Network, images: Tensor) -> None:
@@ -145,11 +161,16 @@ def test_gradient_with_respect_to_the_image_flows(network: Network, images: Tens
 
 
 @pytest.mark.parametrize("chosen", (lens(), "identity"))
-def test_train_leaves_eval_mode_and_batchnorm_statistics(network: Network, images: Tensor, chosen: Any) -> None:
+def test_train_leaves_eval_mode_and_batchnorm_statistics(
+    network: Network, images: Tensor, chosen: Any
+) -> None:
     before = weight_hash(network)
     distiller = Distiller(DJIPTeacher(network, chosen, MEAN, STD)).train()
     distiller.teacher.train(True)(images)
-    assert not any(module.training for module in distiller.teacher.modules()) and weight_hash(network) == before
+    assert (
+        not any(module.training for module in distiller.teacher.modules())
+        and weight_hash(network) == before
+    )
 
 
 def test_teacher_given_in_training_mode_is_put_in_eval_mode(network: Network) -> None:
@@ -157,7 +178,9 @@ def test_teacher_given_in_training_mode_is_put_in_eval_mode(network: Network) ->
     assert not any(module.training for module in network.modules())
 
 
-def test_later_changes_of_the_lens_do_not_reach_the_teacher(network: Network, images: Tensor) -> None:
+def test_later_changes_of_the_lens_do_not_reach_the_teacher(
+    network: Network, images: Tensor
+) -> None:
     chosen = lens()
     teacher = DJIPTeacher(network, chosen, MEAN, STD)
     before = teacher(images)[0]
@@ -183,7 +206,9 @@ def test_special_methods_are_not_delegated() -> None:
     assert not hasattr(teacher, "__len__") and not hasattr(teacher, "__getitem__")
 
 
-def test_entry_point_that_bypasses_the_lens_raises_when_called(network: Network, images: Tensor) -> None:
+def test_entry_point_that_bypasses_the_lens_raises_when_called(
+    network: Network, images: Tensor
+) -> None:
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
     assert hasattr(teacher, "forward_features")
     for name in ("forward_features", "features"):
@@ -193,7 +218,9 @@ def test_entry_point_that_bypasses_the_lens_raises_when_called(network: Network,
 
 def test_guarded_module_can_still_be_read(network: Network) -> None:
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
-    assert teacher.features[0] is network.features[0] and list(teacher.features) == list(network.features)
+    assert teacher.features[0] is network.features[0] and list(teacher.features) == list(
+        network.features
+    )
     assert len(list(teacher.features.parameters())) == 4
 
 
@@ -203,8 +230,12 @@ def test_identity_bypasses_nothing_so_guards_nothing(network: Network, images: T
 
 
 @pytest.mark.parametrize("chosen", (lens(), "identity"))
-@pytest.mark.parametrize("copied", (copy.deepcopy, copy.copy, lambda teacher: pickle.loads(pickle.dumps(teacher))))
-def test_copy_and_pickle_answer_alike(network: Network, images: Tensor, chosen: Any, copied: Any) -> None:
+@pytest.mark.parametrize(
+    "copied", (copy.deepcopy, copy.copy, lambda teacher: pickle.loads(pickle.dumps(teacher)))
+)
+def test_copy_and_pickle_answer_alike(
+    network: Network, images: Tensor, chosen: Any, copied: Any
+) -> None:
     teacher = DJIPTeacher(network, chosen, MEAN, STD)
     twin = copied(teacher)
     assert torch.equal(twin(images)[0], teacher(images)[0]) and twin.djip_id == teacher.djip_id
@@ -245,11 +276,16 @@ def wrapped(network: Network, chosen: JPEGLens | str | None) -> Distiller:
 def test_state_dict_has_the_teacher_s_keys_and_a_fingerprint(network: Network, chosen: Any) -> None:
     plain, with_lens = wrapped(network, None).state_dict(), wrapped(network, chosen).state_dict()
     assert set(with_lens) == set(plain) | {"teacher.djip_fingerprint"}
-    assert all(torch.equal(with_lens[key], value) or key.startswith("student") for key, value in plain.items())
+    assert all(
+        torch.equal(with_lens[key], value) or key.startswith("student")
+        for key, value in plain.items()
+    )
 
 
 @pytest.mark.parametrize("chosen", (lens(), "identity"))
-def test_checkpoint_resumes_with_the_same_lens(network: Network, images: Tensor, chosen: Any) -> None:
+def test_checkpoint_resumes_with_the_same_lens(
+    network: Network, images: Tensor, chosen: Any
+) -> None:
     saved, resumed = wrapped(network, chosen), wrapped(Network(), chosen)
     result = resumed.load_state_dict(saved.state_dict())
     assert not result.missing_keys and not result.unexpected_keys
@@ -275,7 +311,14 @@ CHOICES = {"none": None, "identity": "identity", "lens": lens(), "other": lens(3
 @pytest.mark.parametrize("old, new", list(itertools.permutations(CHOICES, 2)))
 def test_checkpoint_does_not_resume_with_another_lens(network: Network, old: str, new: str) -> None:
     state = wrapped(network, CHOICES[old]).state_dict()
-    with pytest.raises(RuntimeError, match="djip_fingerprint" if new == "none" else "without a lens" if old == "none" else "another lens"):
+    with pytest.raises(
+        RuntimeError,
+        match="djip_fingerprint"
+        if new == "none"
+        else "without a lens"
+        if old == "none"
+        else "another lens",
+    ):
         wrapped(network, CHOICES[new]).load_state_dict(state)
 
 
@@ -329,8 +372,15 @@ def test_refuses_what_is_no_lens(network: Network, chosen: Any) -> None:
 
 
 def test_id_tells_lenses_apart(network: Network) -> None:
-    ids = [DJIPTeacher(copy.deepcopy(network), chosen, MEAN, STD).djip_id for chosen in (lens(), lens(31.0), "identity")]
-    assert len(set(ids)) == 3 and ids[2] == "identity" and ids[0] in repr(DJIPTeacher(network, lens(), MEAN, STD))
+    ids = [
+        DJIPTeacher(copy.deepcopy(network), chosen, MEAN, STD).djip_id
+        for chosen in (lens(), lens(31.0), "identity")
+    ]
+    assert (
+        len(set(ids)) == 3
+        and ids[2] == "identity"
+        and ids[0] in repr(DJIPTeacher(network, lens(), MEAN, STD))
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

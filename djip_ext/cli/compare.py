@@ -8,7 +8,12 @@ from djip_ext.utils.files import atomic_write, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arms", nargs="+", metavar="NAME=FOLDER", help="folders with seed-N/result.json; the first arm is the baseline")
+    parser.add_argument(
+        "arms",
+        nargs="+",
+        metavar="NAME=FOLDER",
+        help="folders with seed-N/result.json; the first arm is the baseline",
+    )
     parser.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.csv and FILE.png")
     parser.add_argument("--title", default="Students", help="heading of the picture")
 
@@ -18,7 +23,9 @@ def run(args: argparse.Namespace) -> None:
     for arm in args.arms:
         name, found, folder = arm.partition("=")
         if not found:
-            raise DJIPError(f"'{arm}' is not NAME=FOLDER, for example plain=output/runs/djip-identity/KD")
+            raise DJIPError(
+                f"'{arm}' is not NAME=FOLDER, for example plain=output/runs/djip-identity/KD"
+            )
         arms[name] = read_arm(folder)
     rows = compare(arms)
     note = "Mean ± standard deviation over seeds, %; paired difference to the first arm ± half of its 95 % t-interval."
@@ -30,5 +37,10 @@ def run(args: argparse.Namespace) -> None:
         atomic_write(f"{args.out}.md", lambda path: path.write_text(table))
         write_csv(f"{args.out}.csv", rows)
         shared = sorted(set.intersection(*(set(arm) for arm in arms.values())))
-        accuracies = {name: [arm[seed]["last_acc"] for seed in shared] for name, arm in arms.items()}
-        save_figure(comparison_figure(accuracies, "accuracy of the student, last epoch (%)", args.title), f"{args.out}.png")
+        accuracies = {
+            name: [arm[seed]["last_acc"] for seed in shared] for name, arm in arms.items()
+        }
+        save_figure(
+            comparison_figure(accuracies, "accuracy of the student, last epoch (%)", args.title),
+            f"{args.out}.png",
+        )

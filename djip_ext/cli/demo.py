@@ -12,30 +12,108 @@ from djip_ext.experiments.statistics import read_arm
 from djip_ext.lens.io import lens_id, load_lens
 from djip_ext.utils.files import atomic_write, write_json
 
-SOLVER = ["SOLVER.BATCH_SIZE", "64", "SOLVER.LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.0005", "SOLVER.LR_DECAY_STAGES", "[8,10]", "SOLVER.EPOCHS", "12"]
+SOLVER = [
+    "SOLVER.BATCH_SIZE",
+    "64",
+    "SOLVER.LR",
+    "0.05",
+    "SOLVER.WEIGHT_DECAY",
+    "0.0005",
+    "SOLVER.LR_DECAY_STAGES",
+    "[8,10]",
+    "SOLVER.EPOCHS",
+    "12",
+]
 FEW_SHOT = ["BENCH.FRACTION", "0.25"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="output/demo", metavar="FOLDER", help="where everything goes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of teacher, fit and students (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="delete an earlier demo in that folder first")
+    parser.add_argument(
+        "--out",
+        default="output/demo",
+        metavar="FOLDER",
+        help="where everything goes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of teacher, fit and students (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete an earlier demo in that folder first"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     out, started = Path(args.out), time.perf_counter()
     _claim(out, args.overwrite)
-    data = ["DATASET.TYPE", "synthetic", "LOG.PREFIX", str(out), "EXPERIMENT.PROJECT", "runs", *SOLVER]
+    data = [
+        "DATASET.TYPE",
+        "synthetic",
+        "LOG.PREFIX",
+        str(out),
+        "EXPERIMENT.PROJECT",
+        "runs",
+        *SOLVER,
+    ]
     seed = ["--seed", str(args.seed)]
-    lens, teacher = out / "lens.safetensors", out / "runs/teacher" / f"seed-{args.seed}" / "student_last.pth"
-    pair = ["DISTILLER.TEACHER", "resnet14", "DISTILLER.STUDENT", "resnet8", "BENCH.TEACHER_CHECKPOINT", str(teacher)]
+    lens, teacher = (
+        out / "lens.safetensors",
+        out / "runs/teacher" / f"seed-{args.seed}" / "student_last.pth",
+    )
+    pair = [
+        "DISTILLER.TEACHER",
+        "resnet14",
+        "DISTILLER.STUDENT",
+        "resnet8",
+        "BENCH.TEACHER_CHECKPOINT",
+        str(teacher),
+    ]
 
-    _step("1. Train a teacher", ["train", *seed, *data, "EXPERIMENT.NAME", "teacher", "DISTILLER.STUDENT", "resnet14"])
-    _step("2. Fit a lens for it", ["fit", "--out", str(lens), "--images", "1000", "--rounds", "10", "--lr", "0.4", "--cmi-gain", "0.03", "0.1", *seed, *data, *pair])
-    students = ["train", *seed, *data, *pair, *FEW_SHOT, "EXPERIMENT.NAME", "KD", "DISTILLER.TYPE", "KD"]
-    _step("3. Distil a student from the plain teacher, on a quarter of the images", [*students, "--djip-lens", "identity"])
-    _step("4. Distil the same student from the teacher behind the lens", [*students, "--djip-lens", str(lens)])
-    _step("5. Look at the lens", ["inspect", str(lens), "--out", str(out / "pictures"), *data, *pair])
+    _step(
+        "1. Train a teacher",
+        ["train", *seed, *data, "EXPERIMENT.NAME", "teacher", "DISTILLER.STUDENT", "resnet14"],
+    )
+    _step(
+        "2. Fit a lens for it",
+        [
+            "fit",
+            "--out",
+            str(lens),
+            "--images",
+            "1000",
+            "--rounds",
+            "10",
+            "--lr",
+            "0.4",
+            "--cmi-gain",
+            "0.03",
+            "0.1",
+            *seed,
+            *data,
+            *pair,
+        ],
+    )
+    students = [
+        "train",
+        *seed,
+        *data,
+        *pair,
+        *FEW_SHOT,
+        "EXPERIMENT.NAME",
+        "KD",
+        "DISTILLER.TYPE",
+        "KD",
+    ]
+    _step(
+        "3. Distil a student from the plain teacher, on a quarter of the images",
+        [*students, "--djip-lens", "identity"],
+    )
+    _step(
+        "4. Distil the same student from the teacher behind the lens",
+        [*students, "--djip-lens", str(lens)],
+    )
+    _step(
+        "5. Look at the lens", ["inspect", str(lens), "--out", str(out / "pictures"), *data, *pair]
+    )
     _compare(out, lens, args.seed, time.perf_counter() - started)
 
 
@@ -44,9 +122,13 @@ def _claim(out: Path, overwrite: bool) -> None:
     marker = out / "demo.json"
     if out.exists() and any(out.iterdir()):
         if not overwrite:
-            raise DJIPError(f"{out} is not empty; add --overwrite to delete an earlier demo or choose another --out")
+            raise DJIPError(
+                f"{out} is not empty; add --overwrite to delete an earlier demo or choose another --out"
+            )
         if not marker.exists():
-            raise DJIPError(f"{out} holds something other than a demo and is left alone; choose another --out")
+            raise DJIPError(
+                f"{out} holds something other than a demo and is left alone; choose another --out"
+            )
         shutil.rmtree(out)
     write_json(marker, {"finished": False})
 
@@ -69,7 +151,9 @@ def _compare(out: Path, lens: Path, seed: int, seconds: float) -> None:
     ]
     for name, key in (("plain", "before"), ("lens", "after")):
         result = rows[name]
-        lines.append(f"| {name} | {about[key]['cmi']:.4f} | {about['test_' + key]['accuracy']:.2f} | {result['last_acc']:.2f} | {result['best_acc']:.2f} |")
+        lines.append(
+            f"| {name} | {about[key]['cmi']:.4f} | {about['test_' + key]['accuracy']:.2f} | {result['last_acc']:.2f} | {result['best_acc']:.2f} |"
+        )
     difference = rows["lens"]["last_acc"] - rows["plain"]["last_acc"]
     text = "\n".join(lines)
     note = (
@@ -77,5 +161,16 @@ def _compare(out: Path, lens: Path, seed: int, seconds: float) -> None:
         "results/ has the measured comparison)."
     )
     atomic_write(out / "comparison.md", lambda path: path.write_text(f"{text}\n\n{note}\n"))
-    write_json(out / "demo.json", {"finished": True, "seconds": seconds, "difference": difference, "plain": rows["plain"], "lens": rows["lens"]})
-    print(f"\n{text}\n\n{note}\nPictures: {out / 'pictures'}. Table: {out / 'comparison.md'}. It took {seconds:.0f} s.")
+    write_json(
+        out / "demo.json",
+        {
+            "finished": True,
+            "seconds": seconds,
+            "difference": difference,
+            "plain": rows["plain"],
+            "lens": rows["lens"],
+        },
+    )
+    print(
+        f"\n{text}\n\n{note}\nPictures: {out / 'pictures'}. Table: {out / 'comparison.md'}. It took {seconds:.0f} s."
+    )

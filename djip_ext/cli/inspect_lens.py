@@ -33,8 +33,14 @@ HEALTH_IMAGES = 256
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lens", metavar="LENS", help="lens file (.safetensors)")
-    parser.add_argument("--out", metavar="FOLDER", help="where the pictures go; default: <stem>-inspect beside the lens")
-    parser.add_argument("--images", type=int, default=8, metavar="N", help="test images to show (8)")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="where the pictures go; default: <stem>-inspect beside the lens",
+    )
+    parser.add_argument(
+        "--images", type=int, default=8, metavar="N", help="test images to show (8)"
+    )
     add_benchmark_arguments(parser)
 
 
@@ -49,10 +55,18 @@ def run(args: argparse.Namespace) -> None:
     lens = record.lens
     out = Path(args.out) if args.out else path.with_name(f"{path.stem}-inspect")
     print(f"{path}: lens {record.id}\n{identity_text(lens)}\n{tables_text(lens)}")
-    written = [save_figure(figure, out / f"{name}.png") for name, figure in lens_figures(record).items()]
+    written = [
+        save_figure(figure, out / f"{name}.png") for name, figure in lens_figures(record).items()
+    ]
 
-    has_teacher = bool(args.cfg or cfg.BENCH.TEACHER_CHECKPOINT or "DISTILLER.TEACHER" in args.options)
-    train_set, test_set, dataset = image_sets(cfg) if has_teacher or "DATASET.TYPE" in args.options else image_sets_of(lens, cfg)
+    has_teacher = bool(
+        args.cfg or cfg.BENCH.TEACHER_CHECKPOINT or "DISTILLER.TEACHER" in args.options
+    )
+    train_set, test_set, dataset = (
+        image_sets(cfg)
+        if has_teacher or "DATASET.TYPE" in args.options
+        else image_sets_of(lens, cfg)
+    )
     images, _ = spread(test_set, HEALTH_IMAGES)
     health = lens.health(images) | {"dataset": dataset, "images": len(images)}
     print(health_text(health))
@@ -65,11 +79,16 @@ def run(args: argparse.Namespace) -> None:
         teacher, pictures = inspect_teacher(lens, cfg, train_set, out)
         summary = {"id": record.id, "lens": settings_of(lens), "about": record.about}
         summary |= {"tables": table_summary(lens), "health": health, "teacher": teacher}
-        written += [*(picture for picture in pictures if picture not in written), write_json(out / "summary.json", summary)]
+        written += [
+            *(picture for picture in pictures if picture not in written),
+            write_json(out / "summary.json", summary),
+        ]
     print(f"written to {out}: {', '.join(file.name for file in written)}")
 
 
-def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, out: Path) -> tuple[dict[str, Any], list[Path]]:
+def inspect_teacher(
+    lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, out: Path
+) -> tuple[dict[str, Any], list[Path]]:
     """Measure the teacher on ``data`` without and with the lens, draw CMI and one class' predictions.
 
     Returns the numbers for ``summary.json`` and the pictures' paths.
@@ -90,19 +109,27 @@ def inspect_teacher(lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, ou
         return make_loader(part, 250, device)
 
     def measured(look: Callable[[Tensor], Tensor] | None) -> Measurement:
-        return measure(teacher, load(data), data.num_classes, look, temperature, cfg.BENCH.PRECISION)
+        return measure(
+            teacher, load(data), data.num_classes, look, temperature, cfg.BENCH.PRECISION
+        )
 
     def through(image: Tensor) -> Tensor:
         return normalisation.through(lens, image)
 
     before, after = measured(None), measured(through)
     # The predictions of one class are drawn; those of all would be N x C numbers.
-    view = most_raised_class(teacher, data, load, through, before.cmi, after.cmi, temperature, cfg.BENCH.PRECISION)
-    print(f"{cfg.DISTILLER.TEACHER} on {len(data.labels)} {cfg.DATASET.TYPE} training images, T = {temperature:g}:")
+    view = most_raised_class(
+        teacher, data, load, through, before.cmi, after.cmi, temperature, cfg.BENCH.PRECISION
+    )
+    print(
+        f"{cfg.DISTILLER.TEACHER} on {len(data.labels)} {cfg.DATASET.TYPE} training images, T = {temperature:g}:"
+    )
     print(f"  {change_text(before.summary(), after.summary())}")
     pictures = [save_figure(cmi_figure(before.cmi, after.cmi, data.classes), out / "cmi.png")]
     if view is not None:
-        print(f"  CMI rises most in class {view.corners[0]}: {view.before.cmi:.4f} -> {view.after.cmi:.4f} nats (simplex.png)")
+        print(
+            f"  CMI rises most in class {view.corners[0]}: {view.before.cmi:.4f} -> {view.after.cmi:.4f} nats (simplex.png)"
+        )
         pictures.append(save_figure(simplex_figure(view), out / "simplex.png"))
     numbers = {
         "name": cfg.DISTILLER.TEACHER,
@@ -119,19 +146,30 @@ def identity_text(lens: JPEGLens) -> str:
     """What the lens is and what it was made for, one fact a line; ``unknown`` where the file does not say."""
     about = lens.metadata
     sharpness = f"alpha = {lens.alpha:g}" if lens.kappa is None else f"alpha = {lens.kappa:g} / q^2"
-    quantizer = "hard rounding" if lens.hard else f"soft, {sharpness}, {f'{lens.window} nearest bins' if lens.window else 'all bins'}"
+    quantizer = (
+        "hard rounding"
+        if lens.hard
+        else f"soft, {sharpness}, {f'{lens.window} nearest bins' if lens.window else 'all bins'}"
+    )
     fit = about.get("fit") or {}
     facts = {
         "quantizer": f"{quantizer}, index range L = {lens.max_index}, output {'clamped to [0, 255]' if lens.clamp else 'not clamped'}",
         "fitted for": made_for(about),
         "weights": about.get("teacher_hash", "unknown"),
-        "pixels": f"mean {tuple(about['mean'])}, std {tuple(about['std'])}" if {"mean", "std"} <= about.keys() else "unknown",
+        "pixels": f"mean {tuple(about['mean'])}, std {tuple(about['std'])}"
+        if {"mean", "std"} <= about.keys()
+        else "unknown",
         "training": change_text(about.get("before"), about.get("after")),
         "test": change_text(about.get("test_before"), about.get("test_after")),
         "fit": ", ".join(f"{key} {value}" for key, value in fit.items()) or "unknown",
-        "took": f"{about['seconds']:.0f} s on {about.get('images', 'unknown')} images" if "seconds" in about else "unknown",
+        "took": f"{about['seconds']:.0f} s on {about.get('images', 'unknown')} images"
+        if "seconds" in about
+        else "unknown",
     }
-    return "\n".join(textwrap.fill(f"  {name:<11}{fact}", 120, subsequent_indent=13 * " ") for name, fact in facts.items())
+    return "\n".join(
+        textwrap.fill(f"  {name:<11}{fact}", 120, subsequent_indent=13 * " ")
+        for name, fact in facts.items()
+    )
 
 
 def change_text(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
@@ -144,7 +182,13 @@ def change_text(before: dict[str, float] | None, after: dict[str, float] | None)
 def table_summary(lens: JPEGLens) -> dict[str, dict[str, Any]]:
     """Smallest, median and largest step, the number of dead steps and the steps themselves, for luma and chroma."""
     return {
-        name: {"min": q.min().item(), "median": q.median().item(), "max": q.max().item(), "dead": int(dead.sum()), "q": q.tolist()}
+        name: {
+            "min": q.min().item(),
+            "median": q.median().item(),
+            "max": q.max().item(),
+            "dead": int(dead.sum()),
+            "q": q.tolist(),
+        }
         for name, q, dead in zip(("luma", "chroma"), lens.q.detach(), lens.dead())
     }
 
@@ -163,12 +207,14 @@ def tables_text(lens: JPEGLens) -> str:
 
 def health_text(health: dict[str, Any]) -> str:
     """The numbers of :meth:`JPEGLens.health` with what they mean."""
-    return "\n".join([
-        f"on {health['images']} {health['dataset']} test images:",
-        f"  dead       {health['dead']} of 128 steps have alpha q^2 < 1: too small to round anything, and out of reach of a fit",
-        f"  saturated  {100 * health['saturated']:.2f} % of the coefficients exceed the range L q and are cut off there",
-        f"  zeroed     {100 * health['zeroed']:.2f} % of the visible coefficients (above half a grey level) vanish",
-    ])
+    return "\n".join(
+        [
+            f"on {health['images']} {health['dataset']} test images:",
+            f"  dead       {health['dead']} of 128 steps have alpha q^2 < 1: too small to round anything, and out of reach of a fit",
+            f"  saturated  {100 * health['saturated']:.2f} % of the coefficients exceed the range L q and are cut off there",
+            f"  zeroed     {100 * health['zeroed']:.2f} % of the visible coefficients (above half a grey level) vanish",
+        ]
+    )
 
 
 def image_sets(cfg: CfgNode) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
@@ -176,14 +222,20 @@ def image_sets(cfg: CfgNode) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet
     return *load_image_sets(cfg), cfg.DATASET.TYPE
 
 
-def image_sets_of(lens: JPEGLens, cfg: CfgNode) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
+def image_sets_of(
+    lens: JPEGLens, cfg: CfgNode
+) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
     """The same for the data that ``lens`` was fitted for; the synthetic set where these are unknown or not there."""
     cfg = cfg.clone()
     cfg.DATASET.TYPE = lens.metadata.get("dataset", "unknown")
     try:
         return image_sets(cfg)
     except DJIPError as error:
-        reason = error if "dataset" in lens.metadata else "the lens does not say which images it was fitted for"
+        reason = (
+            error
+            if "dataset" in lens.metadata
+            else "the lens does not say which images it was fitted for"
+        )
         print(f"note: {reason}; showing synthetic ones")
         cfg.DATASET.TYPE = "synthetic"
         return image_sets(cfg)

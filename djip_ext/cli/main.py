@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        print("error: No space left on device; free some, then go on with --resume: what was finished is safe", file=sys.stderr)
+        print(
+            "error: No space left on device; free some, then go on with --resume: what was finished is safe",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; train and fit continue with --resume", file=sys.stderr)
@@ -41,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_command(argv: Sequence[str]) -> None:
     """Parse ``argv`` and run the command that it names; raises DJIPError for anything the user can mend."""
     argv = list(argv)
-    parser = argparse.ArgumentParser("djip", description="Amplify a frozen teacher with a fitted JPEG lens.")
+    parser = argparse.ArgumentParser(
+        "djip", description="Amplify a frozen teacher with a fitted JPEG lens."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, description in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)

@@ -9,9 +9,20 @@ from djip_ext.bench.engine.cfg import load_cfg
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     """``--cfg``, ``--data-root`` and the trailing ``KEY VALUE`` pairs."""
-    parser.add_argument("--cfg", help="YAML file of the benchmark, see configs/; default: the schema's defaults")
-    parser.add_argument("--data-root", metavar="DIR", help="folder that holds cifar-100-python, or train/CLASS/* and val/CLASS/* (BENCH.DATA_ROOT)")
-    parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="settings that override the file, e.g. SOLVER.EPOCHS 60")
+    parser.add_argument(
+        "--cfg", help="YAML file of the benchmark, see configs/; default: the schema's defaults"
+    )
+    parser.add_argument(
+        "--data-root",
+        metavar="DIR",
+        help="folder that holds cifar-100-python, or train/CLASS/* and val/CLASS/* (BENCH.DATA_ROOT)",
+    )
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="settings that override the file, e.g. SOLVER.EPOCHS 60",
+    )
 
 
 def benchmark_cfg(args: argparse.Namespace) -> CfgNode:

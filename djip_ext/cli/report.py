@@ -30,10 +30,22 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="TABLE|FOLDER", help="a table's YAML file (its runs lie in output/NAME), or a folder of records")
-    parser.add_argument("--runs", metavar="FOLDER", help="where the runs of a table lie, if not in output/NAME")
-    parser.add_argument("--baseline", metavar="ARM", help="what the others are compared with (default: the first arm, or identity)")
-    parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: report/ beside the runs)")
+    parser.add_argument(
+        "what",
+        metavar="TABLE|FOLDER",
+        help="a table's YAML file (its runs lie in output/NAME), or a folder of records",
+    )
+    parser.add_argument(
+        "--runs", metavar="FOLDER", help="where the runs of a table lie, if not in output/NAME"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="ARM",
+        help="what the others are compared with (default: the first arm, or identity)",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the report goes (default: report/ beside the runs)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,20 +64,32 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     if table is not None:
         for arm, ids in several_lenses(results).items():
             if arm in table.arms:
-                raise DJIPError(f"the arm {arm} has runs with several lenses in {folder}: {', '.join(ids)}; move away those that the table no longer has")
+                raise DJIPError(
+                    f"the arm {arm} has runs with several lenses in {folder}: {', '.join(ids)}; move away those that the table no longer has"
+                )
         results = in_order(results, table.distillers, list(table.arms))
-    arms = arms_of(results) if table is None else [arm for arm in table.arms if arm in arms_of(results)]
+    arms = (
+        arms_of(results)
+        if table is None
+        else [arm for arm in table.arms if arm in arms_of(results)]
+    )
     baseline = baseline or (next(iter(table.arms)) if table else arms[0])
     if baseline not in arms:
-        raise DJIPError(f"{folder} has no finished run of the arm {baseline}; it has {', '.join(arms)}")
+        raise DJIPError(
+            f"{folder} has no finished run of the arm {baseline}; it has {', '.join(arms)}"
+        )
     arms = [baseline, *(arm for arm in arms if arm != baseline)]
     rows = table_rows(results, baseline)
     lenses = lenses_of(results, read_records(folder))
     of_lens = {lens: draw_lens(lens, out) for lens in lenses}
     pictures = draw(results, rows, arms, out)
-    planned = len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds if table else None
+    planned = (
+        len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds if table else None
+    )
     title = table.name if table else folder.name
-    text = markdown_report(title, rows, results, arms, planned, pictures, lens_section(lenses, of_lens))
+    text = markdown_report(
+        title, rows, results, arms, planned, pictures, lens_section(lenses, of_lens)
+    )
     atomic_write(out / "table.md", lambda path: path.write_text(text))
     atomic_write(out / "table.tex", lambda path: path.write_text(latex_report(rows, results, arms)))
     write_csv(out / "table.csv", rows)
@@ -89,7 +113,9 @@ def draw(results: Results, rows: list[dict], arms: list[str], out: Path) -> list
     if changes:
         figures["cmi.png"] = cmi_change_figure(changes)
     points = gains(results, arms[0])
-    if len({round(point.cmi, 3) for point in points}) > 1:  # on one value of CMI nothing depends on it
+    if (
+        len({round(point.cmi, 3) for point in points}) > 1
+    ):  # on one value of CMI nothing depends on it
         figures["gain.png"] = gain_figure(points, arms[0])
     return save(figures, ("differences.png", "cmi.png", "gain.png"), out)
 
@@ -101,7 +127,11 @@ def draw_lens(lens: TableLens, out: Path) -> list[str]:
     name = f"lens-{lens.arm}-{file_name(lens.teacher)}-{lens.id}"
     figures = lens_figures(lens.record) if lens.record else {}
     kinds = ("tables", "fit", "simplex")
-    return save({f"{name}-{kind}.png": figures[kind] for kind in kinds if kind in figures}, [f"{name}-{kind}.png" for kind in kinds], out)
+    return save(
+        {f"{name}-{kind}.png": figures[kind] for kind in kinds if kind in figures},
+        [f"{name}-{kind}.png" for kind in kinds],
+        out,
+    )
 
 
 def save(figures: Mapping[str, Figure], names: Sequence[str], out: Path) -> list[str]:

@@ -29,14 +29,46 @@ from djip_ext.utils.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("table", metavar="TABLE", help="YAML file, see docs/tables.md and results/cifar100/fewshot13.yaml")
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the table's")
-    parser.add_argument("--out", metavar="FOLDER", help="where everything goes (default: output/NAME_OF_TABLE)")
-    parser.add_argument("--data-root", metavar="DIR", default="", help="folder that holds cifar-100-python (BENCH.DATA_ROOT)")
-    parser.add_argument("--workers", type=int, metavar="N", help="commands at a time (default: 1; on a cluster all that can run)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, their cost and an estimate of the hours; run none")
-    parser.add_argument("--cluster", choices=("slurm", "local"), help="hand the commands to submitit; local tries that without a cluster")
-    parser.add_argument("--job", nargs="+", default=[], metavar="KEY=VALUE", help="of submitit, e.g. timeout_min=240 slurm_partition=gpu")
+    parser.add_argument(
+        "table",
+        metavar="TABLE",
+        help="YAML file, see docs/tables.md and results/cifar100/fewshot13.yaml",
+    )
+    parser.add_argument(
+        "--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the table's"
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where everything goes (default: output/NAME_OF_TABLE)"
+    )
+    parser.add_argument(
+        "--data-root",
+        metavar="DIR",
+        default="",
+        help="folder that holds cifar-100-python (BENCH.DATA_ROOT)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="commands at a time (default: 1; on a cluster all that can run)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the commands, their cost and an estimate of the hours; run none",
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local"),
+        help="hand the commands to submitit; local tries that without a cluster",
+    )
+    parser.add_argument(
+        "--job",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of submitit, e.g. timeout_min=240 slurm_partition=gpu",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,8 +85,14 @@ def run(args: argparse.Namespace) -> None:
         return
     keep_lens_records(steps, out)
     workers = args.workers or (len(steps) if args.cluster else 1)
-    start = cluster_start(args.cluster, out, parameters(args.job)) if args.cluster else local_start(out, workers)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C does, end what was begun
+    start = (
+        cluster_start(args.cluster, out, parameters(args.job))
+        if args.cluster
+        else local_start(out, workers)
+    )
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # as Ctrl-C does, end what was begun
     outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
     if any(step.kind == "student" for step in [*outcome.here, *outcome.found]):
         print(f"\n{write_report(Path(out), table, Path(out, 'report'))}")
@@ -70,19 +108,28 @@ def check_data(steps: list[Step]) -> None:
         if key not in seen:
             seen.add(key)
             train, test = (data.fingerprint() for data in load_run_sets(cfg))
-            found = ", ".join(f"{part['images']} {name} images ({part['sha256']})" for name, part in (("training", train), ("test", test)))
+            found = ", ".join(
+                f"{part['images']} {name} images ({part['sha256']})"
+                for name, part in (("training", train), ("test", test))
+            )
             print(f"data: {cfg.DATASET.TYPE}, {found}")
 
 
 def keep_lens_records(steps: list[Step], out: str) -> None:
     """Leave the record of every lens that is there already below ``out``/lenses, where ``djip fit`` leaves those of the table's own fits."""
     fitted = {step.makes: step for step in steps if step.kind == "lens"}
-    for path, step in {step.lens: step for step in steps if step.lens not in ("", "identity")}.items():
+    for path, step in {
+        step.lens: step for step in steps if step.lens not in ("", "identity")
+    }.items():
         if path not in fitted:
             cfg, record = step.settings(), record_of(path)
-            name = f"{file_name(cfg.DISTILLER.TEACHER)}-{cfg.EXPERIMENT.PROJECT}-{record['id']}.json"
+            name = (
+                f"{file_name(cfg.DISTILLER.TEACHER)}-{cfg.EXPERIMENT.PROJECT}-{record['id']}.json"
+            )
             write_json(Path(out, "lenses", name), record)
-        elif (known := fitted[path].result()) is not None and "id" not in known:  # of a fit from before records had one
+        elif (
+            known := fitted[path].result()
+        ) is not None and "id" not in known:  # of a fit from before records had one
             write_json(Path(path).with_suffix(".json"), record_of(path))
 
 
@@ -93,15 +140,25 @@ def dry_run(steps: list[Step], workers: int) -> None:
     costs = Estimate()(steps)
     for step, cost in zip(steps, costs):
         epochs = 0 if step.result() else step.epochs_done()
-        state = "done" if step.result() else f"{epochs} epochs done, {_cost(cost)} left" if epochs else _cost(cost)
+        state = (
+            "done"
+            if step.result()
+            else f"{epochs} epochs done, {_cost(cost)} left"
+            if epochs
+            else _cost(cost)
+        )
         print(f"\n# {step.name}: {state}\n{step}")
     print()
     for kind in ("teacher", "lens", "student"):
         own = [cost for step, cost in zip(steps, costs) if step.kind == kind]
         print(f"{len(own)} {kind} commands: {_cost(sum(own, Cost()))}")
     whole = sum(costs, Cost())
-    several = f", {whole.seconds / 3600 / workers:.2f} with {workers} workers," if workers > 1 else ""
-    print(f"in all: {_cost(whole)} of one worker{several} on this machine as busy as it was just now")
+    several = (
+        f", {whole.seconds / 3600 / workers:.2f} with {workers} workers," if workers > 1 else ""
+    )
+    print(
+        f"in all: {_cost(whole)} of one worker{several} on this machine as busy as it was just now"
+    )
 
 
 def _cost(cost: Cost) -> str:
@@ -118,9 +175,15 @@ def parameters(pairs: list[str]) -> dict[str, object]:
 
 def finish(outcome: Outcome, out: str) -> None:
     """Say what was done; raise DJIPError when something failed."""
-    print(f"{len(outcome.here)} commands run here, {len(outcome.found)} done before or elsewhere, all below {out}")
+    print(
+        f"{len(outcome.here)} commands run here, {len(outcome.found)} done before or elsewhere, all below {out}"
+    )
     if outcome.failed:
         first = outcome.failed[0]
-        rest = f", and {len(outcome.blocked)} that need them were not begun" if outcome.blocked else ""
+        rest = (
+            f", and {len(outcome.blocked)} that need them were not begun" if outcome.blocked else ""
+        )
         where = f"the first: {first.name}, see {log_file(first, out)}"
-        raise DJIPError(f"{len(outcome.failed)} commands failed{rest}; {where}. Mend it and start the same command again")
+        raise DJIPError(
+            f"{len(outcome.failed)} commands failed{rest}; {where}. Mend it and start the same command again"
+        )

@@ -13,10 +13,20 @@ HOST = "djip_ext.bench"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_benchmark_arguments(parser)
-    parser.add_argument("--djip-lens", metavar="LENS", help="lens file in front of the teacher, or 'identity': the fair baseline")
-    parser.add_argument("--djip-any-teacher", action="store_true", help="accept a lens that was fitted for other weights")
+    parser.add_argument(
+        "--djip-lens",
+        metavar="LENS",
+        help="lens file in front of the teacher, or 'identity': the fair baseline",
+    )
+    parser.add_argument(
+        "--djip-any-teacher",
+        action="store_true",
+        help="accept a lens that was fitted for other weights",
+    )
     parser.add_argument("--seed", type=int, help="of weights, order and augmentation (BENCH.SEED)")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run, to the same numbers")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run, to the same numbers"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,10 +35,16 @@ def run(args: argparse.Namespace) -> None:
         if args.djip_lens:
             lens = "identity" if args.djip_lens == "identity" else load_lens(args.djip_lens)
             if cfg.DISTILLER.TYPE == "NONE":
-                raise DJIPError("--djip-lens goes in front of a teacher, but DISTILLER.TYPE is NONE; name a distiller, or a file that does with --cfg")
-            cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, "identity" if lens == "identity" else lens_id(lens))
+                raise DJIPError(
+                    "--djip-lens goes in front of a teacher, but DISTILLER.TYPE is NONE; name a distiller, or a file that does with --cfg"
+                )
+            cfg.EXPERIMENT.PROJECT = behind_lens(
+                cfg.EXPERIMENT.PROJECT, "identity" if lens == "identity" else lens_id(lens)
+            )
             print(install(lens, HOST, args.djip_any_teacher))
         result = train(cfg, args.resume)
     finally:
         uninstall(HOST)
-    print(f"last {result['last_acc']:.2f} %, best {result['best_acc']:.2f} % (epoch {result['best_epoch']} of {result['epochs']}): {result['folder']}")
+    print(
+        f"last {result['last_acc']:.2f} %, best {result['best_acc']:.2f} % (epoch {result['best_epoch']} of {result['epochs']}): {result['folder']}"
+    )

@@ -44,8 +44,10 @@ class Cost:
     student: int = 0
     seconds: float = 0.0
 
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.teacher + other.teacher, self.student + other.student, self.seconds + other.seconds)
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.teacher + other.teacher, self.student + other.student, self.seconds + other.seconds
+        )
 
 
 class Estimate:
@@ -57,7 +59,10 @@ class Estimate:
     def __call__(self, steps: Sequence[Step]) -> list[Cost]:
         """The cost of each step that is not finished, of what is left of it; answers that several students share are the first one's."""
         shared: set[str] = set()
-        return [self._cost(step, shared) for step in tqdm(steps, desc="measuring", unit="step", leave=False)]
+        return [
+            self._cost(step, shared)
+            for step in tqdm(steps, desc="measuring", unit="step", leave=False)
+        ]
 
     def _cost(self, step: Step, shared: set[str]) -> Cost:
         if step.result() is not None:
@@ -70,22 +75,42 @@ class Estimate:
             return self._fit(step, cfg, train, test)
         done, last, count = step.epochs_done(), cfg.SOLVER.EPOCHS, len(train.labels)
         epochs = last - done
-        evaluations = sum(epoch % cfg.BENCH.EVAL_EVERY == 0 or epoch == last for epoch in range(done + 1, last + 1))
+        evaluations = sum(
+            epoch % cfg.BENCH.EVAL_EVERY == 0 or epoch == last
+            for epoch in range(done + 1, last + 1)
+        )
         networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT} {cfg.BENCH.PRECISION} {cfg.BENCH.VIEWS} {count}"
-        per_image, pretraining, per_test = self._once(f"run {networks}", lambda: time_training(cfg, train, test))
-        cost = Cost(0, epochs * count, epochs * count * per_image + evaluations * len(test.labels) * per_test)
+        per_image, pretraining, per_test = self._once(
+            f"run {networks}", lambda: time_training(cfg, train, test)
+        )
+        cost = Cost(
+            0,
+            epochs * count,
+            epochs * count * per_image + evaluations * len(test.labels) * per_test,
+        )
         if cfg.DISTILLER.TYPE == "NONE":
             return cost
         if cfg.BENCH.VIEWS:
             key = f"{step.lens} {cfg.BENCH.TEACHER_CHECKPOINT} {where} {cfg.BENCH.VIEWS}"
             asked = 0 if key in shared else cfg.BENCH.VIEWS * count
             shared.add(key)
-            looking = self._once(f"look {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_teacher(cfg, train)) if asked else 0.0
+            looking = (
+                self._once(
+                    f"look {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}",
+                    lambda: time_teacher(cfg, train),
+                )
+                if asked
+                else 0.0
+            )
             return cost + Cost(asked, 0, asked * looking)
-        paraphrased = cfg.FT.PRETRAIN.EPOCHS * count if cfg.DISTILLER.TYPE == "FT" and not done else 0
+        paraphrased = (
+            cfg.FT.PRETRAIN.EPOCHS * count if cfg.DISTILLER.TYPE == "FT" and not done else 0
+        )
         return cost + Cost(epochs * count + paraphrased, 0, paraphrased * pretraining)
 
-    def _fit(self, step: Step, cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet) -> Cost:
+    def _fit(
+        self, step: Step, cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet
+    ) -> Cost:
         flags = list(step.flags)
 
         def number(flag: str, default: int) -> int:
@@ -93,9 +118,13 @@ class Estimate:
 
         rounds, images = number("--rounds", 20), number("--images", 0)
         count = min(images or len(train.labels), len(train.labels))
-        measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))  # at the end, without and with the lens
+        measured = 2 * (
+            len(test.labels) + (len(train.labels) if images else 0)
+        )  # at the end, without and with the lens
         passes = fit_passes(count, rounds) + measured
-        per_pass = self._once(f"fit {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_fit(cfg, train))
+        per_pass = self._once(
+            f"fit {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_fit(cfg, train)
+        )
         return Cost(passes, 0, passes * per_pass)
 
     def _once(self, key: str, measure: Callable[[], Any]) -> Any:
@@ -121,7 +150,11 @@ class _Few:
 
     def __init__(self, loader: DeviceLoader | FolderLoader, batches: int) -> None:
         self.loader, self.batches, self.batch_size = loader, batches, loader.batch_size
-        self.device, self.data, self.num_images = loader.device, loader.data, min(batches * loader.batch_size, loader.num_images)
+        self.device, self.data, self.num_images = (
+            loader.device,
+            loader.data,
+            min(batches * loader.batch_size, loader.num_images),
+        )
 
     def __len__(self) -> int:
         return min(self.batches, len(self.loader))
@@ -130,13 +163,26 @@ class _Few:
         return itertools.islice(self.loader, self.batches)
 
 
-def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet) -> tuple[float, float, float]:
+def time_training(
+    cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet
+) -> tuple[float, float, float]:
     """Seconds an image of a training step of ``cfg``, of an epoch of FT's pretraining, and of an evaluation; with random weights.
 
     The teacher looks through a lens, or only remembers when ``BENCH.VIEWS`` says so.
     """
     cfg = cfg.clone()
-    cfg.merge_from_list(["BENCH.STUDENT_CHECKPOINT", "", "BENCH.EVAL_EVERY", 10**9, "SOLVER.EPOCHS", 10**9, "SOLVER.LR", 0.0])
+    cfg.merge_from_list(
+        [
+            "BENCH.STUDENT_CHECKPOINT",
+            "",
+            "BENCH.EVAL_EVERY",
+            10**9,
+            "SOLVER.EPOCHS",
+            10**9,
+            "SOLVER.LR",
+            0.0,
+        ]
+    )
     cfg.merge_from_list(["FT.PRETRAIN.EPOCHS", 1, "FT.PRETRAIN.LR", 0.0])
     loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else lensed_teacher(cfg, train)
@@ -145,10 +191,19 @@ def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | Fo
         with torch.no_grad():
             _, features = teacher(next(iter(loader))[0][:1])
         count = loader.num_images
-        kept = {"logits": torch.randn(1, count, train.num_classes), "pooled_feat": torch.randn(1, count, features["pooled_feat"].shape[1])}
-        distiller.teacher = CachedTeacher({name: values.to(loader.device) for name, values in kept.items()}, "")
+        kept = {
+            "logits": torch.randn(1, count, train.num_classes),
+            "pooled_feat": torch.randn(1, count, features["pooled_feat"].shape[1]),
+        }
+        distiller.teacher = CachedTeacher(
+            {name: values.to(loader.device) for name, values in kept.items()}, ""
+        )
     warm, few = _Few(loader, 1), _Few(loader, STEPS)
-    pretraining = _seconds(lambda: distiller.pretrain(few)) / few.num_images if hasattr(distiller, "pretrain") else 0.0
+    pretraining = (
+        _seconds(lambda: distiller.pretrain(few)) / few.num_images
+        if hasattr(distiller, "pretrain")
+        else 0.0
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_dict[cfg.SOLVER.TRAINER](Path(folder), distiller, warm, warm, cfg)  # type: ignore[arg-type]
         trainer.train_epoch(1)
@@ -161,7 +216,9 @@ def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | Fo
 
 def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
     """The teacher of ``cfg`` with random weights, and with the statistics of noise, without which a deep one's numbers explode."""
-    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)
+    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(
+        cfg.BENCH.DEVICE, memory_format=torch.channels_last
+    )
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain average over all batches: this one
@@ -172,7 +229,9 @@ def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
 
 def lensed_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
     """That teacher behind the default lens."""
-    return put_behind(random_teacher(cfg, data), default_start(), cfg, any_teacher=True).to(cfg.BENCH.DEVICE)
+    return put_behind(random_teacher(cfg, data), default_start(), cfg, any_teacher=True).to(
+        cfg.BENCH.DEVICE
+    )
 
 
 @torch.no_grad()
@@ -197,7 +256,16 @@ def time_fit(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
     loader = make_loader(part, 64, cfg.BENCH.DEVICE, shuffle=True)
 
     def fit() -> None:
-        fit_lens(teacher, loader, data.num_classes, mean=data.mean, std=data.std, rounds=1, progress=False, precision=cfg.BENCH.PRECISION)
+        fit_lens(
+            teacher,
+            loader,
+            data.num_classes,
+            mean=data.mean,
+            std=data.std,
+            rounds=1,
+            progress=False,
+            precision=cfg.BENCH.PRECISION,
+        )
 
     return _seconds(fit) / fit_passes(len(part.labels), 1)
 

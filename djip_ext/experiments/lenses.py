@@ -31,9 +31,13 @@ class TableLens:
     def missing(self) -> dict[str, str]:
         """Picture -> why it cannot be drawn."""
         if self.record is None:
-            return {"everything": "there is no record of it in lenses/; djip reproduce keeps it there"}
+            return {
+                "everything": "there is no record of it in lenses/; djip reproduce keeps it there"
+            }
         reasons = {}
-        if _rounds(self.record.about) != 0 and (self.record.goal is None or len(self.record.history) < 2):
+        if _rounds(self.record.about) != 0 and (
+            self.record.goal is None or len(self.record.history) < 2
+        ):
             reasons["the fit"] = "its record holds no rounds"
         if self.record.one_class is None:
             reasons["one class"] = "its record holds no answers for one, as those of older fits"
@@ -57,7 +61,11 @@ def lenses_of(results: Results, records: Sequence[LensRecord]) -> list[TableLens
 def _record(name: str, about: dict[str, Any], records: Sequence[LensRecord]) -> LensRecord | None:
     """Equal tables (JPEG, say) have one id; a record is that of this lens when it was also measured on this teacher."""
     weights = about.get("teacher_hash")
-    same = [record for record in records if record.id == name and weights in (None, record.about.get("teacher_hash"))]
+    same = [
+        record
+        for record in records
+        if record.id == name and weights in (None, record.about.get("teacher_hash"))
+    ]
     return same[0] if same else None
 
 
@@ -73,9 +81,20 @@ def lens_section(lenses: Sequence[TableLens], pictures: Mapping[TableLens, Seque
     """
     if not lenses:
         return ""
-    header = ["teacher", "arm", "lens", "CMI (nats)", "cross entropy (nats)", "accuracy, training (%)", "accuracy, test (%)", "rounds"]
+    header = [
+        "teacher",
+        "arm",
+        "lens",
+        "CMI (nats)",
+        "cross entropy (nats)",
+        "accuracy, training (%)",
+        "accuracy, test (%)",
+        "rounds",
+    ]
     parts = ["## The lenses", markdown_table([header, *map(_line, lenses)])]
-    parts.append("Of each teacher, without → behind the lens; all on the training images but the last accuracy.")
+    parts.append(
+        "Of each teacher, without → behind the lens; all on the training images but the last accuracy."
+    )
     for lens in lenses:
         if pictures.get(lens):
             parts += [f"### {lens}", "\n".join(f"![{name}]({name})" for name in pictures[lens])]
@@ -84,7 +103,9 @@ def lens_section(lenses: Sequence[TableLens], pictures: Mapping[TableLens, Seque
         for picture, why in lens.missing().items():
             reasons.setdefault((picture, why), []).append(str(lens))
     if reasons:
-        lines = (f"{picture} for {', '.join(names)} ({why})" for (picture, why), names in reasons.items())
+        lines = (
+            f"{picture} for {', '.join(names)} ({why})" for (picture, why), names in reasons.items()
+        )
         parts.append(f"Not drawn: {'; '.join(lines)}.")
     return "\n\n".join(parts)
 
@@ -97,6 +118,21 @@ def _line(lens: TableLens) -> list[str]:
         return "" if None in values else " → ".join(f"{value:.{digits}f}" for value in values)
 
     rounds, fit = _rounds(about), about.get("fit") or {}
-    how = "" if rounds is None else f"{rounds}, tables of round {fit.get('chosen')}" if rounds else "0: not fitted"
+    how = (
+        ""
+        if rounds is None
+        else f"{rounds}, tables of round {fit.get('chosen')}"
+        if rounds
+        else "0: not fitted"
+    )
     how += ", outside its band" if rounds and not fit.get("in_band", True) else ""
-    return [lens.teacher, lens.arm, lens.id, change("cmi", 4), change("ce", 4), change("accuracy", 2), change("accuracy", 2, "test_"), how]
+    return [
+        lens.teacher,
+        lens.arm,
+        lens.id,
+        change("cmi", 4),
+        change("ce", 4),
+        change("accuracy", 2),
+        change("accuracy", 2, "test_"),
+        how,
+    ]

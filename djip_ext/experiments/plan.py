@@ -52,7 +52,15 @@ class Step:
     @property
     def words(self) -> list[str]:
         root = ["--data-root", self.data_root] if self.data_root else []
-        return ["fit" if self.kind == "lens" else "train", "--cfg", self.config, *self.flags, "--resume", *root, *self.options]
+        return [
+            "fit" if self.kind == "lens" else "train",
+            "--cfg",
+            self.config,
+            *self.flags,
+            "--resume",
+            *root,
+            *self.options,
+        ]
 
     def __str__(self) -> str:
         return f"djip {shlex.join(self.words)}"
@@ -60,7 +68,9 @@ class Step:
     def settings(self) -> CfgNode:
         """What the command line says; the lens still adds to a student's folder."""
         options = [*self.options, *(["BENCH.DATA_ROOT", self.data_root] if self.data_root else [])]
-        return load_cfg(self.config, options + ([] if self.seed is None else ["BENCH.SEED", self.seed]))
+        return load_cfg(
+            self.config, options + ([] if self.seed is None else ["BENCH.SEED", self.seed])
+        )
 
     def cfg(self) -> CfgNode:
         """The configuration that the command will run with; a student's needs its lens to exist, since its folder is named after it."""
@@ -78,7 +88,11 @@ class Step:
         """
         if self.kind == "lens":
             record = Path(self.makes).with_suffix(".json")
-            if not Path(self.makes).exists() or not record.exists() or Path(self.makes).with_suffix(".fit.pth").exists():
+            if (
+                not Path(self.makes).exists()
+                or not record.exists()
+                or Path(self.makes).with_suffix(".fit.pth").exists()
+            ):
                 return None
             found = json.loads(record.read_text())
             check_teacher(self.settings(), found["about"].get("teacher_hash"), self.makes)
@@ -89,7 +103,9 @@ class Step:
 
     def epochs_done(self) -> int:
         """Rows of an unfinished run's log; 0 for a lens and for a run that has not begun."""
-        if self.kind == "lens" or (self.lens not in ("", "identity") and not Path(self.lens).exists()):
+        if self.kind == "lens" or (
+            self.lens not in ("", "identity") and not Path(self.lens).exists()
+        ):
             return 0
         log = run_folder(self.cfg()) / "log.csv"
         return max(0, len(log.read_text().splitlines()) - 1) if log.exists() else 0
@@ -104,8 +120,12 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
     differing = differing_settings(run_record(cfg)["config"], result["config"])
     differing.pop("BENCH.DEVICE", None)
     if differing:
-        values = ", ".join(f"{key} {theirs} (now {ours})" for key, (ours, theirs) in differing.items())
-        raise DJIPError(f"{path.parent} holds a run with other settings: {values}; give the table another --out or delete that folder")
+        values = ", ".join(
+            f"{key} {theirs} (now {ours})" for key, (ours, theirs) in differing.items()
+        )
+        raise DJIPError(
+            f"{path.parent} holds a run with other settings: {values}; give the table another --out or delete that folder"
+        )
     check_teacher(cfg, result.get("teacher_hash"), path.parent)
     return result
 
@@ -113,14 +133,23 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
 def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
     """Raise DJIPError when the teacher that ``cfg`` names has other weights by now than ``known``, those that made ``where``."""
     path = cfg.BENCH.TEACHER_CHECKPOINT or _published(cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE)
-    if known and path and Path(path).is_file() and (found := _hash_of(str(path), os.stat(path).st_mtime_ns)) != known:
-        raise DJIPError(f"{where} was made with another teacher ({known}) than {path} is now ({found}); delete it or give the table another --out")
+    if (
+        known
+        and path
+        and Path(path).is_file()
+        and (found := _hash_of(str(path), os.stat(path).st_mtime_ns)) != known
+    ):
+        raise DJIPError(
+            f"{where} was made with another teacher ({known}) than {path} is now ({found}); delete it or give the table another --out"
+        )
 
 
 @functools.cache
 def _hash_of(path: str, mtime_ns: int) -> str:
     state = read_weights(path)
-    for key in [key for key in state if key.endswith(".running_var")]:  # old checkpoints lack what torch then sets to 0
+    for key in [
+        key for key in state if key.endswith(".running_var")
+    ]:  # old checkpoints lack what torch then sets to 0
         state.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return weight_hash(state)
 
@@ -134,11 +163,16 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
         DJIPError: a configuration, checkpoint or lens is missing or does not fit; the message names it.
     """
     configs = {(p, d): table.config(p, d) for p in table.pairs for d in table.distillers}
-    cfgs = {key: load_cfg(path, [*_schedule(table, path), *table.settings("all", "student", key[1])]) for key, path in configs.items()}
+    cfgs = {
+        key: load_cfg(path, [*_schedule(table, path), *table.settings("all", "student", key[1])])
+        for key, path in configs.items()
+    }
     for (_, distiller), cfg in cfgs.items():
-        if cfg.DISTILLER.TYPE != distiller:
+        if distiller != cfg.DISTILLER.TYPE:
             kind = cfg.DISTILLER.TYPE
-            raise DJIPError(f"{table.configs}: the configuration for {distiller} has DISTILLER.TYPE {kind}; name its file after the method")
+            raise DJIPError(
+                f"{table.configs}: the configuration for {distiller} has DISTILLER.TYPE {kind}; name its file after the method"
+            )
     teachers: dict[str, tuple[Step | None, str]] = {}
     lenses: dict[tuple[str, str], tuple[Step | None, str]] = {}
     for key, cfg in cfgs.items():
@@ -146,21 +180,41 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
         if name not in teachers:
             teachers[name] = _teacher(table, name, cfg.DATASET.TYPE, out, data_root)
             for arm in table.arms:
-                lenses[name, arm] = _lens(table, arm, name, teachers[name], configs[key], out, data_root)
+                lenses[name, arm] = _lens(
+                    table, arm, name, teachers[name], configs[key], out, data_root
+                )
     steps = [step for step, _ in [*teachers.values(), *lenses.values()] if step is not None]
     for seed in range(table.seeds):
         for (pair, distiller), cfg in cfgs.items():
             for arm in table.arms:
                 teacher, checkpoint = teachers[cfg.DISTILLER.TEACHER]
                 fit, lens = lenses[cfg.DISTILLER.TEACHER, arm]
-                options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", arm, "EXPERIMENT.NAME", f"{distiller.lower()}_{pair}"]
+                options = [
+                    "LOG.PREFIX",
+                    out,
+                    "EXPERIMENT.PROJECT",
+                    arm,
+                    "EXPERIMENT.NAME",
+                    f"{distiller.lower()}_{pair}",
+                ]
                 options += ["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []
-                options += [*_schedule(table, configs[pair, distiller]), *table.settings("all", "student", distiller)]
-                steps.append(Step(
-                    "student", f"{distiller} {pair}, {arm}, seed {seed}", configs[pair, distiller],
-                    ("--djip-lens", lens, "--seed", str(seed)), tuple(options), data_root, seed, lens,
-                    needs=tuple(step for step in (teacher, fit) if step is not None),
-                ))
+                options += [
+                    *_schedule(table, configs[pair, distiller]),
+                    *table.settings("all", "student", distiller),
+                ]
+                steps.append(
+                    Step(
+                        "student",
+                        f"{distiller} {pair}, {arm}, seed {seed}",
+                        configs[pair, distiller],
+                        ("--djip-lens", lens, "--seed", str(seed)),
+                        tuple(options),
+                        data_root,
+                        seed,
+                        lens,
+                        needs=tuple(step for step in (teacher, fit) if step is not None),
+                    )
+                )
     return steps
 
 
@@ -169,30 +223,55 @@ def _schedule(table: Table, config: str) -> list[str]:
     if table.epochs is None:
         return []
     solver = load_cfg(config).SOLVER
-    stages = [max(1, round(stage * table.epochs / solver.EPOCHS)) for stage in solver.LR_DECAY_STAGES]
-    return ["SOLVER.EPOCHS", str(table.epochs), "SOLVER.LR_DECAY_STAGES", repr(stages).replace(" ", "")]
+    stages = [
+        max(1, round(stage * table.epochs / solver.EPOCHS)) for stage in solver.LR_DECAY_STAGES
+    ]
+    return [
+        "SOLVER.EPOCHS",
+        str(table.epochs),
+        "SOLVER.LR_DECAY_STAGES",
+        repr(stages).replace(" ", ""),
+    ]
 
 
-def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) -> tuple[Step | None, str]:
+def _teacher(
+    table: Table, name: str, dataset: str, out: str, data_root: str
+) -> tuple[Step | None, str]:
     """The step that trains the teacher, or None, and its checkpoint."""
     source = table.teachers.get(name, "")
     if not source.endswith((".yaml", ".yml")):
         path = source or _published(name, dataset)
         if path is not None and not Path(path).is_file():
-            raise DJIPError(f"there is no checkpoint {path} of the teacher {name}; give one, or a configuration to train it, at teachers:")
+            raise DJIPError(
+                f"there is no checkpoint {path} of the teacher {name}; give one, or a configuration to train it, at teachers:"
+            )
         return None, source
-    options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", file_name(name), *table.settings("all", "teacher")]
+    options = [
+        "LOG.PREFIX",
+        out,
+        "EXPERIMENT.PROJECT",
+        "teachers",
+        "EXPERIMENT.NAME",
+        file_name(name),
+        *table.settings("all", "teacher"),
+    ]
     step = Step("teacher", f"teacher {name}", source, ("--seed", "0"), tuple(options), data_root, 0)
     cfg = step.cfg()
     kind, student = cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT
     if (kind, student) != ("NONE", name):
-        raise DJIPError(f"{source} trains {student} with {kind}; the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}")
+        raise DJIPError(
+            f"{source} trains {student} with {kind}; the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}"
+        )
     return step, str(run_folder(cfg) / "student_last.pth")
 
 
 def _published(name: str, dataset: str) -> str | None:
     """Where mdistiller keeps the teacher ``name``, "" for one it does not have; None: its own library has the weights, or says so."""
-    return cifar_model_dict[name][1] or "" if name in cifar_model_dict and dataset not in FOLDERS else None
+    return (
+        cifar_model_dict[name][1] or ""
+        if name in cifar_model_dict and dataset not in FOLDERS
+        else None
+    )
 
 
 def file_name(network: str) -> str:
@@ -201,7 +280,13 @@ def file_name(network: str) -> str:
 
 
 def _lens(
-    table: Table, arm: str, teacher: str, trained: tuple[Step | None, str], config: str, out: str, data_root: str
+    table: Table,
+    arm: str,
+    teacher: str,
+    trained: tuple[Step | None, str],
+    config: str,
+    out: str,
+    data_root: str,
 ) -> tuple[Step | None, str]:
     """The step that fits the arm's lens, or None, and the lens: "identity" or a file."""
     source = table.arms[arm]
@@ -210,14 +295,30 @@ def _lens(
     if source.endswith(".safetensors") and not source.startswith("fit"):
         path = source.replace("{teacher}", file_name(teacher))
         if not Path(path).exists():
-            raise DJIPError(f"arm {arm}: there is no lens {path}; fit it with djip fit, or let the table do so: {arm}: fit")
+            raise DJIPError(
+                f"arm {arm}: there is no lens {path}; fit it with djip fit, or let the table do so: {arm}: fit"
+            )
         return None, path
     control = f"--rounds 0 --images 500 --alpha 5 --seed 0 --start {source}"  # as damage to compare with: nothing is fitted
     flags = shlex.split(source)[1:] if source.startswith("fit") else control.split()
     step, checkpoint = trained
-    options = [*(["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []), *table.settings("all", "lens")]
+    options = [
+        *(["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []),
+        *table.settings("all", "lens"),
+    ]
     # Another fit is another file: a table that was edited never takes the old lens for the new one.
     name = hashlib.sha256(json.dumps([flags, options]).encode()).hexdigest()[:6]
     path = str(Path(out, "lenses", f"{file_name(teacher)}-{arm}-{name}.safetensors"))
     needs = () if step is None else (step,)
-    return Step("lens", f"lens {arm} of {teacher}", config, ("--out", path, *flags), tuple(options), data_root, None, "", path, needs), path
+    return Step(
+        "lens",
+        f"lens {arm} of {teacher}",
+        config,
+        ("--out", path, *flags),
+        tuple(options),
+        data_root,
+        None,
+        "",
+        path,
+        needs,
+    ), path

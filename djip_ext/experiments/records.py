@@ -52,24 +52,48 @@ def read_results(folder: str | Path) -> Results:
             if distiller["TYPE"] == "NONE":
                 continue
             pair = Pair(cfg["DATASET"]["TYPE"], distiller["TEACHER"], distiller["STUDENT"])
-            project = cfg["EXPERIMENT"]["PROJECT"].rpartition("/djip-")[0] or cfg["EXPERIMENT"]["PROJECT"]
-            found.append((pair, distiller["TYPE"], project, result["lens"], cfg["BENCH"]["SEED"], result | {"where": str(path.parent), "project": project}))
+            project = (
+                cfg["EXPERIMENT"]["PROJECT"].rpartition("/djip-")[0] or cfg["EXPERIMENT"]["PROJECT"]
+            )
+            found.append(
+                (
+                    pair,
+                    distiller["TYPE"],
+                    project,
+                    result["lens"],
+                    cfg["BENCH"]["SEED"],
+                    result | {"where": str(path.parent), "project": project},
+                )
+            )
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise DJIPError(f"{path} is not the record of a run ({error!r}); delete its folder and run it again") from error
+            raise DJIPError(
+                f"{path} is not the record of a run ({error!r}); delete its folder and run it again"
+            ) from error
     if not found:
-        raise DJIPError(f"{folder} holds no finished student (result.json); djip reproduce TABLE makes them")
+        raise DJIPError(
+            f"{folder} holds no finished student (result.json); djip reproduce TABLE makes them"
+        )
     lenses: dict[tuple[str, Pair], set[str]] = {}
     for pair, _, project, lens, _, _ in found:
         lenses.setdefault((project, pair), set()).add(lens)
     order = list(distiller_dict)
-    found.sort(key=lambda run: (str(run[0]), order.index(run[1]) if run[1] in order else len(order), run[3] != "identity", run[2]))
+    found.sort(
+        key=lambda run: (
+            str(run[0]),
+            order.index(run[1]) if run[1] in order else len(order),
+            run[3] != "identity",
+            run[2],
+        )
+    )
     results: Results = {}
     for pair, kind, project, lens, seed, result in found:
         arm = project if len(lenses[project, pair]) == 1 else lens
         cell = results.setdefault(pair, {}).setdefault(kind, {}).setdefault(arm, {})
         if seed in cell:
             both = f"{cell[seed]['where']} and {result['where']}"
-            raise DJIPError(f"{both} are both {kind}, {arm}, seed {seed}; report on a folder that holds one of them")
+            raise DJIPError(
+                f"{both} are both {kind}, {arm}, seed {seed}; report on a folder that holds one of them"
+            )
         cell[seed] = result
     return results
 
@@ -89,16 +113,26 @@ def several_lenses(results: Results) -> dict[str, list[str]]:
 def read_published() -> dict[tuple[Pair, str, str], tuple[float, str]]:
     """(pair, distiller, arm) -> top-1 accuracy in % and its source; arms are "plain" and "lens". The first of several counts."""
     with open(PUBLISHED, newline="") as file:
-        rows = [(Pair(row["dataset"], row["teacher"], row["student"]), row) for row in csv.DictReader(file)]
-    return {(pair, row["distiller"], row["arm"]): (float(row["top1"]), row["source"]) for pair, row in reversed(rows)}
+        rows = [
+            (Pair(row["dataset"], row["teacher"], row["student"]), row)
+            for row in csv.DictReader(file)
+        ]
+    return {
+        (pair, row["distiller"], row["arm"]): (float(row["top1"]), row["source"])
+        for pair, row in reversed(rows)
+    }
 
 
-def published_gains(published: dict[tuple[Pair, str, str], tuple[float, str]]) -> dict[tuple[str, str], list[float]]:
+def published_gains(
+    published: dict[tuple[Pair, str, str], tuple[float, str]],
+) -> dict[tuple[str, str], list[float]]:
     """(data set, distiller) -> published gain by DJIP in points, for every pair for which both numbers are."""
     found: dict[tuple[str, str], list[float]] = {}
     for (pair, distiller, arm), (number, _) in published.items():
         if arm == "lens" and (pair, distiller, "plain") in published:
-            found.setdefault((pair.dataset, distiller), []).append(number - published[pair, distiller, "plain"][0])
+            found.setdefault((pair.dataset, distiller), []).append(
+                number - published[pair, distiller, "plain"][0]
+            )
     return found
 
 
@@ -119,16 +153,42 @@ def table_rows(results: Results, baseline: str) -> list[dict[str, Any]]:
                     row |= compare({baseline: base, arm: runs})[-1]
                 else:
                     whole = {key: summarise([run[key] for run in runs.values()]) for key in KEYS}
-                    row |= {"n": len(runs)} | {name: v for key, s in whole.items() for name, v in ((key, s.mean), (f"{key}_sd", s.spread))}
-                    row |= {f"{key}_{what}": math.nan for key in KEYS for what in ("diff", "ci95")} | {"pairs": 0}
+                    row |= {"n": len(runs)} | {
+                        name: v
+                        for key, s in whole.items()
+                        for name, v in ((key, s.mean), (f"{key}_sd", s.spread))
+                    }
+                    row |= {
+                        f"{key}_{what}": math.nan for key in KEYS for what in ("diff", "ci95")
+                    } | {"pairs": 0}
                 change = cmi_change(runs)
-                row |= {"cmi_before": change[0], "cmi_after": change[1]} if change else {"cmi_before": "", "cmi_after": ""}
+                row |= (
+                    {"cmi_before": change[0], "cmi_after": change[1]}
+                    if change
+                    else {"cmi_before": "", "cmi_after": ""}
+                )
                 called = _published_arm(arm, baseline, runs)
                 number, source = published.get((pair, distiller, called), ("", ""))
-                others = gained.get((pair.dataset, distiller), []) if called == "lens" and number == "" else []
+                others = (
+                    gained.get((pair.dataset, distiller), [])
+                    if called == "lens" and number == ""
+                    else []
+                )
                 row |= {"published": number, "published_source": source}
-                rows.append(row | {"published_gain_elsewhere": sum(others) / len(others) if others else "", "published_pairs": len(others)})
-    return [{key: "" if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()} for row in rows]
+                rows.append(
+                    row
+                    | {
+                        "published_gain_elsewhere": sum(others) / len(others) if others else "",
+                        "published_pairs": len(others),
+                    }
+                )
+    return [
+        {
+            key: "" if isinstance(value, float) and math.isnan(value) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
 
 
 def _published_arm(arm: str, baseline: str, runs: dict[int, dict[str, Any]]) -> str:
@@ -145,9 +205,14 @@ def cmi_change(runs: dict[int, dict[str, Any]]) -> tuple[float, float] | None:
     return None
 
 
-def cmi_difference(runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]) -> float | None:
+def cmi_difference(
+    runs: dict[int, dict[str, Any]], base: dict[int, dict[str, Any]]
+) -> float | None:
     """The teacher's CMI in nats in one arm of a pair minus that in another, for whose lenses it was measured; None if unknown."""
-    (own, plain), (other, base_plain) = ((cmi_change(part), all(run["lens"] == "identity" for run in part.values())) for part in (runs, base))
+    (own, plain), (other, base_plain) = (
+        (cmi_change(part), all(run["lens"] == "identity" for run in part.values()))
+        for part in (runs, base)
+    )
     if own and other:
         return own[1] - other[1]
     if own and base_plain:
@@ -177,41 +242,79 @@ def gains(results: Results, baseline: str, key: str = "last_acc") -> list[Gain]:
     found = []
     for pair, cells in results.items():
         for arm in dict.fromkeys(arm for arms in cells.values() for arm in arms if arm != baseline):
-            both = {name: (arms[baseline], arms[arm]) for name, arms in cells.items() if {baseline, arm} <= arms.keys()}
+            both = {
+                name: (arms[baseline], arms[arm])
+                for name, arms in cells.items()
+                if {baseline, arm} <= arms.keys()
+            }
             paired = {
-                name: [runs[seed][key] - base[seed][key] for seed in sorted(base.keys() & runs.keys())]
+                name: [
+                    runs[seed][key] - base[seed][key] for seed in sorted(base.keys() & runs.keys())
+                ]
                 for name, (base, runs) in both.items()
             }
             each = {name: summarise(values) for name, values in paired.items() if values}
-            cmi = next((cmi for base, runs in both.values() if (cmi := cmi_difference(runs, base)) is not None), None)
-            mean = next(iter(each.values())) if len(each) == 1 else mean_difference(cells, arm, baseline, key)
+            cmi = next(
+                (
+                    cmi
+                    for base, runs in both.values()
+                    if (cmi := cmi_difference(runs, base)) is not None
+                ),
+                None,
+            )
+            mean = (
+                next(iter(each.values()))
+                if len(each) == 1
+                else mean_difference(cells, arm, baseline, key)
+            )
             if cmi is not None and mean is not None:
-                found.append(Gain(pair, arm, cmi, mean, {name: summary.mean for name, summary in each.items()}))
+                found.append(
+                    Gain(
+                        pair, arm, cmi, mean, {name: summary.mean for name, summary in each.items()}
+                    )
+                )
     return found
 
 
-def mean_difference(distillers: dict[str, dict[str, dict[int, dict[str, Any]]]], arm: str, baseline: str, key: str) -> Summary | None:
+def mean_difference(
+    distillers: dict[str, dict[str, dict[int, dict[str, Any]]]], arm: str, baseline: str, key: str
+) -> Summary | None:
     """Over seeds, of the difference to the baseline averaged over all distillers that have both arms.
 
     Only seeds that every distiller has count, so that all seeds average the same distillers; None when there is none, or one distiller.
     """
-    cells = [(arms[baseline], arms[arm]) for arms in distillers.values() if baseline in arms and arm in arms]
+    cells = [
+        (arms[baseline], arms[arm])
+        for arms in distillers.values()
+        if baseline in arms and arm in arms
+    ]
     shared = set.intersection(*(set(base) & set(runs) for base, runs in cells)) if cells else set()
     if not shared or len(cells) < 2:
         return None
-    return summarise([sum(runs[seed][key] - base[seed][key] for base, runs in cells) / len(cells) for seed in sorted(shared)])
+    return summarise(
+        [
+            sum(runs[seed][key] - base[seed][key] for base, runs in cells) / len(cells)
+            for seed in sorted(shared)
+        ]
+    )
 
 
 def arms_of(results: Results) -> list[str]:
     """Every arm, in the order in which they are met."""
-    return list(dict.fromkeys(arm for distillers in results.values() for arms in distillers.values() for arm in arms))
+    return list(
+        dict.fromkeys(
+            arm for distillers in results.values() for arms in distillers.values() for arm in arms
+        )
+    )
 
 
 def in_order(results: Results, distillers: Sequence[str], arms: Sequence[str]) -> Results:
     """``results`` restricted to those distillers and arms, in their order."""
     kept: Results = {}
     for pair, cells in results.items():
-        chosen = {d: {a: cells[d][a] for a in arms if a in cells[d]} for d in distillers if d in cells}
+        chosen = {
+            d: {a: cells[d][a] for a in arms if a in cells[d]} for d in distillers if d in cells
+        }
         if any(chosen.values()):
             kept[pair] = {distiller: cell for distiller, cell in chosen.items() if cell}
     return kept
@@ -219,4 +322,10 @@ def in_order(results: Results, distillers: Sequence[str], arms: Sequence[str]) -
 
 def all_runs(results: Results) -> Iterable[dict[str, Any]]:
     """Every run's result."""
-    return (run for cells in results.values() for arms in cells.values() for runs in arms.values() for run in runs.values())
+    return (
+        run
+        for cells in results.values()
+        for arms in cells.values()
+        for runs in arms.values()
+        for run in runs.values()
+    )

@@ -9,7 +9,9 @@ from djip_ext.experiments.statistics import Summary
 TITLES = {"last_acc": "last epoch", "best_acc": "best epoch"}
 
 
-def pair_table(rows: Sequence[dict[str, Any]], results: Results, pair: Pair, arms: Sequence[str], key: str) -> list[list[str]]:
+def pair_table(
+    rows: Sequence[dict[str, Any]], results: Results, pair: Pair, arms: Sequence[str], key: str
+) -> list[list[str]]:
     """Header and lines of the table of one pair: a line a distiller, for each arm mean ± spread and the paired difference ± CI.
 
     Args:
@@ -23,18 +25,40 @@ def pair_table(rows: Sequence[dict[str, Any]], results: Results, pair: Pair, arm
     for distiller in results[pair]:
         place = {**vars(pair), "distiller": distiller}
         own = {row["arm"]: row for row in rows if place.items() <= row.items()}
-        counts = sorted({own[arm]["n"] for arm in arms if arm in own} | ({0} if any(arm not in own for arm in arms) else set()))
-        values = [_plus_minus(own[arm][key], own[arm][f"{key}_sd"]) if arm in own else "" for arm in arms]
-        gains = [_plus_minus(own[arm][f"{key}_diff"], own[arm][f"{key}_ci95"], "+") if arm in own else "" for arm in arms[1:]]
-        published = " → ".join(f"{own[arm]['published']:.2f}" for arm in arms if arm in own and own[arm]["published"] != "")
+        counts = sorted(
+            {own[arm]["n"] for arm in arms if arm in own}
+            | ({0} if any(arm not in own for arm in arms) else set())
+        )
+        values = [
+            _plus_minus(own[arm][key], own[arm][f"{key}_sd"]) if arm in own else "" for arm in arms
+        ]
+        gains = [
+            _plus_minus(own[arm][f"{key}_diff"], own[arm][f"{key}_ci95"], "+") if arm in own else ""
+            for arm in arms[1:]
+        ]
+        published = " → ".join(
+            f"{own[arm]['published']:.2f}"
+            for arm in arms
+            if arm in own and own[arm]["published"] != ""
+        )
         elsewhere = [own[arm] for arm in arms if arm in own and own[arm]["published_pairs"]]
         if elsewhere and not published:
             count = elsewhere[0]["published_pairs"]
             published = f"{elsewhere[0]['published_gain_elsewhere']:+.2f} on {count} other pair{'s' if count > 1 else ''}"
-        lines.append([distiller, " to ".join(map(str, [counts[0], counts[-1]] if len(counts) > 1 else counts)), *values, *gains, published])
+        lines.append(
+            [
+                distiller,
+                " to ".join(map(str, [counts[0], counts[-1]] if len(counts) > 1 else counts)),
+                *values,
+                *gains,
+                published,
+            ]
+        )
     means = [mean_difference(results[pair], arm, baseline, key) for arm in arms[1:]]
     if any(means):
-        lines.append(["mean of all", "", *[""] * len(arms), *(_summary(mean) for mean in means), ""])
+        lines.append(
+            ["mean of all", "", *[""] * len(arms), *(_summary(mean) for mean in means), ""]
+        )
     return [header, *lines]
 
 
@@ -69,20 +93,32 @@ def markdown_report(
     parts = [f"# {title}", _what_ran(results, planned)]
     for pair in results:
         for key in KEYS:
-            parts += [f"## {pair}, {TITLES[key]}", markdown_table(pair_table(rows, results, pair, arms, key))]
+            parts += [
+                f"## {pair}, {TITLES[key]}",
+                markdown_table(pair_table(rows, results, pair, arms, key)),
+            ]
     explanation = (
         "Accuracy on the test set in %, mean ± standard deviation over n seeds; "
         f"differences to {arms[0]} in points, paired by seed, ± half of the 95 % t-interval."
     )
-    if any(mean_difference(results[pair], arm, arms[0], key) for pair in results for arm in arms[1:] for key in KEYS):
+    if any(
+        mean_difference(results[pair], arm, arms[0], key)
+        for pair in results
+        for arm in arms[1:]
+        for key in KEYS
+    ):
         explanation += " *mean of all* averages the differences of all distillers for each seed first; its interval is over seeds."
     parts.append(explanation)
-    sources = list(dict.fromkeys(row["published_source"] for row in rows if row["published_source"]))
+    sources = list(
+        dict.fromkeys(row["published_source"] for row in rows if row["published_source"])
+    )
     if any(row["published_pairs"] for row in rows):
         missing = "Where this pair has no published number, the published gain by DJIP on other pairs stands there, their mean"
         parts.append(f"{missing} (djip_ext/experiments/published.csv).")
     if sources:
-        parts.append(f"Published: {'; '.join(sources)}: 240 epochs on all of CIFAR-100, 100 on ImageNet.")
+        parts.append(
+            f"Published: {'; '.join(sources)}: 240 epochs on all of CIFAR-100, 100 on ImageNet."
+        )
     parts += [f"![{name}]({name})" for name in pictures]
     return "\n\n".join([*parts, lenses]).rstrip() + "\n"
 
@@ -102,11 +138,22 @@ def _what_ran(results: Results, planned: int | None) -> str:
 
     count = f"{len(runs)} students" if planned is None else f"{len(runs)} of {planned} students"
     hours = sum(run["seconds"] for run in runs) / 3600
-    lines = [f"{count}, {hours:.1f} hours of training in all; {values(lambda run: run['epochs'])} epochs."]
-    data = sorted({f"{run['data']['train']['images']} training images ({run['data']['train']['sha256']})" for run in runs if "data" in run})
+    lines = [
+        f"{count}, {hours:.1f} hours of training in all; {values(lambda run: run['epochs'])} epochs."
+    ]
+    data = sorted(
+        {
+            f"{run['data']['train']['images']} training images ({run['data']['train']['sha256']})"
+            for run in runs
+            if "data" in run
+        }
+    )
     if data:
         lines.append(f"Data: {', '.join(data)}.")
-    code, torch = values(lambda run: run["code"] or "of an installed package"), values(lambda run: run["environment"]["torch"])
+    code, torch = (
+        values(lambda run: run["code"] or "of an installed package"),
+        values(lambda run: run["environment"]["torch"]),
+    )
     lines.append(f"Code {code}; torch {torch}.")
     return " ".join(lines)
 
@@ -117,9 +164,24 @@ def latex_report(rows: Sequence[dict[str, Any]], results: Results, arms: Sequenc
     for pair in results:
         for key in KEYS:
             header, *lines = pair_table(rows, results, pair, arms, key)
-            body = [_latex_line(header), "\\midrule", *(line for cells in lines for line in _latex_body(cells))]
+            body = [
+                _latex_line(header),
+                "\\midrule",
+                *(line for cells in lines for line in _latex_body(cells)),
+            ]
             begin = f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
-            parts.append("\n".join([f"% {pair}, {TITLES[key]}", begin, "\\toprule", *body, "\\bottomrule", "\\end{tabular}"]))
+            parts.append(
+                "\n".join(
+                    [
+                        f"% {pair}, {TITLES[key]}",
+                        begin,
+                        "\\toprule",
+                        *body,
+                        "\\bottomrule",
+                        "\\end{tabular}",
+                    ]
+                )
+            )
     return "\n\n".join(parts) + "\n"
 
 
@@ -129,7 +191,12 @@ def _latex_body(cells: Sequence[str]) -> list[str]:
 
 def _latex_line(cells: Sequence[str]) -> str:
     symbols = {"_": "\\_", "%": "\\%", "&": "\\&", "±": "$\\pm$", "−": "$-$", "→": "$\\to$"}
-    return " & ".join("".join(symbols.get(letter, letter) for letter in _minus(cell)) for cell in cells) + " \\\\"
+    return (
+        " & ".join(
+            "".join(symbols.get(letter, letter) for letter in _minus(cell)) for cell in cells
+        )
+        + " \\\\"
+    )
 
 
 def _minus(cell: str) -> str:

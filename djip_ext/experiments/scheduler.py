@@ -39,7 +39,12 @@ class Outcome:
     blocked: list[Step] = field(default_factory=list)
 
 
-def run_plan(steps: Sequence[Step], start: Callable[[Step], Job], workers: int, say: Callable[[str], None] = print) -> Outcome:
+def run_plan(
+    steps: Sequence[Step],
+    start: Callable[[Step], Job],
+    workers: int,
+    say: Callable[[str], None] = print,
+) -> Outcome:
     """Bring every step to its end, at most ``workers`` at a time, each after those it needs.
 
     A step that fails does not stop those that do not need it.  Interrupted, it terminates its jobs.
@@ -67,7 +72,11 @@ def run_plan(steps: Sequence[Step], start: Callable[[Step], Job], workers: int, 
                 if any(need in outcome.failed or need in outcome.blocked for need in step.needs):
                     pending.remove(step)
                     outcome.blocked.append(step)
-                elif len(running) < workers and finished.issuperset(step.needs) and time.monotonic() >= retry_at.get(step, 0):
+                elif (
+                    len(running) < workers
+                    and finished.issuperset(step.needs)
+                    and time.monotonic() >= retry_at.get(step, 0)
+                ):
                     pending.remove(step)
                     if (result := step.result()) is not None:
                         outcome.found.append(step)
@@ -118,7 +127,9 @@ def start_process(words: Sequence[str], log: str, threads: int) -> "subprocess.P
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     with open(log, "ab") as file:
         command = [sys.executable, "-m", "djip_ext", *words]
-        return subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment)
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment
+        )
 
 
 def log_file(step: Step, out: str) -> str:
@@ -168,7 +179,9 @@ class _ClusterJob:
             return None
         try:
             return self.job.result()
-        except Exception:  # killed, out of time, lost: submitit has a dozen ways to say it, and its own log
+        except (
+            Exception
+        ):  # killed, out of time, lost: submitit has a dozen ways to say it, and its own log
             return 1
 
     def terminate(self) -> None:

@@ -44,7 +44,9 @@ def read_arm(folder: str | Path) -> dict[int, dict]:
     for path in sorted(Path(folder).glob("seed-*/result.json")):
         results[int(path.parent.name.removeprefix("seed-"))] = json.loads(path.read_text())
     if not results:
-        raise DJIPError(f"{folder} holds no finished run (seed-N/result.json); train one there first")
+        raise DJIPError(
+            f"{folder} holds no finished run (seed-N/result.json); train one there first"
+        )
     return results
 
 
@@ -64,11 +66,18 @@ def compare(arms: Mapping[str, Mapping[int, dict]]) -> list[dict[str, float | st
         row: dict[str, float | str | int] = {"arm": name, "n": len(arm)}
         shared = sorted(arm.keys() & base.keys())
         if not shared:
-            raise DJIPError(f"{name} and {base_name} have no seed in common; paired differences need the same seeds")
+            raise DJIPError(
+                f"{name} and {base_name} have no seed in common; paired differences need the same seeds"
+            )
         for key in ("last_acc", "best_acc"):
             whole = summarise([result[key] for result in arm.values()])
             paired = summarise([arm[seed][key] - base[seed][key] for seed in shared])
-            row |= {key: whole.mean, f"{key}_sd": whole.spread, f"{key}_diff": paired.mean, f"{key}_ci95": paired.half_width}
+            row |= {
+                key: whole.mean,
+                f"{key}_sd": whole.spread,
+                f"{key}_diff": paired.mean,
+                f"{key}_ci95": paired.half_width,
+            }
         rows.append(row | {"pairs": len(shared)})
     return rows
 
@@ -82,6 +91,9 @@ def markdown(rows: Sequence[dict[str, float | str | int]]) -> str:
     for index, row in enumerate(rows):
         cells = [row["arm"], row["n"]]
         cells += [f"{row[key]:.2f} ± {row[key + '_sd']:.2f}" for key in ("last_acc", "best_acc")]
-        cells += ["" if index == 0 else f"{row[key + '_diff']:+.2f} ± {row[key + '_ci95']:.2f}" for key in ("last_acc", "best_acc")]
+        cells += [
+            "" if index == 0 else f"{row[key + '_diff']:+.2f} ± {row[key + '_ci95']:.2f}"
+            for key in ("last_acc", "best_acc")
+        ]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)

@@ -11,7 +11,12 @@ from djip_ext.bench.distillers import distiller_dict
 from djip_ext.errors import DJIPError
 
 ARM = re.compile(r"identity|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
-COMMANDS = ("all", "teacher", "lens", "student")  # what a section of ``options`` may be named after, beside a distiller
+COMMANDS = (
+    "all",
+    "teacher",
+    "lens",
+    "student",
+)  # what a section of ``options`` may be named after, beside a distiller
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,11 @@ class Table:
         merged: dict[str, Any] = {}
         for section in sections:
             merged |= self.options.get(section) or {}
-        return [word for key, value in merged.items() for word in (key, value if isinstance(value, str) else repr(value).replace(" ", ""))]
+        return [
+            word
+            for key, value in merged.items()
+            for word in (key, value if isinstance(value, str) else repr(value).replace(" ", ""))
+        ]
 
 
 def load_table(path: str | Path) -> Table:
@@ -65,10 +74,21 @@ def load_table(path: str | Path) -> Table:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise DJIPError(f"cannot read the table {path}: {error.strerror}; docs/tables.md says how to write one") from error
+        raise DJIPError(
+            f"cannot read the table {path}: {error.strerror}; docs/tables.md says how to write one"
+        ) from error
     except yaml.YAMLError as error:
         raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    kinds = dict(configs=str, pairs=list, distillers=list, arms=dict, teachers=dict, seeds=int, epochs=int, options=dict)
+    kinds = dict(
+        configs=str,
+        pairs=list,
+        distillers=list,
+        arms=dict,
+        teachers=dict,
+        seeds=int,
+        epochs=int,
+        options=dict,
+    )
     if not isinstance(content, dict):
         raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(kinds)}")
     if unknown := [key for key in content if key not in kinds]:
@@ -76,9 +96,17 @@ def load_table(path: str | Path) -> Table:
     for key, kind in kinds.items():
         if key in ("configs", "pairs", "distillers", "arms") and not content.get(key):
             raise DJIPError(f"{path}: {key} is missing; docs/tables.md says what goes there")
-        if key in content and (not isinstance(content[key], kind) or isinstance(content[key], bool)):
+        if key in content and (
+            not isinstance(content[key], kind) or isinstance(content[key], bool)
+        ):
             raise DJIPError(f"{path}: {key} is {content[key]!r}; it takes a {kind.__name__}")
-    table = Table(path.stem, **{key: tuple(map(str, value)) if isinstance(value, list) else value for key, value in content.items()})
+    table = Table(
+        path.stem,
+        **{
+            key: tuple(map(str, value)) if isinstance(value, list) else value
+            for key, value in content.items()
+        },
+    )
     _check(path, table)
     return table
 
@@ -87,20 +115,32 @@ def _check(path: Path, table: Table) -> None:
     try:
         table.config("pair", "distiller")
     except (KeyError, IndexError, ValueError) as error:
-        raise DJIPError(f"{path}: configs is {table.configs!r}; of names in braces it takes {{distiller}} and {{pair}}") from error
+        raise DJIPError(
+            f"{path}: configs is {table.configs!r}; of names in braces it takes {{distiller}} and {{pair}}"
+        ) from error
     for distiller in table.distillers:
         if distiller not in distiller_dict or distiller == "NONE":
-            raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {', '.join(list(distiller_dict)[1:])}")
+            raise DJIPError(
+                f"{path}: there is no distiller '{distiller}'; choose from {', '.join(list(distiller_dict)[1:])}"
+            )
     for name, arm in table.arms.items():
         if not isinstance(arm, str) or not ARM.fullmatch(arm):
-            raise DJIPError(f"{path}: arm {name} is {arm!r}; give identity, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN")
+            raise DJIPError(
+                f"{path}: arm {name} is {arm!r}; give identity, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN"
+            )
         if not re.fullmatch(r"[\w.-]+", str(name)) or name == "teachers":
-            raise DJIPError(f"{path}: an arm cannot be called {name!r}; it names a folder: letters, digits, dot and dash, not 'teachers'")
+            raise DJIPError(
+                f"{path}: an arm cannot be called {name!r}; it names a folder: letters, digits, dot and dash, not 'teachers'"
+            )
     for section, options in table.options.items():
         if section not in (*COMMANDS, *table.distillers):
-            raise DJIPError(f"{path}: options has no section {section}; choose from {', '.join(COMMANDS)} and the table's distillers")
+            raise DJIPError(
+                f"{path}: options has no section {section}; choose from {', '.join(COMMANDS)} and the table's distillers"
+            )
         if not isinstance(options, dict):
-            raise DJIPError(f"{path}: options of {section} is {options!r}; it takes KEY: VALUE pairs")
+            raise DJIPError(
+                f"{path}: options of {section} is {options!r}; it takes KEY: VALUE pairs"
+            )
     for key, least in (("seeds", 1), ("epochs", 1)):
         value = getattr(table, key)
         if value is not None and value < least:

@@ -91,26 +91,44 @@ def fit_lens(
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
     if settings.variant == "literal" and processes() > 1:
-        raise DJIPError("the literal variant keeps predictions in the process that made them; use fresh with several processes")
+        raise DJIPError(
+            "the literal variant keeps predictions in the process that made them; use fresh with several processes"
+        )
     lens = _starting_lens(lens)
     normalisation = Normalisation(mean, std)
     fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings)
     with _frozen(teacher), _kept_random(loader):
-        identity = {"settings": asdict(settings), "teacher_hash": weight_hash(teacher), "start": lens.q.detach().flatten().tolist()}
-        identity |= {"quantizer": settings_of(lens), "batch size": getattr(loader, "batch_size", None)}
-        identity |= {"scale": [list(normalisation.mean), list(normalisation.std)], "number of classes": num_classes}
-        before = measure(teacher, loader, num_classes, None, settings.temperature, settings.precision)
+        identity = {
+            "settings": asdict(settings),
+            "teacher_hash": weight_hash(teacher),
+            "start": lens.q.detach().flatten().tolist(),
+        }
+        identity |= {
+            "quantizer": settings_of(lens),
+            "batch size": getattr(loader, "batch_size", None),
+        }
+        identity |= {
+            "scale": [list(normalisation.mean), list(normalisation.std)],
+            "number of classes": num_classes,
+        }
+        before = measure(
+            teacher, loader, num_classes, None, settings.temperature, settings.precision
+        )
         if checkpoint is not None and by_first(lambda: Path(checkpoint).exists()):
             fit.load(checkpoint, identity, before)
         else:
             fit.before = before
         left = range(len(fit.history), settings.rounds + 1)
-        rounds = tqdm(left, desc="fitting the lens", disable=not progress or rank() > 0, unit="round")
+        rounds = tqdm(
+            left, desc="fitting the lens", disable=not progress or rank() > 0, unit="round"
+        )
         for index in rounds:
             if fit.settled():
                 break
             row = fit.round(index)
-            rounds.set_postfix(CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}")
+            rounds.set_postfix(
+                CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}"
+            )
             if log is not None and rank() == 0:
                 log(row)
             if checkpoint is not None and rank() == 0:
@@ -122,7 +140,13 @@ class _Fit:
     """The state of one fit: tables, optimizer, every round's row, and the best round so far."""
 
     def __init__(
-        self, teacher: nn.Module, loader: Iterable[Any], num_classes: int, normalisation: Normalisation, lens: JPEGLens, settings: FitSettings
+        self,
+        teacher: nn.Module,
+        loader: Iterable[Any],
+        num_classes: int,
+        normalisation: Normalisation,
+        lens: JPEGLens,
+        settings: FitSettings,
     ) -> None:
         self.teacher, self.loader, self.num_classes = teacher, loader, num_classes
         self.normalisation, self.lens, self.settings = normalisation, lens, settings
@@ -150,8 +174,20 @@ class _Fit:
         settings, started = self.settings, time.perf_counter()
         begin_round(self.loader, settings.seed, index)
         old: dict[int, Tensor] = {}
-        keep = (lambda i, ln_f: old.update(zip(i.tolist(), ln_f))) if settings.variant == "literal" else None
-        now = measure(self.teacher, self.loader, self.num_classes, self.look, settings.temperature, settings.precision, keep)
+        keep = (
+            (lambda i, ln_f: old.update(zip(i.tolist(), ln_f)))
+            if settings.variant == "literal"
+            else None
+        )
+        now = measure(
+            self.teacher,
+            self.loader,
+            self.num_classes,
+            self.look,
+            settings.temperature,
+            settings.precision,
+            keep,
+        )
         tables = self.lens.q.detach().cpu().clone()
         self.consider(index, tables, now)
         lam = float(self.price(torch.tensor(now.cmi.total, dtype=torch.float64)))
@@ -161,22 +197,37 @@ class _Fit:
             elif index % settings.refresh == 0:
                 self.centres = now.cmi.centres
             lam = self.move(index, self.centres, now.cmi.counts, old, now.cmi.total)
-        row = {"round": index, **now.summary(), "lam": lam, "q_low": tables.min().item(), "q_high": tables.max().item()}
+        row = {
+            "round": index,
+            **now.summary(),
+            "lam": lam,
+            "q_low": tables.min().item(),
+            "q_high": tables.max().item(),
+        }
         self.history.append(row | {"seconds": time.perf_counter() - started})
         return self.history[-1]
 
     def settled(self) -> bool:
         """Whether the best round is one to keep and ``patience`` later ones were not better."""
         patience = self.settings.patience
-        return bool(patience and self.best and self.best.fits and len(self.history) > self.best.index + patience)
+        return bool(
+            patience
+            and self.best
+            and self.best.fits
+            and len(self.history) > self.best.index + patience
+        )
 
-    def move(self, index: int, centres: Tensor, counts: Tensor, old: dict[int, Tensor], cmi: float) -> float:
+    def move(
+        self, index: int, centres: Tensor, counts: Tensor, old: dict[int, Tensor], cmi: float
+    ) -> float:
         """One pass of steps on the tables at fixed centres; returns the mean lambda."""
         settings, spent, steps = self.settings, 0.0, 0
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * index / settings.rounds))
         centres, counts = centres.to(self.ln_q.device), counts.to(self.ln_q.device)
-        now = torch.tensor(cmi, dtype=torch.float64, device=self.ln_q.device)  # stays there: reading a number every step would stall a GPU
+        now = torch.tensor(
+            cmi, dtype=torch.float64, device=self.ln_q.device
+        )  # stays there: reading a number every step would stall a GPU
         strangers = torch.zeros_like(now)  # images of a class that the measuring pass did not hold
         for batch in in_step(self.loader):
             if batch is not None:
@@ -191,7 +242,9 @@ class _Fit:
             raise DJIPError(CHANGED.format("classes"))
         return float(spent) / max(1, steps)
 
-    def gradient(self, batch: Any, centres: Tensor, counts: Tensor, old: dict[int, Tensor], lam: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, batch: Any, centres: Tensor, counts: Tensor, old: dict[int, Tensor], lam: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """dL/dq and KL(f || S_y), means over the batch in all processes; ``batch`` is ``None`` where the data have run out."""
         settings, q = self.settings, self.lens.q
         both, size = q.new_zeros(q.numel() + 1), 0
@@ -201,11 +254,27 @@ class _Fit:
             with autocast(image.device, settings.precision):
                 logits = logits_of(self.teacher(self.look(image)))
             try:
-                ln_f_old = torch.stack([old[i] for i in rest[0].tolist()]) if settings.variant == "literal" else None
+                ln_f_old = (
+                    torch.stack([old[i] for i in rest[0].tolist()])
+                    if settings.variant == "literal"
+                    else None
+                )
             except KeyError as error:
                 raise DJIPError(CHANGED.format("images")) from error
-            loss, _, kl = lens_objective(logits, label, centres, counts, lam, settings.temperature, ln_f_old, settings.ce_weight)
-            both, size = torch.cat([torch.autograd.grad(loss, q)[0].flatten(), kl[None].to(q.dtype)]), len(label)
+            loss, _, kl = lens_objective(
+                logits,
+                label,
+                centres,
+                counts,
+                lam,
+                settings.temperature,
+                ln_f_old,
+                settings.ce_weight,
+            )
+            both, size = (
+                torch.cat([torch.autograd.grad(loss, q)[0].flatten(), kl[None].to(q.dtype)]),
+                len(label),
+            )
         both = mean_all(both, size)
         return both[:-1].view_as(q), both[-1]
 
@@ -267,24 +336,44 @@ class _Fit:
             "history": self.history,
             "before": _pack(self.before),
             "centres": self.centres,
-            "best": {"rank": self.best.rank, "index": self.best.index, "tables": self.best.tables, "measured": _pack(self.best.measured)},
+            "best": {
+                "rank": self.best.rank,
+                "index": self.best.index,
+                "tables": self.best.tables,
+                "measured": _pack(self.best.measured),
+            },
         }
         atomic_write(path, lambda p: torch.save(state, p))
 
-    def load(self, path: str | os.PathLike[str], identity: dict[str, Any], before: Measurement) -> None:
+    def load(
+        self, path: str | os.PathLike[str], identity: dict[str, Any], before: Measurement
+    ) -> None:
         """Go on from ``path``; ``before`` is the plain teacher on the loader's images, which must be those of the checkpoint."""
         state = by_first(lambda: _read(path, identity))
         with torch.no_grad():
             self.ln_q.copy_(state["ln_q"])
             self.lens.q.copy_(state["q"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.before, self.centres = state["history"], _unpack(state["before"]), state["centres"]
+        self.history, self.before, self.centres = (
+            state["history"],
+            _unpack(state["before"]),
+            state["centres"],
+        )
         best = state["best"]
-        self.best = _Best(tuple(best["rank"]), best["index"], best["tables"], _unpack(best["measured"]))
-        (count, known), (ce, known_ce) = ((int(m.cmi.counts.sum()) for m in (before, self.before)), (before.ce, self.before.ce))
-        if count != known or abs(ce - known_ce) > 0.01 * max(1.0, known_ce):  # the last digits depend on threads and device
+        self.best = _Best(
+            tuple(best["rank"]), best["index"], best["tables"], _unpack(best["measured"])
+        )
+        (count, known), (ce, known_ce) = (
+            (int(m.cmi.counts.sum()) for m in (before, self.before)),
+            (before.ce, self.before.ce),
+        )
+        if count != known or abs(ce - known_ce) > 0.01 * max(
+            1.0, known_ce
+        ):  # the last digits depend on threads and device
             now, then = f"{count} images, cross entropy {ce:.3f}", f"{known}, {known_ce:.3f}"
-            raise DJIPError(f"{path} was begun on other images ({now} now, {then} then); go on with the same set, or delete the file")
+            raise DJIPError(
+                f"{path} was begun on other images ({now} now, {then} then); go on with the same set, or delete the file"
+            )
 
 
 def _read(path: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, Any]:
@@ -292,17 +381,26 @@ def _read(path: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, A
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         known = state["identity"]
-        if known.keys() != identity.keys() or known["settings"].keys() != identity["settings"].keys():
-            raise DJIPError(f"{path} was begun by another version of djip_ext; finish that fit with it, or delete the file")
+        if (
+            known.keys() != identity.keys()
+            or known["settings"].keys() != identity["settings"].keys()
+        ):
+            raise DJIPError(
+                f"{path} was begun by another version of djip_ext; finish that fit with it, or delete the file"
+            )
         differing = [key for key, value in identity.items() if known[key] != value]
         if differing:
-            raise DJIPError(f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name another checkpoint")
+            raise DJIPError(
+                f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name another checkpoint"
+            )
         missing = {"ln_q", "q", "optimizer", "history", "before", "centres", "best"} - state.keys()
         if missing:
             raise KeyError(*missing)
         return state
     except (RuntimeError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise DJIPError(f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh") from error
+        raise DJIPError(
+            f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -319,11 +417,18 @@ class _Best:
 
 
 def _pack(measurement: Measurement) -> dict[str, Any]:
-    return {"cmi": dict(vars(measurement.cmi)), "ce": measurement.ce, "accuracy": measurement.accuracy}
+    return {
+        "cmi": dict(vars(measurement.cmi)),
+        "ce": measurement.ce,
+        "accuracy": measurement.accuracy,
+    }
 
 
 def _unpack(state: dict[str, Any]) -> Measurement:
-    cmi = {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state["cmi"].items()}
+    cmi = {
+        key: value.cpu() if isinstance(value, Tensor) else value
+        for key, value in state["cmi"].items()
+    }
     return Measurement(CMI(**cmi), state["ce"], state["accuracy"])
 
 
@@ -336,7 +441,9 @@ def _starting_lens(lens: JPEGLens | None) -> JPEGLens:
     """A copy to work on; its teacher-specific metadata are dropped."""
     lens = default_start() if lens is None else copy.deepcopy(lens)
     if lens.hard:
-        raise DJIPError("a hard lens has no gradient; fit it soft (hard=False) and set lens.hard = True afterwards")
+        raise DJIPError(
+            "a hard lens has no gradient; fit it soft (hard=False) and set lens.hard = True afterwards"
+        )
     lens.metadata = {}
     return lens.unfreeze()
 
@@ -355,14 +462,19 @@ def begin_round(loader: Iterable[Any], seed: int, index: int) -> None:
 
 def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
     """The generators of its own that a DataLoader draws its order from."""
-    found = (getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None)))
+    found = (
+        getattr(part, "generator", None) for part in (loader, getattr(loader, "sampler", None))
+    )
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 @contextmanager
 def _kept_random(loader: Iterable[Any]) -> Iterator[None]:
     """The random state of the caller and of ``loader`` afterwards as before."""
-    states, epoch = [(g, g.get_state()) for g in _generators(loader)], getattr(loader, "epoch", None)
+    states, epoch = (
+        [(g, g.get_state()) for g in _generators(loader)],
+        getattr(loader, "epoch", None),
+    )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield

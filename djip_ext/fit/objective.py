@@ -61,7 +61,9 @@ def lens_objective(
     logits = logits if logits.dtype == torch.float64 else logits.float()
     ln_f = torch.log_softmax(logits / temperature, dim=1)
     ln_centres = centres.to(ln_f).clamp_min(FLOOR).log()[labels]
-    ln_q = reverse_channel(ln_f if ln_f_old is None else ln_f_old, ln_centres, counts.to(ln_f)[labels])
+    ln_q = reverse_channel(
+        ln_f if ln_f_old is None else ln_f_old, ln_centres, counts.to(ln_f)[labels]
+    )
     ce = F.cross_entropy(logits, labels)
     loss = ce_weight * ce + lam * reverse_loss(ln_f, ln_q)
     kl = (ln_f.exp() * (ln_f - ln_centres)).sum(1).mean()

@@ -16,7 +16,15 @@ from djip_ext.lens.io import SETTINGS, lens_id, load_lens, settings_of
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.metrics.class_simplex import OneClass
 
-ROUND = ("round", "cmi", "accuracy", "ce", "lam", "q_low", "q_high")  # what a row of the history has at least
+ROUND = (
+    "round",
+    "cmi",
+    "accuracy",
+    "ce",
+    "lam",
+    "q_low",
+    "q_high",
+)  # what a row of the history has at least
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,11 @@ def made_for(about: dict[str, Any]) -> str:
 
 def describe(lens: JPEGLens) -> dict[str, Any]:
     """The part of a record that is known of every lens."""
-    return {"id": lens_id(lens), "lens": settings_of(lens) | {"q": lens.q.detach().cpu().tolist()}, "about": lens.metadata}
+    return {
+        "id": lens_id(lens),
+        "lens": settings_of(lens) | {"q": lens.q.detach().cpu().tolist()},
+        "about": lens.metadata,
+    }
 
 
 def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -77,7 +89,9 @@ def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
             beside = {}  # of another lens
     except (OSError, ValueError, KeyError, TypeError):
         beside = {}
-    return describe(lens) | {key: value for key, value in beside.items() if key not in ("id", "lens", "about")}
+    return describe(lens) | {
+        key: value for key, value in beside.items() if key not in ("id", "lens", "about")
+    }
 
 
 def parse_record(content: dict[str, Any], source: str | os.PathLike[str]) -> LensRecord:
@@ -92,10 +106,14 @@ def parse_record(content: dict[str, Any], source: str | os.PathLike[str]) -> Len
         history = [{key: float(row[key]) for key in ROUND} for row in content.get("history", [])]
         one_class = OneClass.from_json(content["one_class"]) if content.get("one_class") else None
         if content["id"] != lens_id(lens):
-            raise ValueError(f"its steps are those of lens {lens_id(lens)}, its id is {content['id']}")
+            raise ValueError(
+                f"its steps are those of lens {lens_id(lens)}, its id is {content['id']}"
+            )
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
-        raise DJIPError(f"{source} is not the record of a lens ({reason}); delete it, djip reproduce or djip fit makes it again") from error
+        raise DJIPError(
+            f"{source} is not the record of a lens ({reason}); delete it, djip reproduce or djip fit makes it again"
+        ) from error
     return LensRecord(lens, history, one_class)
 
 
@@ -110,7 +128,9 @@ def read_records(folder: str | os.PathLike[str]) -> list[LensRecord]:
         try:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise DJIPError(f"{path} cannot be read ({error}); delete it, djip reproduce or djip fit makes it again") from error
+            raise DJIPError(
+                f"{path} cannot be read ({error}); delete it, djip reproduce or djip fit makes it again"
+            ) from error
         if isinstance(content, dict) and "id" in content:
             records.append(parse_record(content, path))
     return records

@@ -59,15 +59,25 @@ class FitSettings:
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise DJIPError(f"{name} is '{getattr(self, name)}'; choose from {', '.join(allowed)}")
+                raise DJIPError(
+                    f"{name} is '{getattr(self, name)}'; choose from {', '.join(allowed)}"
+                )
         if not 0 < low <= high:
-            raise DJIPError(f"cmi_gain is {self.cmi_gain}; it must be (low, high) in nats with 0 < low <= high")
+            raise DJIPError(
+                f"cmi_gain is {self.cmi_gain}; it must be (low, high) in nats with 0 < low <= high"
+            )
         for name in ("lr", "temperature", "q_min", "lam_max"):
             if not getattr(self, name) > 0:
                 raise DJIPError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.patience < 0:
-            raise DJIPError(f"patience is {self.patience}; 0 runs all rounds, 3 stops three rounds after the best")
+            raise DJIPError(
+                f"patience is {self.patience}; 0 runs all rounds, 3 stops three rounds after the best"
+            )
         if self.refresh < 1 or (self.refresh > 1 and self.variant != "fresh"):
-            raise DJIPError(f"refresh is {self.refresh} with variant {self.variant}; it must be at least 1, and more for fresh only")
+            raise DJIPError(
+                f"refresh is {self.refresh} with variant {self.variant}; it must be at least 1, and more for fresh only"
+            )
         if self.rounds < 0:
-            raise DJIPError(f"rounds is {self.rounds}; 0 only measures the starting tables, 20 is usual")
+            raise DJIPError(
+                f"rounds is {self.rounds}; 0 only measures the starting tables, 20 is usual"
+            )

@@ -19,14 +19,37 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 
 def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
     """``--djip-lens``, ``--djip-any-teacher`` and, with ``prefix`` before their names, ``--seed`` and ``--no-cure``."""
-    parser.add_argument("--djip-lens", metavar="LENS", help="lens file in front of the teacher, or 'identity': the fair baseline")
-    parser.add_argument("--djip-any-teacher", action="store_true", help="accept a lens that was fitted for other weights or data")
-    parser.add_argument(f"--{prefix}seed", dest="seed", type=int, metavar="N", help="seed random, numpy and torch; the run's folder ends in seed-N")
+    parser.add_argument(
+        "--djip-lens",
+        metavar="LENS",
+        help="lens file in front of the teacher, or 'identity': the fair baseline",
+    )
+    parser.add_argument(
+        "--djip-any-teacher",
+        action="store_true",
+        help="accept a lens that was fitted for other weights or data",
+    )
+    parser.add_argument(
+        f"--{prefix}seed",
+        dest="seed",
+        type=int,
+        metavar="N",
+        help="seed random, numpy and torch; the run's folder ends in seed-N",
+    )
     cures = ", ".join(cure.name for cure in CURES)
-    parser.add_argument(f"--{prefix}no-cure", dest="no_cure", action="append", default=[], metavar="NAME", help=f"leave one of the host's faults alone: {cures}")
+    parser.add_argument(
+        f"--{prefix}no-cure",
+        dest="no_cure",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help=f"leave one of the host's faults alone: {cures}",
+    )
 
 
-def activate(flags: argparse.Namespace, package: str, script: Path, arguments: list[str], quiet: bool = False) -> JPEGLens | str | None:
+def activate(
+    flags: argparse.Namespace, package: str, script: Path, arguments: list[str], quiet: bool = False
+) -> JPEGLens | str | None:
     """Cure the host, seed, and install the lens that ``flags`` name; says so on the first process of a run.
 
     Processes that the script starts by ``torch.multiprocessing.spawn`` do the same.
@@ -41,7 +64,9 @@ def activate(flags: argparse.Namespace, package: str, script: Path, arguments: l
     tag += [] if flags.seed is None else [f"seed-{flags.seed}"]
     again = functools.partial(_activate_spawned, flags, package, script, arguments)
     follow_spawn(again, functools.partial(count_teachers, package))
-    lines = apply_cures(Host(package, script, "/".join(tag), "--resume" in arguments), flags.no_cure)
+    lines = apply_cures(
+        Host(package, script, "/".join(tag), "--resume" in arguments), flags.no_cure
+    )
     if lens is not None:
         lines.append(install(lens, package, flags.djip_any_teacher))
     if flags.seed is not None:
@@ -51,7 +76,9 @@ def activate(flags: argparse.Namespace, package: str, script: Path, arguments: l
     return lens
 
 
-def _activate_spawned(flags: argparse.Namespace, package: str, script: Path, arguments: list[str], index: int) -> None:
+def _activate_spawned(
+    flags: argparse.Namespace, package: str, script: Path, arguments: list[str], index: int
+) -> None:
     activate(flags, package, script, arguments, quiet=True)
 
 

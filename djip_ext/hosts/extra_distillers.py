@@ -16,7 +16,9 @@ def add_missing(package: str, registry: dict[str, Any]) -> Callable[[], None]:
     gets none.  Returns a function that takes nodes and hooks away again (the registry is the caller's to restore).
     """
     cfg = getattr(_module(module_name(package, "engine.cfg")), "CFG", None)
-    missing = [name for name in ADDITIONS if name not in registry and cfg is not None and name not in cfg]
+    missing = [
+        name for name in ADDITIONS if name not in registry and cfg is not None and name not in cfg
+    ]
     if not missing:
         return lambda: None
     from djip_ext.bench.distillers import distiller_defaults, distiller_dict

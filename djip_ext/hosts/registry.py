@@ -32,7 +32,9 @@ class _Installation:
 _INSTALLED: dict[str, _Installation] = {}  # by package
 
 
-def install(lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller", any_teacher: bool = False) -> str:
+def install(
+    lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller", any_teacher: bool = False
+) -> str:
     """Put ``lens`` in front of the teacher of every distiller that ``package`` will build from now on.
 
     Also registers the distillers of this project that the package lacks, with their configuration nodes.
@@ -53,7 +55,9 @@ def install(lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller"
         lens = load_lens(lens)
     registry = find_registry(package)
     uninstall(package)
-    installation = _INSTALLED[package] = _Installation(dict(registry), add_missing(package, registry))
+    installation = _INSTALLED[package] = _Installation(
+        dict(registry), add_missing(package, registry)
+    )
     for name, build in list(registry.items()):
         if name != "NONE":  # the one entry without a teacher
             registry[name] = _with_lens(build, lens, any_teacher, installation)
@@ -87,17 +91,23 @@ def find_registry(package: str) -> dict[str, Any]:
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        raise DJIPError(f"cannot import {name} ({error}); run from the benchmark's checkout or name its package") from error
+        raise DJIPError(
+            f"cannot import {name} ({error}); run from the benchmark's checkout or name its package"
+        ) from error
     registry = getattr(module, "distiller_dict", None)
     if not isinstance(registry, dict) or not registry:
-        raise DJIPError(f"{name} ({module.__file__}) has no distiller_dict; djip_ext plugs in there and nowhere else")
+        raise DJIPError(
+            f"{name} ({module.__file__}) has no distiller_dict; djip_ext plugs in there and nowhere else"
+        )
     return registry
 
 
 def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
     """The line that says a lens is active: its id, CMI and the teacher's accuracy without and with it."""
     if isinstance(lens, str):
-        return f"djip: identity lens in front of the teacher of {distillers} distillers of {package}"
+        return (
+            f"djip: identity lens in front of the teacher of {distillers} distillers of {package}"
+        )
     line = f"djip: lens {lens_id(lens)} in front of the teacher of {distillers} distillers of {package}"
     before, after = lens.metadata.get("before"), lens.metadata.get("after")
     if before and after:
@@ -105,7 +115,9 @@ def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
     return line
 
 
-def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: bool = False) -> DJIPTeacher:
+def put_behind(
+    teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: bool = False
+) -> DJIPTeacher:
     """``teacher`` behind ``lens`` with the normalisation of the benchmark's data set: ``cfg.BENCH.MEAN`` and ``STD`` where there are any,
     else that which ``djip fit --host`` found in the host, else that of ``cfg.DATASET.TYPE``.
 
@@ -114,15 +126,23 @@ def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: 
             teacher is no network.
     """
     if not isinstance(teacher, nn.Module):
-        raise DJIPError(f"the teacher is a {type(teacher).__name__}; a lens goes in front of one network")
+        raise DJIPError(
+            f"the teacher is a {type(teacher).__name__}; a lens goes in front of one network"
+        )
     dataset = getattr(getattr(cfg, "DATASET", None), "TYPE", None)
     about = {} if isinstance(lens, str) else lens.metadata
     if dataset and about.get("dataset", dataset) != dataset and not any_teacher:
-        raise DJIPError(f"the lens was fitted on {about['dataset']}, this run is on {dataset}; fit one on {dataset}, or insist with --djip-any-teacher")
-    bench = getattr(cfg, "BENCH", None)  # the embedded benchmark's node, whose loader says what it normalised with
+        raise DJIPError(
+            f"the lens was fitted on {about['dataset']}, this run is on {dataset}; fit one on {dataset}, or insist with --djip-any-teacher"
+        )
+    bench = getattr(
+        cfg, "BENCH", None
+    )  # the embedded benchmark's node, whose loader says what it normalised with
     if bench is not None and bench.MEAN and bench.STD:
         mean, std = bench.MEAN, bench.STD
-    elif about.get("host") and about.get("dataset") == dataset:  # fitted with a host's own data: it read their scale there
+    elif (
+        about.get("host") and about.get("dataset") == dataset
+    ):  # fitted with a host's own data: it read their scale there
         mean, std = about["mean"], about["std"]
     elif dataset in NORMALISATIONS:
         mean, std = NORMALISATIONS[dataset]
@@ -131,15 +151,21 @@ def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: 
     elif lens == "identity":
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # never used: the images pass untouched
     else:
-        raise DJIPError(f"DATASET.TYPE is '{dataset}', whose normalisation is unknown, and the lens does not say; fit it with fit_lens or djip fit")
+        raise DJIPError(
+            f"DATASET.TYPE is '{dataset}', whose normalisation is unknown, and the lens does not say; fit it with fit_lens or djip fit"
+        )
     return DJIPTeacher(teacher, lens, mean, std, any_teacher)  # type: ignore[arg-type]
 
 
-def _with_lens(build: Any, lens: JPEGLens | str, any_teacher: bool, installation: _Installation) -> Any:
+def _with_lens(
+    build: Any, lens: JPEGLens | str, any_teacher: bool, installation: _Installation
+) -> Any:
     """``build`` with its second argument, the teacher, behind the lens; one that takes ``(student, cfg)`` alone has no teacher."""
 
     @functools.wraps(build, updated=())
-    def build_with_lens(student: nn.Module, teacher: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    def build_with_lens(
+        student: nn.Module, teacher: nn.Module, *args: Any, **kwargs: Any
+    ) -> nn.Module:
         if not args and "cfg" not in kwargs:
             return build(student, teacher, **kwargs)
         amplified = put_behind(teacher, lens, args[0] if args else kwargs["cfg"], any_teacher)

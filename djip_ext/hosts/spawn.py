@@ -30,7 +30,13 @@ def follow_spawn(prepare: Callable[[int], None], finished: Callable[[int], None]
     start = module.start_processes
 
     @functools.wraps(start)
-    def start_prepared(fn: Callable[..., Any], args: tuple[Any, ...] = (), nprocs: int = 1, *rest: Any, **options: Any) -> Any:
+    def start_prepared(
+        fn: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        nprocs: int = 1,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
         context = start(Spawned(fn, prepare), args, nprocs, *rest, **options)
         finished(nprocs)
         return context

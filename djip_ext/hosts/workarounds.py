@@ -60,33 +60,52 @@ def own_checkout_first(host: Host) -> str | None:
     """Import the package from the checkout that the script belongs to."""
     parts = module_name(host.package, "distillers").split(".")
     top = parts[0]
-    checkout = next((folder for folder in host.script.resolve().parents if folder.joinpath(*parts).is_dir()), None)
+    checkout = next(
+        (folder for folder in host.script.resolve().parents if folder.joinpath(*parts).is_dir()),
+        None,
+    )
     if checkout is None:
         return None  # a script of one's own, for an installed package
     found = _folder(top)
     if found == checkout / top:
         return None
     if top in sys.modules:
-        raise DJIPError(f"{top} is imported already, from {found}, not from {checkout}; start in {checkout}")
+        raise DJIPError(
+            f"{top} is imported already, from {found}, not from {checkout}; start in {checkout}"
+        )
     sys.path.insert(0, str(checkout))
     importlib.invalidate_caches()
-    return f"{top} is taken from the script's own checkout {checkout}" + (f", not from {found.parent}" if found else "")
+    return f"{top} is taken from the script's own checkout {checkout}" + (
+        f", not from {found.parent}" if found else ""
+    )
 
 
 def require_scipy(host: Host) -> str | None:
     """OFD imports scipy, which the requirements of mdistiller do not name."""
     top, *rest = module_name(host.package, "distillers").split(".")
     folder = _folder(top)
-    sources = [path.read_text(errors="replace") for path in folder.joinpath(*rest).glob("*.py")] if folder else []
-    if importlib.util.find_spec("scipy") is None and any("from scipy" in text or "import scipy" in text for text in sources):
-        raise DJIPError(f"{host.package} imports scipy, which its requirements forget; pip install scipy")
+    sources = (
+        [path.read_text(errors="replace") for path in folder.joinpath(*rest).glob("*.py")]
+        if folder
+        else []
+    )
+    if importlib.util.find_spec("scipy") is None and any(
+        "from scipy" in text or "import scipy" in text for text in sources
+    ):
+        raise DJIPError(
+            f"{host.package} imports scipy, which its requirements forget; pip install scipy"
+        )
     return None
 
 
 def _folder(top: str) -> Path | None:
     """Where the top-level package of that name would be imported from, None when there is none."""
     spec = importlib.util.find_spec(top)
-    return None if spec is None or not spec.submodule_search_locations else Path(next(iter(spec.submodule_search_locations))).resolve()
+    return (
+        None
+        if spec is None or not spec.submodule_search_locations
+        else Path(next(iter(spec.submodule_search_locations))).resolve()
+    )
 
 
 def without_wandb(host: Host) -> str | None:
@@ -119,7 +138,10 @@ def cuda_means_cpu(host: Host) -> str | None:
 
 def _distribute_over_cpus() -> None:
     """Take ``nccl`` for ``gloo``, and no device for the one that DistributedDataParallel is told."""
-    start, replicated = torch.distributed.init_process_group, torch.nn.parallel.DistributedDataParallel
+    start, replicated = (
+        torch.distributed.init_process_group,
+        torch.nn.parallel.DistributedDataParallel,
+    )
     build = replicated.__init__
 
     @functools.wraps(start)
@@ -127,7 +149,14 @@ def _distribute_over_cpus() -> None:
         start("gloo" if backend == "nccl" else backend, *args, **kwargs)
 
     @functools.wraps(build)
-    def build_on_cpu(self: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **kwargs: Any) -> None:
+    def build_on_cpu(
+        self: Any,
+        module: Any,
+        device_ids: Any = None,
+        output_device: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         build(self, module, None, None, *args, **kwargs)
 
     torch.distributed.init_process_group = start_gloo
@@ -152,7 +181,9 @@ def separate_folders(host: Host) -> str | None:
         if "EXPERIMENT" not in cfg or not host.tag:
             return
         if "PROJECT" not in cfg.EXPERIMENT:
-            raise DJIPError("the host has no EXPERIMENT.PROJECT to set this run apart by; name a folder of its own and add --no-cure folders")
+            raise DJIPError(
+                "the host has no EXPERIMENT.PROJECT to set this run apart by; name a folder of its own and add --no-cure folders"
+            )
         if not cfg.EXPERIMENT.PROJECT.endswith(host.tag):
             cfg.EXPERIMENT.PROJECT += f"/{host.tag}"
 
@@ -163,12 +194,18 @@ def separate_folders(host: Host) -> str | None:
 
     @functools.wraps(start)
     def check_and_start(self: Any, logdir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        if logdir is not None:  # every host opens its log, in the folder of the run, before it trains
+        if (
+            logdir is not None
+        ):  # every host opens its log, in the folder of the run, before it trains
             folder = Path(logdir).parent
             if host.tag and host.tag not in folder.as_posix():
-                raise DJIPError(f"the run would go to {folder}, among runs without {host.tag}; let the host freeze its configuration first")
+                raise DJIPError(
+                    f"the run would go to {folder}, among runs without {host.tag}; let the host freeze its configuration first"
+                )
             if (folder / "latest").exists() and not host.resume:
-                raise DJIPError(f"{folder} holds a run already; add --resume, move it away, or write over it with --no-cure folders")
+                raise DJIPError(
+                    f"{folder} holds a run already; add --resume, move it away, or write over it with --no-cure folders"
+                )
             if host.tag:
                 print(f"djip: the run goes to {folder} [cure folders]", file=sys.stderr, flush=True)
         start(self, logdir, *args, **kwargs)
@@ -193,9 +230,17 @@ def _before_freeze(change: Callable[[Any], None]) -> None:
 
 
 CURES = (
-    Cure("path", "another installed copy shadows the checkout, or none is found at all", own_checkout_first),
+    Cure(
+        "path",
+        "another installed copy shadows the checkout, or none is found at all",
+        own_checkout_first,
+    ),
     Cure("scipy", "scipy is needed and not declared", require_scipy),
-    Cure("wandb", "W&B is on by default, and its fallback writes to a frozen configuration", without_wandb),
+    Cure(
+        "wandb",
+        "W&B is on by default, and its fallback writes to a frozen configuration",
+        without_wandb,
+    ),
     Cure("cpu", ".cuda() everywhere", cuda_means_cpu),
     Cure("resume", "--resume fails once the learning rate has decayed", resume_after_decay),
     Cure("folders", "runs with another lens or seed write over each other", separate_folders),

@@ -49,7 +49,12 @@ def mean_magnitude(loader: Iterable[Any], mean: Any, std: Any, divisor: float = 
 
 
 def sensitivity(
-    network: nn.Module, loader: Iterable[Any], mean: Any, std: Any, q_max: float = 10.0, temperature: float = 1.0
+    network: nn.Module,
+    loader: Iterable[Any],
+    mean: Any,
+    std: Any,
+    q_max: float = 10.0,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Steps inverse to how strongly the network's loss depends on a coefficient, JPEG-DL's start on CIFAR.
 
@@ -62,11 +67,17 @@ def sensitivity(
         image, label = image.to(device=device), label.to(device=device)
         with torch.enable_grad():
             z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image))).requires_grad_()
-            x = normalisation.to_network(coefficients_to_rgb(z)[:, :, : image.shape[2], : image.shape[3]])
-            loss = F.cross_entropy(logits_of(network(x)).float() / temperature, label, reduction="sum")
+            x = normalisation.to_network(
+                coefficients_to_rgb(z)[:, :, : image.shape[2], : image.shape[3]]
+            )
+            loss = F.cross_entropy(
+                logits_of(network(x)).float() / temperature, label, reduction="sum"
+            )
             total += _sum_blocks(torch.autograd.grad(loss, z)[0].square())
     if not bool((total > 0).all()):
-        raise DJIPError("the network's loss does not depend on its input; is it the trained network, in eval mode?")
+        raise DJIPError(
+            "the network's loss does not depend on its input; is it the trained network, in eval mode?"
+        )
     tables = torch.stack([1 / total[0], 2 / (total[1] + total[2])])
     return (tables * (q_max / tables[0].max())).float()
 

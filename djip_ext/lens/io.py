@@ -33,7 +33,9 @@ def save_lens(lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
     """Write ``lens`` and its ``metadata`` atomically; raises DJIPError when the place cannot be written."""
     header = {"format": FORMAT, "lens": settings_of(lens), "about": lens.metadata}
     tensors = {"q": lens.q.detach().cpu().float().contiguous()}
-    content = save(tensors, metadata={"djip": json.dumps(header)})  # bytes: a full disk then is a plain OSError
+    content = save(
+        tensors, metadata={"djip": json.dumps(header)}
+    )  # bytes: a full disk then is a plain OSError
     return atomic_write(path, lambda p: p.write_bytes(content))
 
 
@@ -51,16 +53,22 @@ def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
             text = (file.metadata() or {}).get("djip")
             q = file.get_tensor("q") if "q" in file.keys() else None
     except (SafetensorError, OSError) as error:
-        raise DJIPError(f"{path} is damaged or not a safetensors file ({error}); fit the lens again") from error
+        raise DJIPError(
+            f"{path} is damaged or not a safetensors file ({error}); fit the lens again"
+        ) from error
     if text is None or q is None:
-        raise DJIPError(f"{path} is a safetensors file but not a lens; lenses are written by `djip fit` or lens.save(path)")
+        raise DJIPError(
+            f"{path} is a safetensors file but not a lens; lenses are written by `djip fit` or lens.save(path)"
+        )
     try:
         header = json.loads(text)
         version = int(header["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise DJIPError(f"{path} has a damaged header ({error!r}); fit the lens again") from error
     if version > FORMAT:
-        raise DJIPError(f"{path} has lens format {version}, this djip_ext reads up to {FORMAT}; upgrade djip_ext")
+        raise DJIPError(
+            f"{path} has lens format {version}, this djip_ext reads up to {FORMAT}; upgrade djip_ext"
+        )
     try:
         lens = JPEGLens(q, **{name: header["lens"][name] for name in SETTINGS})
         lens.metadata = dict(header["about"])
@@ -78,17 +86,23 @@ def lens_id(lens: JPEGLens) -> str:
 def lens_digest(lens: JPEGLens) -> bytes:
     """SHA-256 over tables and settings."""
     settings = json.dumps(settings_of(lens), sort_keys=True)
-    return hashlib.sha256(lens.q.detach().cpu().float().numpy().tobytes() + settings.encode()).digest()
+    return hashlib.sha256(
+        lens.q.detach().cpu().float().numpy().tobytes() + settings.encode()
+    ).digest()
 
 
 def weight_hash(network: nn.Module | Mapping[str, Any]) -> str:
     """Sixteen hex digits over the names and values of a network's state: how a lens knows its teacher."""
     digest = hashlib.sha256()
-    for name, value in sorted((network.state_dict() if isinstance(network, nn.Module) else network).items()):
+    for name, value in sorted(
+        (network.state_dict() if isinstance(network, nn.Module) else network).items()
+    ):
         if not isinstance(value, torch.Tensor):
             continue
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 
@@ -97,8 +111,13 @@ def check_belongs(lens: JPEGLens, network: nn.Module, mean: Any, std: Any) -> No
     about = lens.metadata
     for name, value in (("mean", mean), ("std", std)):
         fitted = about.get(name)
-        if fitted is not None and max(abs(float(a) - float(b)) for a, b in zip(fitted, value)) > 1e-4:
-            raise DJIPError(f"the lens was fitted with {name} {tuple(fitted)}, but the images are normalised with {tuple(value)}; use the same")
+        if (
+            fitted is not None
+            and max(abs(float(a) - float(b)) for a, b in zip(fitted, value)) > 1e-4
+        ):
+            raise DJIPError(
+                f"the lens was fitted with {name} {tuple(fitted)}, but the images are normalised with {tuple(value)}; use the same"
+            )
     known = about.get("teacher_hash")
     if known and known != (found := weight_hash(network)):
         raise DJIPError(

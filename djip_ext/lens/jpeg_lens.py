@@ -56,14 +56,20 @@ class JPEGLens(nn.Module):
         tables = torch.as_tensor(q, dtype=torch.float32).detach().clone()
         tables = tables.expand(2, BLOCK, BLOCK).clone() if tables.dim() == 0 else tables
         if tables.shape != (2, BLOCK, BLOCK):
-            raise DJIPError(f"the tables have shape {tuple(tables.shape)}; a lens takes a number or (2, 8, 8): luma, chroma")
+            raise DJIPError(
+                f"the tables have shape {tuple(tables.shape)}; a lens takes a number or (2, 8, 8): luma, chroma"
+            )
         if not bool(torch.isfinite(tables).all() and (tables > 0).all()):
-            raise DJIPError("the tables hold steps that are not positive numbers; every q must lie in (0, 255]")
+            raise DJIPError(
+                "the tables hold steps that are not positive numbers; every q must lie in (0, 255]"
+            )
         for name, value in (("alpha", alpha), ("kappa", 1.0 if kappa is None else kappa)):
             if value is None or not value > 0:
                 raise DJIPError(f"{name} is {value}; the sharpness must be positive")
         if max_index < 1 or (window is not None and (window < 1 or window % 2 == 0)):
-            raise DJIPError(f"max_index is {max_index} and window {window}; L must be at least 1 and the window odd or None")
+            raise DJIPError(
+                f"max_index is {max_index} and window {window}; L must be at least 1 and the window odd or None"
+            )
         self.q = nn.Parameter(tables.clamp(Q_MIN, Q_MAX))
         self.alpha, self.kappa = alpha, kappa
         self.max_index, self.window = max_index, window
@@ -74,9 +80,13 @@ class JPEGLens(nn.Module):
         self._made: tuple[Any, Any, Plan] | None = None
 
     @classmethod
-    def jpeg_dl(cls, q: float | Tensor = 1.0, dataset: Literal["cifar", "imagenet"] = "cifar") -> "JPEGLens":
+    def jpeg_dl(
+        cls, q: float | Tensor = 1.0, dataset: Literal["cifar", "imagenet"] = "cifar"
+    ) -> "JPEGLens":
         """The lens as JPEG-DL's published code computes it: five bins, L = 127, alpha 5 or tied with kappa 0.7."""
-        return cls(q, alpha=5.0, max_index=127, window=5, kappa=0.7 if dataset == "imagenet" else None)
+        return cls(
+            q, alpha=5.0, max_index=127, window=5, kappa=0.7 if dataset == "imagenet" else None
+        )
 
     def sharpness(self) -> Tensor | float:
         """alpha of every step: the fixed number, or (2, 8, 8) when it is tied to q."""
@@ -96,13 +106,20 @@ class JPEGLens(nn.Module):
             if self.hard:
                 z = rgb_to_coefficients(_affine(padded, gain, offset))
                 z = hard_quantize(z, self._tile(self.q, z), self.max_index)
-                seen = _affine(coefficients_to_rgb(z), [1 / g for g in gain], [-o / g for g, o in zip(gain, offset)])
+                seen = _affine(
+                    coefficients_to_rgb(z),
+                    [1 / g for g in gain],
+                    [-o / g for g, o in zip(gain, offset)],
+                )
             else:
                 seen = Lens.apply(padded, self.q, self._plan(gain, offset, padded), self._compiled)
             if padded is not x:
                 seen = seen[:, :, :height, :width]
             if self.clamp:
-                low, high = (x.new_tensor([(end - o) / g for g, o in zip(gain, offset)])[:, None, None] for end in (0.0, 255.0))
+                low, high = (
+                    x.new_tensor([(end - o) / g for g, o in zip(gain, offset)])[:, None, None]
+                    for end in (0.0, 255.0)
+                )
                 seen = seen.clamp(low, high)
             return seen
 
@@ -117,9 +134,29 @@ class JPEGLens(nn.Module):
     def _plan(self, gain: Sequence[float], offset: Sequence[float], x: Tensor) -> Plan:
         """The kernel's tables, made anew only when the steps or the images' format have changed."""
         q = self.q.detach()
-        asked = (self.alpha, self.kappa, self.max_index, self.window, tuple(gain), tuple(offset), x.shape[3], x.dtype, q.device)
+        asked = (
+            self.alpha,
+            self.kappa,
+            self.max_index,
+            self.window,
+            tuple(gain),
+            tuple(offset),
+            x.shape[3],
+            x.dtype,
+            q.device,
+        )
         if self._made is None or self._made[0] != asked or not _unchanged(self._made[1], q):
-            plan = Plan.of(q, self.alpha, self.kappa, self.max_index, self.window, gain, offset, x.shape[3], x.dtype)
+            plan = Plan.of(
+                q,
+                self.alpha,
+                self.kappa,
+                self.max_index,
+                self.window,
+                gain,
+                offset,
+                x.shape[3],
+                x.dtype,
+            )
             self._made = asked, _mark(q), plan
         return self._made[2]
 
@@ -131,13 +168,17 @@ class JPEGLens(nn.Module):
 
     def _check(self, image: Tensor) -> None:
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
-            raise DJIPError(f"a lens takes float images (B, 3, H, W) in [0, 255], got {image.dtype} {tuple(image.shape)}")
+            raise DJIPError(
+                f"a lens takes float images (B, 3, H, W) in [0, 255], got {image.dtype} {tuple(image.shape)}"
+            )
         if self._range_checked or image.numel() == 0:
             return
         low, high = image.detach().amin().item(), image.detach().amax().item()
         if high <= 1.0 and low >= -1.0:
             if high > low:
-                raise DJIPError(f"the images lie in [{low:.2f}, {high:.2f}]; a lens takes [0, 255]: multiply by 255")
+                raise DJIPError(
+                    f"the images lie in [{low:.2f}, {high:.2f}]; a lens takes [0, 255]: multiply by 255"
+                )
             return  # one flat black image tells nothing: look again next time
         self._range_checked = True  # once: the look costs a GPU a stall
 
@@ -145,7 +186,9 @@ class JPEGLens(nn.Module):
     def dead(self) -> Tensor:
         """Which steps have kappa = alpha q^2 < 1: the exact quantizer is then the identity to 3e-4 q, and the step has no
         gradient but through saturation.  bool (2, 8, 8), all False for a hard lens."""
-        return torch.full_like(self.q, not self.hard, dtype=torch.bool) & (self.sharpness() * self.q.square() < 1)
+        return torch.full_like(self.q, not self.hard, dtype=torch.bool) & (
+            self.sharpness() * self.q.square() < 1
+        )
 
     @torch.no_grad()
     def health(self, image: Tensor) -> dict[str, float]:
@@ -159,7 +202,11 @@ class JPEGLens(nn.Module):
         z = rgb_to_coefficients(pad_to_blocks(image.float()))
         q = self._tile(self.q, z)
         alpha = self._tile(torch.as_tensor(self.sharpness()).expand_as(self.q), z)
-        out = hard_quantize(z, q, self.max_index) if self.hard else soft_quantize(z, q, alpha, self.max_index, self.window)
+        out = (
+            hard_quantize(z, q, self.max_index)
+            if self.hard
+            else soft_quantize(z, q, alpha, self.max_index, self.window)
+        )
         visible = z.abs() > 0.5
         return {
             "dead": int(self.dead().sum()),

@@ -32,9 +32,13 @@ class Normalisation:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean, self.std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise DJIPError(f"mean {self.mean} and std {self.std} must be three numbers each, std positive, for images in [0, 1]")
+            raise DJIPError(
+                f"mean {self.mean} and std {self.std} must be three numbers each, std positive, for images in [0, 1]"
+            )
         if max(self.std) > 2 or max(self.mean) > 2:
-            raise DJIPError(f"mean {self.mean} and std {self.std} look like [0, 255] units; divide them by 255")
+            raise DJIPError(
+                f"mean {self.mean} and std {self.std} look like [0, 255] units; divide them by 255"
+            )
 
     def to_pixels(self, x: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> [0, 255]."""
@@ -52,5 +56,7 @@ class Normalisation:
 
     def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        columns = torch.tensor([self.mean, self.std], dtype=dtype, device=x.device)[:, :, None, None]
+        columns = torch.tensor([self.mean, self.std], dtype=dtype, device=x.device)[
+            :, :, None, None
+        ]
         return columns[0], columns[1]

@@ -76,7 +76,12 @@ class OneClass:
             return Answers(float(side["cmi"]), float(side["accuracy"]), f.T)
 
         first, second, third = map(str, content["corners"])
-        return cls((first, second, third), float(content["temperature"]), unpacked(content["before"]), unpacked(content["after"]))
+        return cls(
+            (first, second, third),
+            float(content["temperature"]),
+            unpacked(content["before"]),
+            unpacked(content["after"]),
+        )
 
 
 @torch.no_grad()
@@ -101,7 +106,9 @@ def most_raised_class(
     """
     if len(data.classes) < 3:
         return None
-    label = int((after.per_class - before.per_class).masked_fill(after.counts == 0, -torch.inf).argmax())
+    label = int(
+        (after.per_class - before.per_class).masked_fill(after.counts == 0, -torch.inf).argmax()
+    )
     members = (data.labels == label).nonzero().flatten()
     spread = torch.linspace(0, len(members) - 1, min(SAMPLES, len(members))).long()
     batches = load(data.select(members[spread]))
@@ -120,7 +127,13 @@ def most_raised_class(
     corners = [label, *rivals.topk(2).indices.tolist()]
 
     def answers(f: Tensor, cmi: CMI) -> Answers:
-        return Answers(cmi.per_class[label].item(), 100 * (f.argmax(1) == label).double().mean().item(), f[:, corners].double())
+        return Answers(
+            cmi.per_class[label].item(),
+            100 * (f.argmax(1) == label).double().mean().item(),
+            f[:, corners].double(),
+        )
 
     first, second, third = (data.classes[corner] for corner in corners)
-    return OneClass((first, second, third), temperature, answers(plain, before), answers(lensed, after))
+    return OneClass(
+        (first, second, third), temperature, answers(plain, before), answers(lensed, after)
+    )

@@ -60,10 +60,18 @@ class ClassStatistics:
             raise DJIPError(f"the temperature is {temperature}; it must be positive")
         self.num_classes, self.temperature = num_classes, temperature
         self.counts = torch.zeros(num_classes, dtype=torch.float64)
-        self.sum_f = torch.zeros(num_classes, num_classes, dtype=torch.float64)  # sum of f, by class
-        self.sum_ln_f = torch.zeros(num_classes, num_classes, dtype=torch.float64)  # sum of ln f, by class
-        self.sum_f_ln_f = torch.zeros(num_classes, dtype=torch.float64)  # sum over samples and i of f ln f, by class
-        self.faults = torch.zeros(2, dtype=torch.float64)  # numbers that are not finite, labels out of range
+        self.sum_f = torch.zeros(
+            num_classes, num_classes, dtype=torch.float64
+        )  # sum of f, by class
+        self.sum_ln_f = torch.zeros(
+            num_classes, num_classes, dtype=torch.float64
+        )  # sum of ln f, by class
+        self.sum_f_ln_f = torch.zeros(
+            num_classes, dtype=torch.float64
+        )  # sum over samples and i of f ln f, by class
+        self.faults = torch.zeros(
+            2, dtype=torch.float64
+        )  # numbers that are not finite, labels out of range
         self.batches = 0
 
     @torch.no_grad()
@@ -98,9 +106,13 @@ class ClassStatistics:
     def _check(self) -> None:
         not_finite, unknown = self.faults.tolist()
         if unknown:
-            raise DJIPError(f"{int(unknown)} labels lie outside of 0 .. {self.num_classes - 1}, but num_classes is {self.num_classes}")
+            raise DJIPError(
+                f"{int(unknown)} labels lie outside of 0 .. {self.num_classes - 1}, but num_classes is {self.num_classes}"
+            )
         if not_finite:
-            raise DJIPError("the teacher's logits hold NaN or infinity; check its checkpoint and its precision (float32 is safest)")
+            raise DJIPError(
+                "the teacher's logits hold NaN or infinity; check its checkpoint and its precision (float32 is safest)"
+            )
 
     def gather(self) -> "ClassStatistics":
         """Add up the sums of all processes, so that each holds those of the whole set; returns itself. Call it in all, once."""
@@ -124,7 +136,9 @@ class ClassStatistics:
         pairs = samples**2 - counts.square().sum()
         across = sum_f.sum(0) @ sum_ln_f.sum(0) - (sum_f * sum_ln_f).sum()
         gamma = (-across / pairs).item() if pairs > 0 else float("nan")
-        return CMI((per_class * counts / samples).sum().item(), per_class, gamma, centres, counts.long())
+        return CMI(
+            (per_class * counts / samples).sum().item(), per_class, gamma, centres, counts.long()
+        )
 
 
 def conditional_mutual_information(

@@ -24,7 +24,12 @@ class Measurement:
 
     def summary(self) -> dict[str, float]:
         """The numbers of a report: CMI, NCMI, CE in nats and accuracy in percent."""
-        return {"cmi": self.cmi.total, "ncmi": self.cmi.ncmi, "ce": self.ce, "accuracy": self.accuracy}
+        return {
+            "cmi": self.cmi.total,
+            "ncmi": self.cmi.ncmi,
+            "ce": self.ce,
+            "accuracy": self.accuracy,
+        }
 
 
 @torch.no_grad()
@@ -54,18 +59,29 @@ def measure(
     ce, hits = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
     device = device_of(network)
     for image, label, *rest in loader:
-        image, label = image.to(device=device), label.to(device=device)  # None, of a network without weights, leaves them where they are
+        image, label = (
+            image.to(device=device),
+            label.to(device=device),
+        )  # None, of a network without weights, leaves them where they are
         with autocast(image.device, precision):
             logits = logits_of(network(image if look is None else look(image))).float()
         statistics.update(logits, label)
-        label = label.clamp(0, num_classes - 1)  # others end in an error, but not before the next look at them
-        ce = ce.to(logits.device) + F.cross_entropy(logits, label, reduction="sum")  # read once, at the end
+        label = label.clamp(
+            0, num_classes - 1
+        )  # others end in an error, but not before the next look at them
+        ce = ce.to(logits.device) + F.cross_entropy(
+            logits, label, reduction="sum"
+        )  # read once, at the end
         hits = hits.to(logits.device) + (logits.argmax(1) == label).sum()
         count += len(label)
         if keep_ln_f is not None:
             if not rest:
-                raise DJIPError("the literal variant needs each batch to carry its images' indices third; add them or use variant='fresh'")
+                raise DJIPError(
+                    "the literal variant needs each batch to carry its images' indices third; add them or use variant='fresh'"
+                )
             keep_ln_f(rest[0], torch.log_softmax(logits / temperature, dim=1))
     result = statistics.gather().result()
-    ce_sum, hit_sum, total = sum_all(torch.stack([ce.double(), hits.double(), torch.full_like(hits, count).double()])).tolist()
+    ce_sum, hit_sum, total = sum_all(
+        torch.stack([ce.double(), hits.double(), torch.full_like(hits, count).double()])
+    ).tolist()
     return Measurement(result, ce_sum / total, 100 * hit_sum / total)

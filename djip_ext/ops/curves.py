@@ -27,7 +27,9 @@ SWITCH = 9.0  # kappa from which a pair of risers is float32's h
 LINEAR = 0.25  # kappa up to which h = r, s = 1 and t = 0 to 1e-16
 TAIL = 40.0  # exp(-TAIL) is nothing in float64
 
-Room = Callable[[str], Tensor | None]  # name of an intermediate result -> the buffer to put it into; None: a new one
+Room = Callable[
+    [str], Tensor | None
+]  # name of an intermediate result -> the buffer to put it into; None: a new one
 
 
 def fresh(name: str) -> None:
@@ -71,7 +73,9 @@ class Curves:
         samples = torch.cat([_samples(part, nodes, window) for part in entries.split(512)], dim=2)
         spectrum = torch.matmul(_chebyshev(nodes).to(kappa.device), samples)  # (3, nodes, entries)
         scale = samples.abs().amax((1, 2)).clamp_min(1)
-        tail = spectrum.abs().flip(1).cumsum(1).flip(1).amax(2) / scale[:, None]  # what is lost from a power on, at worst
+        tail = (
+            spectrum.abs().flip(1).cumsum(1).flip(1).amax(2) / scale[:, None]
+        )  # what is lost from a power on, at worst
         polynomials = []
         for terms, lost in zip(spectrum, tail):
             count = max(2, int((lost > tolerance).sum()))
@@ -85,7 +89,9 @@ class Curves:
         sharp = None if self.sharp is None else lay_out(self.sharp)
         return Curves(lay_out(self.twice), h, s, t, sharp, self.pairs, self.minus_one)
 
-    def at(self, r: Tensor, slope: bool = False, turn: bool = False, room: Room = fresh) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def at(
+        self, r: Tensor, slope: bool = False, turn: bool = False, room: Room = fresh
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """h, s (if ``slope``) and t (if ``turn``) at r, in buffers from ``room``; the tables must broadcast to r."""
         if not self.h:
             return self._risers(r, slope, turn, room)
@@ -99,7 +105,9 @@ class Curves:
                     torch.lerp(smooth, risen, self.sharp, out=smooth)
         return h, s, t
 
-    def _risers(self, r: Tensor, slope: bool, turn: bool, room: Room, prefix: str = "") -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _risers(
+        self, r: Tensor, slope: bool, turn: bool, room: Room, prefix: str = ""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         h = s = t = None
         for k in range(self.pairs):
             c, name = k + 0.5, f"{prefix}{k}"
@@ -107,7 +115,10 @@ class Curves:
             b = torch.add(r, c, out=room(name + "b")).mul_(self.twice).neg_().sigmoid_()
             h = _plus(h, torch.sub(a, b, out=room(name + "h")))
             if slope or turn:
-                a, b = torch.addcmul(a, a, a, value=-1, out=a), torch.addcmul(b, b, b, value=-1, out=b)  # the sigmoids' slopes
+                a, b = (
+                    torch.addcmul(a, a, a, value=-1, out=a),
+                    torch.addcmul(b, b, b, value=-1, out=b),
+                )  # the sigmoids' slopes
                 both = torch.add(a, b, out=room(name + "both"))
                 if turn:  # 2 kappa ((r - c) a' + (r + c) b')
                     t = _plus(t, a.sub_(b).mul_(-c).addcmul_(r, both).mul_(self.twice))
@@ -117,7 +128,9 @@ class Curves:
 
 def law(r: Tensor, kappa: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
     """h, s and t by the definition: moments of the bins -reach .. reach under weights exp(-kappa (r - d)^2), in float64."""
-    d = torch.arange(-reach, reach + 1, dtype=torch.float64, device=r.device).view(-1, *[1] * max(r.dim(), kappa.dim()))
+    d = torch.arange(-reach, reach + 1, dtype=torch.float64, device=r.device).view(
+        -1, *[1] * max(r.dim(), kappa.dim())
+    )
     weight = torch.exp(kappa * d * (2 * r - d))  # relative to bin 0, so that nothing overflows
     weight = weight / weight.sum(0)
     first, second, third = ((weight * d**power).sum(0) for power in (1, 2, 3))
@@ -128,7 +141,9 @@ def law(r: Tensor, kappa: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _samples(kappa: Tensor, nodes: int, window: int | None) -> Tensor:
     """h / r, s and t / r at the Chebyshev nodes of y, float64 (3, nodes, entries)."""
-    angle = (torch.arange(nodes, dtype=torch.float64, device=kappa.device) + 0.5) * (math.pi / nodes)
+    angle = (torch.arange(nodes, dtype=torch.float64, device=kappa.device) + 0.5) * (
+        math.pi / nodes
+    )
     r = ((torch.cos(angle) + 1) / 8).sqrt()[:, None]
     if window is None:
         kappa = kappa.clamp_min(LINEAR)

@@ -14,11 +14,13 @@ BLOCK = 8
 
 # BT.601, full range: Y = .299 R + .587 G + .114 B, Cb = (B - Y) / 1.772, Cr = (R - Y) / 1.402
 _Y = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
-RGB_TO_YCBCR = torch.stack([
-    _Y,
-    (torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - _Y) / 1.772,
-    (torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64) - _Y) / 1.402,
-])
+RGB_TO_YCBCR = torch.stack(
+    [
+        _Y,
+        (torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64) - _Y) / 1.772,
+        (torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64) - _Y) / 1.402,
+    ]
+)
 YCBCR_TO_RGB = torch.linalg.inv(RGB_TO_YCBCR)
 
 
@@ -34,10 +36,14 @@ def mix_channels(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor
     """Apply a 3x3 ``matrix`` to the three channels of x (B, 3, ...)."""
     matrix = matrix.to(x)
     if torch.compiler.is_compiling():  # fuses with what stands around it
-        mixed = torch.stack([x[:, 0] * row[0] + x[:, 1] * row[1] + x[:, 2] * row[2] for row in matrix], dim=1)
+        mixed = torch.stack(
+            [x[:, 0] * row[0] + x[:, 1] * row[1] + x[:, 2] * row[2] for row in matrix], dim=1
+        )
         return mixed if out is None else out.copy_(mixed)
     flat = x.reshape(len(x), 3, -1)
-    return torch.bmm(matrix.expand(len(x), 3, 3), flat, out=None if out is None else out.view(flat.shape)).view(x.shape)
+    return torch.bmm(
+        matrix.expand(len(x), 3, 3), flat, out=None if out is None else out.view(flat.shape)
+    ).view(x.shape)
 
 
 def block_dct(x: Tensor, out: Tensor | None = None, between: Tensor | None = None) -> Tensor:
@@ -61,10 +67,16 @@ def _factors(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         return matrix, torch.block_diag(matrix.T, matrix.T)
 
 
-def _separable(x: Tensor, matrix: Tensor, pair: Tensor, out: Tensor | None, between: Tensor | None) -> Tensor:
+def _separable(
+    x: Tensor, matrix: Tensor, pair: Tensor, out: Tensor | None, between: Tensor | None
+) -> Tensor:
     """M x M^T for every 8x8 block of x (B, C, H, W), without a permuted copy."""
     strips = x.reshape(-1, BLOCK, x.shape[3])
-    strips = torch.bmm(matrix.expand(len(strips), BLOCK, BLOCK), strips, out=None if between is None else between.view(strips.shape))
+    strips = torch.bmm(
+        matrix.expand(len(strips), BLOCK, BLOCK),
+        strips,
+        out=None if between is None else between.view(strips.shape),
+    )
     pairs = strips.view(-1, len(pair))
     return torch.mm(pairs, pair, out=None if out is None else out.view(pairs.shape)).view(x.shape)
 

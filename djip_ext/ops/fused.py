@@ -29,9 +29,13 @@ from djip_ext.ops.quantizer import MAX_KAPPA, end_width, kappa_of, set_ends
 LARGEST = 1024.0  # |z| of a block of pixels in [0, 255]
 CHUNK = 200_000  # numbers a thread takes through all steps before the next ones do, so that they stay in the cache of its core
 MOST_THREADS = 8  # whose share the buffers hold at most
-SHARED = {"quantized": "between"}  # never in use at the same time; the fewer buffers, the more of them stay in the cache
+SHARED = {
+    "quantized": "between"
+}  # never in use at the same time; the fewer buffers, the more of them stay in the cache
 FLAT = ("z", "between", "pulled")  # buffers that the DCT fills, as images
-_kept_buffers = threading.local()  # some ten chunks: fresh memory costs a CPU more than the arithmetic does
+_kept_buffers = (
+    threading.local()
+)  # some ten chunks: fresh memory costs a CPU more than the arithmetic does
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,28 @@ class Plan:
 
     @classmethod
     def of(
-        cls, q: Tensor, alpha: float, kappa: float | None, max_index: int, window: int | None,
-        gain: Sequence[float], offset: Sequence[float], width: int, dtype: torch.dtype,
+        cls,
+        q: Tensor,
+        alpha: float,
+        kappa: float | None,
+        max_index: int,
+        window: int | None,
+        gain: Sequence[float],
+        offset: Sequence[float],
+        width: int,
+        dtype: torch.dtype,
     ) -> "Plan":
         """The plan for tables q (2, 8, 8) and images ``width`` wide of which ``gain x + offset`` are the pixels in [0, 255]."""
         q = q.detach().double()
         tied = kappa is not None
-        shape = torch.tensor(kappa, dtype=torch.float64, device=q.device).clamp_max(MAX_KAPPA) if tied else kappa_of(q, torch.tensor(alpha, device=q.device))
-        gains, offsets = (torch.tensor(values, dtype=torch.float64, device=q.device) for values in (gain, offset))
+        shape = (
+            torch.tensor(kappa, dtype=torch.float64, device=q.device).clamp_max(MAX_KAPPA)
+            if tied
+            else kappa_of(q, torch.tensor(alpha, device=q.device))
+        )
+        gains, offsets = (
+            torch.tensor(values, dtype=torch.float64, device=q.device) for values in (gain, offset)
+        )
         to_ycbcr, to_rgb = RGB_TO_YCBCR.to(q.device), YCBCR_TO_RGB.to(q.device)
         constant = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64, device=q.device)
         constant[:, 0, 0] = BLOCK * (to_ycbcr @ (offsets - 128))
@@ -88,7 +106,9 @@ class Plan:
             unshift=lay_out(-constant),
             colour=(to_ycbcr * gains).to(dtype),
             back=(to_rgb / gains[:, None]).to(dtype),
-            ends=(shape if tied else lay_out(shape).double(), max_index, window) if bool(at_risk.any()) else None,
+            ends=(shape if tied else lay_out(shape).double(), max_index, window)
+            if bool(at_risk.any())
+            else None,
         )
 
 
@@ -102,23 +122,36 @@ def mean_index(
     u = mix_channels(z, plan.colour, out=room("u"))
     u = torch.addcmul(plan.shift, u, plan.inverse, out=u)
     n = torch.round(u, out=room("n"))
-    h, s, t = plan.curves.at(torch.sub(u, n, out=room("r")), slope=by_z or by_q, turn=by_q and not plan.tied, room=room)
+    h, s, t = plan.curves.at(
+        torch.sub(u, n, out=room("r")), slope=by_z or by_q, turn=by_q and not plan.tied, room=room
+    )
     g = h.add_(n)
     if plan.ends is not None:
         set_ends(u, *plan.ends, g, s, t)
     if by_q:
-        by_step = torch.addcmul(g, u, s, value=-1, out=by_step)  # dQ/dq = g - u s + 2 t, without t when kappa stays what it is
+        by_step = torch.addcmul(
+            g, u, s, value=-1, out=by_step
+        )  # dQ/dq = g - u s + 2 t, without t when kappa stays what it is
         by_step = by_step if plan.tied else by_step.add_(t, alpha=2)
     return g, s, by_step
 
 
-def quantize(z: Tensor, plan: Plan, room: Room, by_q: bool = False, by_step: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+def quantize(
+    z: Tensor,
+    plan: Plan,
+    room: Room,
+    by_q: bool = False,
+    by_step: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """The pointwise kernel: K, quantizer, K^-1; dQ/dq goes to ``by_step`` if ``by_q``."""
     g, *_ = mean_index(z, plan, False, by_q, room, by_step)
     return mix_channels(torch.addcmul(plan.unshift, g, plan.step, out=g), plan.back, out=out)
 
 
-def pull_back(pull: Tensor, kept: Tensor, plan: Plan, by_x: bool, by_q: bool, room: Room) -> tuple[Tensor | None, Tensor | None]:
+def pull_back(
+    pull: Tensor, kept: Tensor, plan: Plan, by_x: bool, by_q: bool, room: Room
+) -> tuple[Tensor | None, Tensor | None]:
     """The kernel's backward.
 
     Args:
@@ -133,13 +166,19 @@ def pull_back(pull: Tensor, kept: Tensor, plan: Plan, by_x: bool, by_q: bool, ro
         return None, _sum_rows(torch.mul(pull, kept, out=room("n")))
     _, by_z, by_step = mean_index(kept, plan, True, by_q, room, room("by_step"))
     grad_q = _sum_rows(torch.mul(pull, by_step, out=room("n"))) if by_q else None
-    return mix_channels(torch.mul(pull, by_z, out=room("n")), plan.colour.T, out=room("pull")), grad_q
+    return mix_channels(
+        torch.mul(pull, by_z, out=room("n")), plan.colour.T, out=room("pull")
+    ), grad_q
 
 
 @lru_cache
 def kernels(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """:func:`quantize` and :func:`pull_back`, as they are or as torch.compile fuses them: some seconds each, when first used."""
-    return (torch.compile(quantize, dynamic=True), torch.compile(pull_back, dynamic=True)) if compiled else (quantize, pull_back)
+    return (
+        (torch.compile(quantize, dynamic=True), torch.compile(pull_back, dynamic=True))
+        if compiled
+        else (quantize, pull_back)
+    )
 
 
 class Lens(torch.autograd.Function):
@@ -156,7 +195,14 @@ class Lens(torch.autograd.Function):
         for part, room in _chunks(x):
             z = block_dct(x[part], out=room("z"), between=room("between"))
             by_step = None if keep is None else keep[part]
-            z = kernel(_rows(z), plan, fresh if compiled else room, keep is not None, by_step, room("quantized"))
+            z = kernel(
+                _rows(z),
+                plan,
+                fresh if compiled else room,
+                keep is not None,
+                by_step,
+                room("quantized"),
+            )
             block_idct(z.view(x[part].shape), out=seen[part], between=room("z"))
         ctx.save_for_backward(x if by_x else keep)
         ctx.plan, ctx.compiled = plan, compiled
@@ -173,13 +219,24 @@ class Lens(torch.autograd.Function):
             grad_q = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64, device=grad.device)
             for part, room in _chunks(grad):
                 pull = _rows(block_dct(grad[part], out=room("pulled"), between=room("between")))
-                z = _rows(block_dct(kept[part], out=room("z"), between=room("between"))) if by_x else kept[part]
+                z = (
+                    _rows(block_dct(kept[part], out=room("z"), between=room("between")))
+                    if by_x
+                    else kept[part]
+                )
                 pull, steps = kernel(pull, z, ctx.plan, by_x, by_q, fresh if ctx.compiled else room)
                 if by_q:
                     grad_q += steps.double().view(3, BLOCK, -1, BLOCK).sum(2)
                 if by_x:
-                    block_idct(pull.view(grad[part].shape), out=grad_x[part], between=room("between"))
-            return grad_x, torch.stack([grad_q[0], grad_q[1] + grad_q[2]]).to(grad.dtype) if by_q else None, None, None
+                    block_idct(
+                        pull.view(grad[part].shape), out=grad_x[part], between=room("between")
+                    )
+            return (
+                grad_x,
+                torch.stack([grad_q[0], grad_q[1] + grad_q[2]]).to(grad.dtype) if by_q else None,
+                None,
+                None,
+            )
 
 
 def _chunks(x: Tensor) -> Iterator[tuple[slice, Room]]:

@@ -63,12 +63,16 @@ class _SoftQuantize(torch.autograd.Function):
     """Forward computes the derivatives that will be asked for; backward only multiplies."""
 
     @staticmethod
-    def forward(ctx, z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None) -> Tensor:
+    def forward(
+        ctx, z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None
+    ) -> Tensor:
         by_z, by_q, by_alpha = ctx.needs_input_grad[:3]
         kappa = kappa_of(q, alpha)
         u = z / q
         n = u.round()
-        h, s, t = Curves.of(kappa, z.dtype, window).at(u - n, slope=by_z or by_q, turn=by_q or by_alpha)
+        h, s, t = Curves.of(kappa, z.dtype, window).at(
+            u - n, slope=by_z or by_q, turn=by_q or by_alpha
+        )
         g = n + h
         set_ends(u, kappa, max_index, window, g, s, t)
         saved = []
@@ -104,22 +108,36 @@ def end_width(kappa: Tensor, window: int | None) -> Tensor:
     return width if window is None else width.clamp_max(window // 2)
 
 
-def set_ends(u: Tensor, kappa: Tensor, max_index: int, window: int | None, g: Tensor, s: Tensor | None, t: Tensor | None) -> None:
+def set_ends(
+    u: Tensor,
+    kappa: Tensor,
+    max_index: int,
+    window: int | None,
+    g: Tensor,
+    s: Tensor | None,
+    t: Tensor | None,
+) -> None:
     """Put the direct sum into g, s and t wherever u lies near or beyond an end of the range; looks at the coefficients."""
     edge = u.abs() > (max_index - end_width(kappa, window)).to(u.dtype)
     if not bool(edge.any()):
         return
     u_edge, kappa_edge = u[edge].double(), kappa.expand_as(u)[edge]
-    reach = window // 2 if window is not None else _reach_from_the_end(u_edge, kappa_edge, max_index)
+    reach = (
+        window // 2 if window is not None else _reach_from_the_end(u_edge, kappa_edge, max_index)
+    )
     for found, exact in zip((g, s, t), direct_sum(u_edge, kappa_edge, max_index, reach)):
         if found is not None:
             found.masked_scatter_(edge, exact.to(u.dtype))
 
 
-def direct_sum(u: Tensor, kappa: Tensor, max_index: int, reach: int) -> tuple[Tensor, Tensor, Tensor]:
+def direct_sum(
+    u: Tensor, kappa: Tensor, max_index: int, reach: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """g, s and t from the bins within ``reach`` of the existing one nearest to u, those that lie in [-L, L]."""
     n = u.round().clamp(-max_index, max_index)
-    r = u - n  # |r| <= 1/2 unless u lies beyond the range; then r d <= 0 for every bin n + d that exists
+    r = (
+        u - n
+    )  # |r| <= 1/2 unless u lies beyond the range; then r d <= 0 for every bin n + d that exists
     total, first, second, third = torch.ones_like(u), *(torch.zeros_like(u) for _ in range(3))
     for d in range(-reach, reach + 1):
         if d == 0:
@@ -127,7 +145,12 @@ def direct_sum(u: Tensor, kappa: Tensor, max_index: int, reach: int) -> tuple[Te
         # Relative to bin n, so that no exponent is positive and exp never overflows.
         weight = torch.exp(kappa * (d * (2 * r - d)))
         weight = torch.where((n + d).abs() <= max_index, weight, 0.0)
-        total, first, second, third = total + weight, first + d * weight, second + d * d * weight, third + d**3 * weight
+        total, first, second, third = (
+            total + weight,
+            first + d * weight,
+            second + d * d * weight,
+            third + d**3 * weight,
+        )
     first, second, third = first / total, second / total, third / total
     variance = second - first * first
     skew = third - 3 * first * second + 2 * first**3

@@ -24,7 +24,9 @@ def lens_figures(record: LensRecord) -> dict[str, Figure]:
 
     ``tables`` always; ``fit`` when the lens was fitted and its rounds are known; ``simplex`` when the answers for a class are.
     """
-    figures = {"tables": tables_figure(record.lens, f"Lens {record.id}, made for {made_for(record.about)}")}
+    figures = {
+        "tables": tables_figure(record.lens, f"Lens {record.id}, made for {made_for(record.about)}")
+    }
     if record.goal is not None and len(record.history) > 1:
         figures["fit"] = fit_figure(record.history, *record.goal, record.about["fit"].get("chosen"))
     if record.one_class is not None:
@@ -50,32 +52,65 @@ def tables_figure(lens: JPEGLens, title: str) -> Figure:
                 ink = "black" if luminance(colours(scale(step))) > 0.47 else "white"
                 axes.text(u, v, step_text(step), ha="center", va="center", fontsize=7.5, color=ink)
                 if is_dead[v, u]:
-                    axes.add_patch(Rectangle((u - 0.45, v - 0.45), 0.9, 0.9, fill=False, edgecolor=LENS, linewidth=1.5))
-        axes.set(title=f"{name}: {int(is_dead.sum())} of 64 steps dead", xlabel="horizontal frequency u", ylabel="vertical frequency v")
+                    axes.add_patch(
+                        Rectangle(
+                            (u - 0.45, v - 0.45),
+                            0.9,
+                            0.9,
+                            fill=False,
+                            edgecolor=LENS,
+                            linewidth=1.5,
+                        )
+                    )
+        axes.set(
+            title=f"{name}: {int(is_dead.sum())} of 64 steps dead",
+            xlabel="horizontal frequency u",
+            ylabel="vertical frequency v",
+        )
         axes.set(xticks=range(8), yticks=range(8))
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    bar = figure.colorbar(picture, ax=panels, shrink=0.85, pad=0.015, format="%g", ticks=_log_ticks(scale.vmin, scale.vmax))
+    bar = figure.colorbar(
+        picture,
+        ax=panels,
+        shrink=0.85,
+        pad=0.015,
+        format="%g",
+        ticks=_log_ticks(scale.vmin, scale.vmax),
+    )
     bar.minorticks_off()
     bar.set_label("step q of the DCT coefficient (grey levels)")
     if bool(dead.any()):
-        figure.supxlabel("orange frame: dead step, α q² < 1, too small to round anything", fontsize=8.5, color=LENS)
+        figure.supxlabel(
+            "orange frame: dead step, α q² < 1, too small to round anything",
+            fontsize=8.5,
+            color=LENS,
+        )
     return figure
 
 
 def step_text(step: float) -> str:
     """A step in at most five characters: 0.012, 1.50, 255, 4e-05."""
-    return f"{step:.0e}" if step < 0.001 else f"{step:.3f}" if step < 1 else f"{step:#.3g}".rstrip(".")
+    return (
+        f"{step:.0e}" if step < 0.001 else f"{step:.3f}" if step < 1 else f"{step:#.3g}".rstrip(".")
+    )
 
 
 def _log_ticks(low: float, high: float) -> Locator:
     """Round numbers along a logarithmic axis, a few of them whether it spans a decade or ten."""
-    return MaxNLocator(4) if high < 6 * low else LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+    return (
+        MaxNLocator(4)
+        if high < 6 * low
+        else LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
+    )
 
 
 @matplotlib.rc_context(STYLE)
 def fit_figure(
-    history: Sequence[Mapping[str, float]], target_cmi: tuple[float, float], floor: float, chosen: int | None = None
+    history: Sequence[Mapping[str, float]],
+    target_cmi: tuple[float, float],
+    floor: float,
+    chosen: int | None = None,
 ) -> Figure:
     """A fit round by round.
 
@@ -87,9 +122,18 @@ def fit_figure(
     """
     rounds = [row["round"] for row in history]
     figure = Figure(figsize=(7.2, 8.6), layout="constrained")
-    figure.suptitle("The fit of the lens" if chosen is None else f"The fit of the lens; the tables of round {chosen} were taken")
+    figure.suptitle(
+        "The fit of the lens"
+        if chosen is None
+        else f"The fit of the lens; the tables of round {chosen} were taken"
+    )
     panels = figure.subplots(5, 1, sharex=True, height_ratios=(1.4, 1.4, 1, 1, 1))
-    curves = (("cmi", "CMI [nats]"), ("accuracy", "accuracy [%]"), ("ce", "cross entropy [nats]"), ("lam", "λ"))
+    curves = (
+        ("cmi", "CMI [nats]"),
+        ("accuracy", "accuracy [%]"),
+        ("ce", "cross entropy [nats]"),
+        ("lam", "λ"),
+    )
     for axes, (key, label) in zip(panels, curves):
         axes.plot(rounds, [row[key] for row in history], color=LENS, marker="o", markersize=3.5)
         axes.set_ylabel(label)
@@ -121,7 +165,9 @@ def fit_figure(
 
 def _note(axes: Axes, y: float, text: str) -> None:
     """Write ``text`` just above height ``y`` at the left edge."""
-    axes.annotate(text, (0, y), (4, 2), ("axes fraction", "data"), "offset points", color=GOAL, fontsize=8)
+    axes.annotate(
+        text, (0, y), (4, 2), ("axes fraction", "data"), "offset points", color=GOAL, fontsize=8
+    )
 
 
 @matplotlib.rc_context(STYLE)
@@ -134,17 +180,36 @@ def simplex_figure(view: OneClass) -> Figure:
     figure = Figure(figsize=(9.6, 4.9), layout="constrained")
     sharpness = "" if view.temperature == 1 else f" at T = {view.temperature:g}"
     cmi = f"its CMI {before.cmi:.3f} → {after.cmi:.3f} nats"
-    figure.suptitle(f"What the teacher says{sharpness} of {len(after.f)} images of class “{view.corners[0]}”; {cmi}")
+    figure.suptitle(
+        f"What the teacher says{sharpness} of {len(after.f)} images of class “{view.corners[0]}”; {cmi}"
+    )
     panels = figure.subplots(1, 2)
-    for axes, side, colour, name in zip(panels, (before, after), (PLAIN, LENS), ("plain teacher", "with the lens")):
+    for axes, side, colour, name in zip(
+        panels, (before, after), (PLAIN, LENS), ("plain teacher", "with the lens")
+    ):
         _triangle(axes, view.corners)
         centre = side.f.mean(0)
-        axes.scatter(*_to_plane(side.f).T.numpy(), s=16, color=colour, alpha=0.45, linewidth=0, zorder=2, label="an image")
+        axes.scatter(
+            *_to_plane(side.f).T.numpy(),
+            s=16,
+            color=colour,
+            alpha=0.45,
+            linewidth=0,
+            zorder=2,
+            label="an image",
+        )
         place = _to_plane(centre[None])[0].tolist()
-        axes.scatter(*place, s=60, color="none", edgecolor="black", marker="D", zorder=3, label="their mean")
-        axes.set_title(f"{name}: {side.accuracy:.0f} % right, the three hold {100 * centre.sum().item():.0f} % of the probability")
+        axes.scatter(
+            *place, s=60, color="none", edgecolor="black", marker="D", zorder=3, label="their mean"
+        )
+        axes.set_title(
+            f"{name}: {side.accuracy:.0f} % right, the three hold {100 * centre.sum().item():.0f} % of the probability"
+        )
         axes.legend(loc="upper left", bbox_to_anchor=(-0.05, 0.97), handletextpad=0.2)
-    figure.supxlabel("the three probabilities are scaled to sum to 1; dashed: where the decision changes", fontsize=8)
+    figure.supxlabel(
+        "the three probabilities are scaled to sum to 1; dashed: where the decision changes",
+        fontsize=8,
+    )
     return figure
 
 

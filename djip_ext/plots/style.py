@@ -60,7 +60,9 @@ def images_figure(originals: Tensor, lensed: Tensor, names: Sequence[str]) -> Fi
     """
     originals, lensed = originals.detach().cpu().float(), lensed.detach().cpu().float()
     change = lensed - originals
-    typical = change.abs().flatten().kthvalue(max(1, math.ceil(0.99 * change.numel()))).values.item()
+    typical = (
+        change.abs().flatten().kthvalue(max(1, math.ceil(0.99 * change.numel()))).values.item()
+    )
     factor = max((f for f in (2, 4, 8, 16, 32) if f * typical <= 127), default=1)
     rows = ("original", "through the lens", f"difference × {factor}\n(grey: none)")
     count = len(originals)
@@ -77,10 +79,21 @@ def images_figure(originals: Tensor, lensed: Tensor, names: Sequence[str]) -> Fi
         titles = (names[i], f"PSNR {quality:.1f} dB" if quality < 99 else "unchanged", "")
         for row, (image, label, title) in enumerate(zip(shown, rows, titles)):
             axes = grid[3 * (i // 8) + row, i % 8]
-            axes.imshow(image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.imshow(
+                image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy(), interpolation="nearest"
+            )
             axes.set_title(title, fontsize=8, pad=3)
             if i % 8 == 0:
-                axes.text(-0.06, 0.5, label, rotation=90, ha="right", va="center", ma="center", transform=axes.transAxes)
+                axes.text(
+                    -0.06,
+                    0.5,
+                    label,
+                    rotation=90,
+                    ha="right",
+                    va="center",
+                    ma="center",
+                    transform=axes.transAxes,
+                )
     return figure
 
 
@@ -96,9 +109,17 @@ def cmi_figure(before: CMI, after: CMI, class_names: Sequence[str] | None = None
     axes = figure.subplots()
     axes.vlines(x, plain, lens, color=FAINT, linewidth=1.2, zorder=1)
     axes.scatter(x, plain, s=18, color=PLAIN, label="plain teacher", clip_on=False, zorder=2)
-    axes.scatter(x, lens, s=18, color=LENS, marker="D", label="with the lens", clip_on=False, zorder=3)
-    axes.set_title(f"CMI class by class; over all {len(order)}: {before.total:.4f} → {after.total:.4f} nats")
-    axes.set(xlim=(-0.8, len(order) - 0.2), ylim=(0, 1.05 * max(plain + lens) or 1), xlabel="class, sorted by its CMI with the lens")
+    axes.scatter(
+        x, lens, s=18, color=LENS, marker="D", label="with the lens", clip_on=False, zorder=3
+    )
+    axes.set_title(
+        f"CMI class by class; over all {len(order)}: {before.total:.4f} → {after.total:.4f} nats"
+    )
+    axes.set(
+        xlim=(-0.8, len(order) - 0.2),
+        ylim=(0, 1.05 * max(plain + lens) or 1),
+        xlabel="class, sorted by its CMI with the lens",
+    )
     axes.set_ylabel("I(X; Ŷ | Y = y)  [nats]")
     axes.set_xticks(x, names, rotation=90, fontsize=8 if len(order) <= 40 else 6)
     axes.tick_params(axis="x", length=2, pad=2)
@@ -121,7 +142,9 @@ def comparison_figure(arms: Mapping[str, Sequence[float]], ylabel: str, title: s
     names, values = list(arms), [list(arm) for arm in arms.values()]
     seeds = len(values[0]) if values else 0
     if seeds == 0 or any(len(arm) != seeds for arm in values):
-        raise DJIPError(f"the arms have {[len(arm) for arm in values]} values; a paired comparison needs the same seeds in every arm")
+        raise DJIPError(
+            f"the arms have {[len(arm) for arm in values]} values; a paired comparison needs the same seeds in every arm"
+        )
     figure = Figure(figsize=(2.2 + 1.9 * len(arms), 4.8), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots()
@@ -140,7 +163,11 @@ def comparison_figure(arms: Mapping[str, Sequence[float]], ylabel: str, title: s
     axes.set(xlim=(-0.5, len(arms) - 0.5), ylabel=ylabel)
     axes.margins(y=0.12)
     axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
-    runs = "one seed" if seeds == 1 else f"{seeds} seeds, a line each; bars: means; brackets: 95 % t-interval of the paired difference"
+    runs = (
+        "one seed"
+        if seeds == 1
+        else f"{seeds} seeds, a line each; bars: means; brackets: 95 % t-interval of the paired difference"
+    )
     figure.supxlabel(runs, fontsize=8)
     return figure
 

@@ -20,28 +20,50 @@ def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> F
         rows: of :func:`~djip_ext.experiments.records.table_rows`.
         arms: the baseline first.
     """
-    cells = {(row["distiller"], _column(row)): row for row in rows if row["arm"] != arms[0] and row["last_acc_diff"] != ""}
+    cells = {
+        (row["distiller"], _column(row)): row
+        for row in rows
+        if row["arm"] != arms[0] and row["last_acc_diff"] != ""
+    }
     distillers, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-    values = [[cells[d, c]["last_acc_diff"] if (d, c) in cells else float("nan") for c in columns] for d in distillers]
+    values = [
+        [cells[d, c]["last_acc_diff"] if (d, c) in cells else float("nan") for c in columns]
+        for d in distillers
+    ]
     reach = max(1.0, *(abs(row["last_acc_diff"]) for row in cells.values()))
-    figure = Figure(figsize=(max(4.6, 2.2 + 1.2 * len(columns)), 1.9 + 0.34 * len(distillers)), layout="constrained")
+    figure = Figure(
+        figsize=(max(4.6, 2.2 + 1.2 * len(columns)), 1.9 + 0.34 * len(distillers)),
+        layout="constrained",
+    )
     figure.suptitle(f"Difference to {arms[0]}, last epoch (points)")
     axes = figure.subplots()
     colours, scale = colormaps["PuOr_r"], TwoSlopeNorm(0, -reach, reach)
     picture = axes.imshow(values, cmap=colours, norm=scale, aspect="auto")
     for (distiller, column), row in cells.items():
         sure = row["last_acc_ci95"] != "" and abs(row["last_acc_diff"]) > row["last_acc_ci95"]
-        text = f"{row['last_acc_diff']:+.2f}" + (f" ± {row['last_acc_ci95']:.2f}" if row["last_acc_ci95"] != "" else "")
+        text = f"{row['last_acc_diff']:+.2f}" + (
+            f" ± {row['last_acc_ci95']:.2f}" if row["last_acc_ci95"] != "" else ""
+        )
         dark = luminance(colours(scale(row["last_acc_diff"]))) < 0.52
         place = columns.index(column), distillers.index(distiller)
         weight, colour = "bold" if sure else "normal", "white" if dark else INK
-        axes.text(*place, text.replace("-", "−"), ha="center", va="center", fontsize=8, weight=weight, color=colour)
+        axes.text(
+            *place,
+            text.replace("-", "−"),
+            ha="center",
+            va="center",
+            fontsize=8,
+            weight=weight,
+            color=colour,
+        )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(distillers)), distillers)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(picture, ax=axes, shrink=0.7)
-    figure.supxlabel("± half of the 95 % t-interval over seeds; bold: zero lies outside", fontsize=8)
+    figure.supxlabel(
+        "± half of the 95 % t-interval over seeds; bold: zero lies outside", fontsize=8
+    )
     return figure
 
 
@@ -62,9 +84,30 @@ def cmi_change_figure(changes: Mapping[str, tuple[float, float]]) -> Figure:
     heights = range(len(changes) - 1, -1, -1)
     for y, (before, after) in zip(heights, changes.values()):
         axes.plot((before, after), (y, y), color=FAINT, linewidth=2, zorder=1)
-        axes.annotate(f"{before:.3f} → {after:.3f}", (max(before, after), y), (8, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.scatter([before for before, _ in changes.values()], heights, color=PLAIN, s=40, zorder=2, label="plain")
-    axes.scatter([after for _, after in changes.values()], heights, color=LENS, s=40, zorder=2, label="behind the lens")
+        axes.annotate(
+            f"{before:.3f} → {after:.3f}",
+            (max(before, after), y),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+    axes.scatter(
+        [before for before, _ in changes.values()],
+        heights,
+        color=PLAIN,
+        s=40,
+        zorder=2,
+        label="plain",
+    )
+    axes.scatter(
+        [after for _, after in changes.values()],
+        heights,
+        color=LENS,
+        s=40,
+        zorder=2,
+        label="behind the lens",
+    )
     axes.set_yticks(heights, list(changes))
     axes.set_xlim(0, 1.25 * max(max(change) for change in changes.values()))
     axes.set_ylim(-0.7, len(changes) - 0.3)
@@ -77,8 +120,13 @@ def cmi_change_figure(changes: Mapping[str, tuple[float, float]]) -> Figure:
 @matplotlib.rc_context(STYLE)
 def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
     """The students' paired gain against the teacher's gain in CMI: a mark a pair and arm, a stroke each of its distillers."""
-    arms, pairs = list(dict.fromkeys(gain.arm for gain in gains)), list(dict.fromkeys(gain.pair for gain in gains))
-    low, high = (end(0.0, *(gain.cmi for gain in gains)) for end in (min, max))  # from the baseline on, so that equal gains look equal
+    arms, pairs = (
+        list(dict.fromkeys(gain.arm for gain in gains)),
+        list(dict.fromkeys(gain.pair for gain in gains)),
+    )
+    low, high = (
+        end(0.0, *(gain.cmi for gain in gains)) for end in (min, max)
+    )  # from the baseline on, so that equal gains look equal
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     figure.suptitle("What the student gains, and what CMI the teacher gained")
     axes = figure.subplots()
@@ -89,18 +137,36 @@ def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
             x, each = [gain.cmi] * len(gain.each), list(gain.each.values())
             axes.scatter(x, each, color=colour, marker="_", s=70, alpha=0.6, linewidth=1, zorder=2)
         error = gain.mean.half_width if gain.mean.n > 1 else None
-        axes.errorbar(gain.cmi, gain.mean.mean, error, color=colour, marker=marker, markersize=7, elinewidth=1.2, capsize=3, zorder=3)
+        axes.errorbar(
+            gain.cmi,
+            gain.mean.mean,
+            error,
+            color=colour,
+            marker=marker,
+            markersize=7,
+            elinewidth=1.2,
+            capsize=3,
+            zorder=3,
+        )
         if len(pairs) > 1:
             place = gain.cmi, gain.mean.mean + (error or 0)
             name = f"{gain.pair.teacher}\n{gain.pair.student}"
-            axes.annotate(name, place, (0, 6), textcoords="offset points", ha="center", fontsize=6.5, zorder=4)
+            axes.annotate(
+                name, place, (0, 6), textcoords="offset points", ha="center", fontsize=6.5, zorder=4
+            )
     for i, arm in enumerate(arms):
         colour, marker = _look(i)
         axes.plot([], [], color=colour, marker=marker, linestyle="none", label=arm)
     margin = 0.08 * (high - low)
     axes.set_xlim(low - margin, high + margin)
-    marks = "marks: mean of the distillers, strokes: each of them; " if any(len(gain.each) > 1 for gain in gains) else ""
-    axes.set_xlabel(f"CMI of the teacher minus that in the arm {baseline} (nats)\n{marks}bars: 95 % t-interval over seeds")
+    marks = (
+        "marks: mean of the distillers, strokes: each of them; "
+        if any(len(gain.each) > 1 for gain in gains)
+        else ""
+    )
+    axes.set_xlabel(
+        f"CMI of the teacher minus that in the arm {baseline} (nats)\n{marks}bars: 95 % t-interval over seeds"
+    )
     axes.set_ylabel(f"paired difference to {baseline}, last epoch (points)")
     axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
     figure.legend(loc="outside lower center", ncols=min(4, len(arms)))

@@ -51,7 +51,9 @@ def mean_all(value: Tensor, weight: int) -> Tensor:
     """The mean of ``value`` (K,) over all processes, each counted ``weight`` times, summed in float64."""
     if processes() == 1:
         return value
-    weighted = sum_all(torch.cat([weight * value.double(), value.new_tensor([weight], dtype=torch.float64)]))
+    weighted = sum_all(
+        torch.cat([weight * value.double(), value.new_tensor([weight], dtype=torch.float64)])
+    )
     return (weighted[:-1] / weighted[-1]).to(value.dtype)
 
 

@@ -13,7 +13,9 @@ from filelock import FileLock, Timeout
 
 from djip_ext.errors import Busy, DJIPError, first_line
 
-NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")  # a list in indented JSON; no string there holds a real line break
+NUMBERS = re.compile(
+    r"\[\n([^\[\]{}\"]+)\n *\]"
+)  # a list in indented JSON; no string there holds a real line break
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
@@ -36,8 +38,12 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DJIPError(f"cannot write {path}: {reason}; free space or choose another place. Nothing was changed") from error
-    except RuntimeError as error:  # torch.save and safetensors wrap a full disk into a RuntimeError of their own
+        raise DJIPError(
+            f"cannot write {path}: {reason}; free space or choose another place. Nothing was changed"
+        ) from error
+    except (
+        RuntimeError
+    ) as error:  # torch.save and safetensors wrap a full disk into a RuntimeError of their own
         raise DJIPError(f"cannot write {path}: {first_line(error)}; nothing was changed") from error
     finally:
         with contextlib.suppress(OSError):  # not there, nor can be: the error above says why
@@ -47,7 +53,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 
 def write_json(path: str | os.PathLike[str], record: dict[str, Any]) -> Path:
     """Write ``record`` as indented JSON, a list of numbers on one line, atomically."""
-    text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", json.dumps(record, indent=2))
+    text = NUMBERS.sub(
+        lambda match: f"[{' '.join(match[1].split())}]", json.dumps(record, indent=2)
+    )
     return atomic_write(path, lambda p: p.write_text(text + "\n"))
 
 
@@ -83,7 +91,9 @@ def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     except Timeout as error:
         raise Busy(f"another process is at work on {what}; wait for it or stop it") from error
     except OSError as error:
-        raise DJIPError(f"cannot lock {path}: {error.strerror or error}; choose another place") from error
+        raise DJIPError(
+            f"cannot lock {path}: {error.strerror or error}; choose another place"
+        ) from error
     try:
         yield
     finally:

@@ -19,7 +19,9 @@ from djip_ext.experiments.statistics import summarise  # noqa: E402
 
 FOLDER = Path("results/cifar100/frontier")
 COMMON = "--cfg configs/cifar100/fewshot/kd_wrn_16_2_resnet8.yaml --images 1500 DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16 "
-COMMON += "BENCH.FRACTION 0.05 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
+COMMON += (
+    "BENCH.FRACTION 0.05 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
+)
 FIT = "--rounds 10 --cmi-gain 0.15 0.25 --max-accuracy-drop 20"
 ROWS = {
     "JPEG, quality 92": "--rounds 0 --alpha 5 --start jpeg:92",
@@ -41,7 +43,10 @@ ROWS = {
     "batch 500, lr 0.2": f"{FIT} --batch-size 500 --lr 0.2",
 }
 for seed in range(1, 5):
-    ROWS |= {f"default, seed {seed}": f"{FIT} --seed {seed}", f"literal, seed {seed}": f"{FIT} --variant literal --seed {seed}"}
+    ROWS |= {
+        f"default, seed {seed}": f"{FIT} --seed {seed}",
+        f"literal, seed {seed}": f"{FIT} --variant literal --seed {seed}",
+    }
 
 
 def path_of(name: str) -> Path:
@@ -63,17 +68,33 @@ def main(names: list[str]) -> None:
         before, after = about["before"], about["after"]
         if plain is None:
             plain = before
-            print(f"| plain teacher | {before['cmi']:.4f} | {before['ce']:.4f} | {before['accuracy']:.2f} | | | |")
+            print(
+                f"| plain teacher | {before['cmi']:.4f} | {before['ce']:.4f} | {before['accuracy']:.2f} | | | |"
+            )
         gain = after["cmi"] - before["cmi"]
         prices[name] = (after["ce"] - before["ce"]) / gain if gain > 0.02 else math.nan
         price = f"{prices[name]:.3f}" if gain > 0.02 else "-"
-        print(f"| {name} | {after['cmi']:.4f} | {after['ce']:.4f} | {after['accuracy']:.2f} | {price} | {about['seconds']:.0f} | `{ROWS[name]}` |")
+        print(
+            f"| {name} | {after['cmi']:.4f} | {after['ce']:.4f} | {after['accuracy']:.2f} | {price} | {about['seconds']:.0f} | `{ROWS[name]}` |"
+        )
     seeds = [f", seed {seed}" if seed else "" for seed in range(5)]
-    pairs = [(prices[f"literal{s}"], prices[f"default{s}"]) for s in seeds if f"literal{s}" in prices and f"default{s}" in prices]
+    pairs = [
+        (prices[f"literal{s}"], prices[f"default{s}"])
+        for s in seeds
+        if f"literal{s}" in prices and f"default{s}" in prices
+    ]
     if pairs:
-        literal, default, difference = (summarise(x) for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs]))
-        print(f"\nprice over {len(pairs)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, literal {literal.mean:.3f} ± {literal.spread:.3f}, ", end="")
-        print(f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} (half of the 95 % t-interval)")
+        literal, default, difference = (
+            summarise(x)
+            for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs])
+        )
+        print(
+            f"\nprice over {len(pairs)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, literal {literal.mean:.3f} ± {literal.spread:.3f}, ",
+            end="",
+        )
+        print(
+            f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} (half of the 95 % t-interval)"
+        )
 
 
 main(sys.argv[1:])

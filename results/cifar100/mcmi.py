@@ -34,23 +34,35 @@ PRECISION, LR, LAM_MAX = "bfloat16", 0.01, 2.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     how = parser.add_mutually_exclusive_group(required=True)
     how.add_argument("--lam", type=float, help="fixed lambda, fixed centres: the authors' way")
-    how.add_argument("--gain", type=float, help="nats of CMI to gain; lambda is steered, centres are refreshed")
+    how.add_argument(
+        "--gain", type=float, help="nats of CMI to gain; lambda is steered, centres are refreshed"
+    )
     parser.add_argument("--epochs", type=int, default=6)
     args = parser.parse_args()
     train_set, test_set = load_image_sets(load_cfg(None, ["BENCH.FRACTION", 0.2]))
     few_shot, _ = load_image_sets(load_cfg(None, ["BENCH.FRACTION", 0.05]))
-    network = load_weights(build_model("wrn_16_2", 100), FOLDER / "wrn_16_2.safetensors").to(memory_format=torch.channels_last)
+    network = load_weights(build_model("wrn_16_2", 100), FOLDER / "wrn_16_2.safetensors").to(
+        memory_format=torch.channels_last
+    )
     loader = DeviceLoader(train_set, 64, augment=True)
 
     def report(name: str) -> dict:
         parts = {"train": train_set, "few-shot 5 %": few_shot, "test": test_set}
         network.eval()
-        numbers = {part: measure(network, DeviceLoader(data, 250), 100, precision=PRECISION).summary() for part, data in parts.items()}
+        numbers = {
+            part: measure(network, DeviceLoader(data, 250), 100, precision=PRECISION).summary()
+            for part, data in parts.items()
+        }
         for part, row in numbers.items():
-            print(f"{name}, {part}: CMI {row['cmi']:.4f}, CE {row['ce']:.4f}, accuracy {row['accuracy']:.2f} %", flush=True)
+            print(
+                f"{name}, {part}: CMI {row['cmi']:.4f}, CE {row['ce']:.4f}, accuracy {row['accuracy']:.2f} %",
+                flush=True,
+            )
         return numbers
 
     before = report("plain")
@@ -64,10 +76,16 @@ def main() -> None:
             network.eval()
             centres = measure(network, loader, 100, precision=PRECISION).cmi
         network.train()
-        for image, label, _ in (bar := tqdm(loader, desc=f"MCMI epoch {epoch}/{args.epochs}", mininterval=5)):
+        for image, label, _ in (
+            bar := tqdm(loader, desc=f"MCMI epoch {epoch}/{args.epochs}", mininterval=5)
+        ):
             with autocast(image.device, PRECISION):
                 logits = network(image)[0]
-            lam = args.lam if args.lam is not None else LAM_MAX * min(1.0, max(-1.0, (target - cmi) / (0.25 * args.gain)))
+            lam = (
+                args.lam
+                if args.lam is not None
+                else LAM_MAX * min(1.0, max(-1.0, (target - cmi) / (0.25 * args.gain)))
+            )
             loss, _, kl = lens_objective(logits, label, centres.centres, centres.counts, lam)
             cmi += 0.1 * (kl.item() - cmi)
             bar.set_postfix(CMI=f"{cmi:.3f}", lam=f"{lam:.2f}", refresh=False)

@@ -50,18 +50,33 @@ def answers(teacher: nn.Module, data: ImageSet) -> tuple[Tensor, Tensor]:
 def main() -> None:
     few_shot, test = load_image_sets(load_cfg(None, ["BENCH.FRACTION", 0.05]))
     heads = [f"CMI, T = {t}" for t in TEMPERATURES]
-    print("| teacher | " + " | ".join(heads) + " | entropy, T = 4 | CE | accuracy (%) | CE, test | accuracy, test (%) |")
+    print(
+        "| teacher | "
+        + " | ".join(heads)
+        + " | entropy, T = 4 | CE | accuracy (%) | CE, test | accuracy, test (%) |"
+    )
     print("|---" * (len(heads) + 6) + "|")
     for name, (weights, lens) in ARMS.items():
-        network = load_weights(build_model("wrn_16_2", 100), FOLDER / "teacher" / f"{weights}.safetensors").to(memory_format=torch.channels_last)
+        network = load_weights(
+            build_model("wrn_16_2", 100), FOLDER / "teacher" / f"{weights}.safetensors"
+        ).to(memory_format=torch.channels_last)
         look = "identity" if lens is None else load_lens(FOLDER / "lenses" / f"{lens}.safetensors")
         teacher = DJIPTeacher(network, look, few_shot.mean, few_shot.std)
-        (logits, labels), (test_logits, test_labels) = answers(teacher, few_shot), answers(teacher, test)
-        cells = [f"{conditional_mutual_information(logits, labels, 100, t).total:.4f}" for t in TEMPERATURES]
+        (logits, labels), (test_logits, test_labels) = (
+            answers(teacher, few_shot),
+            answers(teacher, test),
+        )
+        cells = [
+            f"{conditional_mutual_information(logits, labels, 100, t).total:.4f}"
+            for t in TEMPERATURES
+        ]
         soft = torch.softmax(logits / 4, dim=1)
         cells.append(f"{-(soft * soft.log()).sum(1).mean():.3f}")
         for z, y in ((logits, labels), (test_logits, test_labels)):
-            cells += [f"{F.cross_entropy(z, y):.4f}", f"{100 * (z.argmax(1) == y).float().mean():.2f}"]
+            cells += [
+                f"{F.cross_entropy(z, y):.4f}",
+                f"{100 * (z.argmax(1) == y).float().mean():.2f}",
+            ]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -26,7 +26,12 @@ from djip_ext.bench.distillers.kd import kd_loss
 from djip_ext.bench.distillers.lskd import standardise
 from djip_ext.bench.distillers.wttm import wttm_loss
 
-REPOSITORIES = ("HobbitLong+RepDistiller", "zkxufo+TTM", "roymiles+ITRD", "sunshangquan+logit-standardization-KD")
+REPOSITORIES = (
+    "HobbitLong+RepDistiller",
+    "zkxufo+TTM",
+    "roymiles+ITRD",
+    "sunshangquan+logit-standardization-KD",
+)
 ROOT = os.environ.get("KD_REFERENCES")
 
 pytestmark = [
@@ -56,7 +61,12 @@ def noise(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def agree(ours: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor, tolerance: float = 1e-12) -> None:
+def agree(
+    ours: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    *inputs: Tensor,
+    tolerance: float = 1e-12,
+) -> None:
     """Equal values, and equal gradients for every input; ``tolerance`` is relative to the largest of each."""
     sides = []
     for function in (ours, reference):
@@ -75,7 +85,12 @@ def same_weights(ours: nn.Module, reference: nn.Module) -> list[nn.Parameter]:
     return [mine for mine, _ in pairs]
 
 
-def modules_agree(ours: nn.Module, reference: nn.Module, loss: Callable[[nn.Module], Tensor], read: Callable[[nn.Module], Tensor]) -> None:
+def modules_agree(
+    ours: nn.Module,
+    reference: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    read: Callable[[nn.Module], Tensor],
+) -> None:
     """Equal losses (``loss`` of ours, ``read`` of theirs) and equal gradients of every parameter."""
     same_weights(ours, reference)
     sides = []
@@ -83,7 +98,9 @@ def modules_agree(ours: nn.Module, reference: nn.Module, loss: Callable[[nn.Modu
         value = function(module)
         sides.append([value.detach(), *torch.autograd.grad(value, list(module.parameters()))])
     for mine, other in zip(*sides, strict=True):
-        assert (mine - other).abs().max() <= 1e-12 * max(float(side.abs().max()) for side in sides[1])
+        assert (mine - other).abs().max() <= 1e-12 * max(
+            float(side.abs().max()) for side in sides[1]
+        )
 
 
 Z_S, Z_T = noise(32, 100, seed=0, scale=2), noise(32, 100, seed=1, scale=5)
@@ -110,58 +127,111 @@ def test_wttm(gamma: float) -> None:
 def test_lskd() -> None:
     z_s, z_t = doubled(Z_S, Z_T)
     folder = "mdistiller/distillers"
-    kd, dkd = (theirs("sunshangquan+logit-standardization-KD", f"{folder}/{name}.py") for name in ("KD", "DKD"))
+    kd, dkd = (
+        theirs("sunshangquan+logit-standardization-KD", f"{folder}/{name}.py")
+        for name in ("KD", "DKD")
+    )
     t = standardise(z_t)
-    agree(lambda s: 9 * kd_loss(standardise(s), t, 2.0), lambda s: 9 * kd.kd_loss(s, z_t, 2.0, True), z_s)
-    agree(lambda s: 9 * dkd_loss(standardise(s), t, TARGET, 1.0, 8.0, 2.0), lambda s: dkd.dkd_loss(s, z_t, TARGET, 9.0, 72.0, 2.0, True), z_s)
+    agree(
+        lambda s: 9 * kd_loss(standardise(s), t, 2.0),
+        lambda s: 9 * kd.kd_loss(s, z_t, 2.0, True),
+        z_s,
+    )
+    agree(
+        lambda s: 9 * dkd_loss(standardise(s), t, TARGET, 1.0, 8.0, 2.0),
+        lambda s: dkd.dkd_loss(s, z_t, TARGET, 9.0, 72.0, 2.0, True),
+        z_s,
+    )
 
 
 def test_cc() -> None:
-    agree(cc_loss, theirs("HobbitLong+RepDistiller", "distiller_zoo/CC.py").Correlation(), noise(32, 128, seed=3), noise(32, 128, seed=4))
+    agree(
+        cc_loss,
+        theirs("HobbitLong+RepDistiller", "distiller_zoo/CC.py").Correlation(),
+        noise(32, 128, seed=3),
+        noise(32, 128, seed=4),
+    )
 
 
 @pytest.mark.parametrize("sides", [(8, 8), (8, 4), (4, 8)])
 def test_ft_loss(sides: tuple[int, int]) -> None:
     f_s, f_t = (noise(8, 32, side, side, seed=seed) for seed, side in enumerate(sides))
-    agree(ft_loss, theirs("HobbitLong+RepDistiller", "distiller_zoo/FT.py").FactorTransfer(), f_s, f_t)
+    agree(
+        ft_loss, theirs("HobbitLong+RepDistiller", "distiller_zoo/FT.py").FactorTransfer(), f_s, f_t
+    )
 
 
 def test_ft_modules() -> None:
-    util, f_t, f_s = theirs("HobbitLong+RepDistiller", "models/util.py"), noise(4, 32, 8, 8, seed=5), noise(4, 16, 8, 8, seed=6)
-    error = (lambda m: (m(f_t) - f_t).square().mean()), (lambda m: (m(f_t)[1] - f_t).square().mean())
+    util, f_t, f_s = (
+        theirs("HobbitLong+RepDistiller", "models/util.py"),
+        noise(4, 32, 8, 8, seed=5),
+        noise(4, 16, 8, 8, seed=6),
+    )
+    error = (
+        (lambda m: (m(f_t) - f_t).square().mean()),
+        (lambda m: (m(f_t)[1] - f_t).square().mean()),
+    )
     modules_agree(Paraphraser(32, 16), util.Paraphraser((2, 32, 8, 8)), *error)
     size = (lambda m: m(f_s).square().mean()), (lambda m: m(f_s).square().mean())
-    modules_agree(_encoder(16, 16, batch_norm=True), util.Translator((2, 16, 8, 8), (2, 32, 8, 8)), *size)
+    modules_agree(
+        _encoder(16, 16, batch_norm=True), util.Translator((2, 16, 8, 8), (2, 32, 8, 8)), *size
+    )
 
 
 @pytest.mark.parametrize("dim_t", [64, 128])
 def test_itrd(dim_t: int) -> None:
-    authors = theirs("roymiles+ITRD", "distiller_zoo/IT.py").ITLoss(types.SimpleNamespace(s_dim=64, t_dim=dim_t, n_data=1, alpha_it=1.01))
+    authors = theirs("roymiles+ITRD", "distiller_zoo/IT.py").ITLoss(
+        types.SimpleNamespace(s_dim=64, t_dim=dim_t, n_data=1, alpha_it=1.01)
+    )
     embed, f_s, f_t = authors.embed.linear, noise(32, 64, seed=7), noise(32, dim_t, seed=8)
     # 1e-8 beside the standard deviations is ours
-    agree(lambda s: itrd_correlation_loss(embed(s), f_t, 1.01), lambda s: authors.forward_correlation_it(s, f_t), f_s, tolerance=1e-7)
-    agree(lambda s: itrd_mutual_loss(s if dim_t == 64 else embed(s), f_t), lambda s: authors.forward_mutual_it(s, f_t), f_s)
+    agree(
+        lambda s: itrd_correlation_loss(embed(s), f_t, 1.01),
+        lambda s: authors.forward_correlation_it(s, f_t),
+        f_s,
+        tolerance=1e-7,
+    )
+    agree(
+        lambda s: itrd_mutual_loss(s if dim_t == 64 else embed(s), f_t),
+        lambda s: authors.forward_mutual_it(s, f_t),
+        f_s,
+    )
 
 
 def test_crd(monkeypatch: pytest.MonkeyPatch) -> None:
-    criterion, memory = (theirs("HobbitLong+RepDistiller", f"crd/{name}.py") for name in ("criterion", "memory"))
+    criterion, memory = (
+        theirs("HobbitLong+RepDistiller", f"crd/{name}.py") for name in ("criterion", "memory")
+    )
     monkeypatch.setattr(memory.AliasMethod, "cuda", lambda self: None)
     images, negatives = 60, 20
-    options = types.SimpleNamespace(s_dim=64, t_dim=128, feat_dim=16, n_data=images, nce_k=negatives, nce_t=0.07, nce_m=0.5)
+    options = types.SimpleNamespace(
+        s_dim=64, t_dim=128, feat_dim=16, n_data=images, nce_k=negatives, nce_t=0.07, nce_m=0.5
+    )
     authors = criterion.CRDLoss(options)
     embed_s, embed_t, ours = Embed(64, 16), Embed(128, 16), ContrastMemory(16, images, 0.07, 0.5)
     same_weights(embed_s, authors.embed_s), same_weights(embed_t, authors.embed_t)
     ours.memory_s.copy_(authors.contrast.memory_v1), ours.memory_t.copy_(authors.contrast.memory_v2)
     for step in range(2):
-        f_s, f_t, index = noise(8, 64, seed=9 + step), noise(8, 128, seed=11 + step), torch.arange(step, 8 + step)
-        drawn = torch.randint(0, images, (8, negatives + 1), generator=torch.Generator().manual_seed(step))
+        f_s, f_t, index = (
+            noise(8, 64, seed=9 + step),
+            noise(8, 128, seed=11 + step),
+            torch.arange(step, 8 + step),
+        )
+        drawn = torch.randint(
+            0, images, (8, negatives + 1), generator=torch.Generator().manual_seed(step)
+        )
         drawn[:, 0] = index
 
         def loss(s: Tensor, t: Tensor, index: Tensor = index, drawn: Tensor = drawn) -> Tensor:
-            return sum(nce_loss(scores, images) for scores in ours(embed_s(s), embed_t(t), index, drawn))
+            return sum(
+                nce_loss(scores, images) for scores in ours(embed_s(s), embed_t(t), index, drawn)
+            )
 
         agree(loss, lambda s, t, index=index, drawn=drawn: authors(s, t, index, drawn), f_s, f_t)
-        for mine, other in ((ours.memory_s, authors.contrast.memory_v1), (ours.memory_t, authors.contrast.memory_v2)):
+        for mine, other in (
+            (ours.memory_s, authors.contrast.memory_v1),
+            (ours.memory_t, authors.contrast.memory_v2),
+        ):
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
 
 
@@ -170,4 +240,8 @@ def test_fitnet_regressor(sides: tuple[int, int]) -> None:
     shape_s, shape_t = (8, sides[0], sides[0]), (12, sides[1], sides[1])
     f_s, hint = noise(4, *shape_s, seed=13), noise(4, *shape_t, seed=14)
     error = (lambda m: (m(f_s) - hint).square().mean()), (lambda m: (m(f_s) - hint).square().mean())
-    modules_agree(ConvReg(shape_s, shape_t), theirs("HobbitLong+RepDistiller", "models/util.py").ConvReg((2, *shape_s), (2, *shape_t)), *error)
+    modules_agree(
+        ConvReg(shape_s, shape_t),
+        theirs("HobbitLong+RepDistiller", "models/util.py").ConvReg((2, *shape_s), (2, *shape_t)),
+        *error,
+    )

@@ -17,17 +17,33 @@ def test_every_shipped_configuration_loads(path: Path) -> None:
 
 def test_a_file_in_mdistillers_layout_loads(tmp_path: Path) -> None:
     path = tmp_path / "dkd.yaml"
-    path.write_text("DISTILLER: {TYPE: DKD, TEACHER: resnet32x4, STUDENT: resnet8x4}\nSOLVER: {LR: 0.05}\nDKD: {BETA: 8.0}\n")
+    path.write_text(
+        "DISTILLER: {TYPE: DKD, TEACHER: resnet32x4, STUDENT: resnet8x4}\nSOLVER: {LR: 0.05}\nDKD: {BETA: 8.0}\n"
+    )
     cfg = load_cfg(str(path), ["SOLVER.EPOCHS", "7"])
     assert (cfg.DISTILLER.TYPE, cfg.DKD.BETA, cfg.SOLVER.EPOCHS) == ("DKD", 8.0, 7)
 
 
 def test_whole_numbers_are_taken_for_real_ones(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("DKD: {BETA: 6}\nITRD: {LOSS: {MUTUAL_WEIGHT: 0}}\n")
-    cfg = load_cfg(str(tmp_path / "a.yaml"), ["WTTM.LOSS.KD_WEIGHT", "4", "KD.TEMPERATURE", 2, "SOLVER.EPOCHS", "7"])
-    values = (cfg.DKD.BETA, cfg.ITRD.LOSS.MUTUAL_WEIGHT, cfg.WTTM.LOSS.KD_WEIGHT, cfg.KD.TEMPERATURE, cfg.SOLVER.EPOCHS)
-    assert values == (6.0, 0.0, 4.0, 2.0, 7) and [type(value) for value in values] == [float] * 4 + [int]
-    assert load_cfg(None, ["KD.TEMPERATURE", "2.5", "RKD.DISTANCE_WEIGHT", "12.5"]).KD.TEMPERATURE == 2.5
+    cfg = load_cfg(
+        str(tmp_path / "a.yaml"),
+        ["WTTM.LOSS.KD_WEIGHT", "4", "KD.TEMPERATURE", 2, "SOLVER.EPOCHS", "7"],
+    )
+    values = (
+        cfg.DKD.BETA,
+        cfg.ITRD.LOSS.MUTUAL_WEIGHT,
+        cfg.WTTM.LOSS.KD_WEIGHT,
+        cfg.KD.TEMPERATURE,
+        cfg.SOLVER.EPOCHS,
+    )
+    assert values == (6.0, 0.0, 4.0, 2.0, 7) and [type(value) for value in values] == [
+        float
+    ] * 4 + [int]
+    assert (
+        load_cfg(None, ["KD.TEMPERATURE", "2.5", "RKD.DISTANCE_WEIGHT", "12.5"]).KD.TEMPERATURE
+        == 2.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -42,7 +58,9 @@ def test_whole_numbers_are_taken_for_real_ones(tmp_path: Path) -> None:
         ("", ["SOLVER.EPOCHS", "x"], "SOLVER.EPOCHS"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(text: str, options: list[str], names: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_that_names_it(
+    text: str, options: list[str], names: str, tmp_path: Path
+) -> None:
     path = tmp_path / "cfg.yaml"
     path.write_text(text)
     with pytest.raises(DJIPError, match=names) as caught:
@@ -55,11 +73,15 @@ def test_a_missing_file_is_named() -> None:
         load_cfg("nowhere.yaml")
 
 
-def test_settings_differ_by_what_changes_numbers_and_a_key_of_another_version_counts_as_its_default() -> None:
+def test_settings_differ_by_what_changes_numbers_and_a_key_of_another_version_counts_as_its_default() -> (
+    None
+):
     ours = load_cfg(None, ["SOLVER.LR", 0.2, "BENCH.DATA_ROOT", "/elsewhere", "LOG.PREFIX", "x"])
     assert differing_settings(ours.dump(), CFG.dump()) == {"SOLVER.LR": (0.2, 0.05)}
     older = CFG.clone()
     del older.BENCH["VIEWS"], older["FITNET"]
     older.BENCH["GONE"] = 3
     assert differing_settings(CFG.dump(), older.dump()) == {}
-    assert differing_settings(load_cfg(None, ["BENCH.VIEWS", 4]).dump(), older.dump()) == {"BENCH.VIEWS": (4, 0)}
+    assert differing_settings(load_cfg(None, ["BENCH.VIEWS", 4]).dump(), older.dump()) == {
+        "BENCH.VIEWS": (4, 0)
+    }

@@ -21,7 +21,11 @@ def images(count: int = 12) -> ImageSet:
 
 
 def test_synthetic_images_are_a_function_of_the_seed() -> None:
-    first, again, other = make_synthetic(2, seed=4), make_synthetic(2, seed=4), make_synthetic(2, seed=5)
+    first, again, other = (
+        make_synthetic(2, seed=4),
+        make_synthetic(2, seed=4),
+        make_synthetic(2, seed=5),
+    )
     assert torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
 
 
@@ -65,7 +69,9 @@ def test_test_batches_are_normalised_pixels_in_order() -> None:
     data = images()
     loader = DeviceLoader(data, 5)
     x = torch.cat([image for image, _ in loader])
-    expected = (data.images.permute(0, 3, 1, 2) / 255 - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+    expected = (
+        data.images.permute(0, 3, 1, 2) / 255 - torch.tensor(data.mean)[:, None, None]
+    ) / torch.tensor(data.std)[:, None, None]
     torch.testing.assert_close(x, expected)
     assert len(loader) == 3 and torch.equal(torch.cat([label for _, label in loader]), data.labels)
 
@@ -124,7 +130,9 @@ def test_an_unknown_data_set_is_refused() -> None:
 
 
 def test_get_dataset_is_mdistillers() -> None:
-    cfg = load_cfg(None, ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "BENCH.FRACTION", 0.01])
+    cfg = load_cfg(
+        None, ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "BENCH.FRACTION", 0.01]
+    )
     train, test, num_data, num_classes = get_dataset(cfg)
     assert (num_data, num_classes) == (40, 20)
     assert len(next(iter(train))) == 3 and len(next(iter(test))) == 2

@@ -67,7 +67,9 @@ every_method = pytest.mark.parametrize("name", METHODS)
 
 
 def noise(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return scale * torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def logits_pair() -> tuple[Tensor, Tensor]:
@@ -99,7 +101,11 @@ LOSSES: dict[str, tuple[Callable, Callable, Callable]] = {
         lambda s, t: dkd_loss(s, t, TARGET, 1.0, 0.0, 1.0),
         lambda s, t: dkd_reference(s, t, TARGET, 1.0, 0.0, 1.0),
     ),
-    "at, student larger": (map_pair, lambda s, t: at_loss([s], [t], 2), lambda s, t: at_reference([s], [t], 2)),
+    "at, student larger": (
+        map_pair,
+        lambda s, t: at_loss([s], [t], 2),
+        lambda s, t: at_reference([s], [t], 2),
+    ),
     "at, teacher larger": (
         lambda: map_pair()[::-1],
         lambda s, t: at_loss([s], [t], 4),
@@ -111,7 +117,11 @@ LOSSES: dict[str, tuple[Callable, Callable, Callable]] = {
         lambda s, t: at_reference([s, s.flip(0)], [t, t], 2),
     ),
     "sp": (map_pair, sp_loss, sp_reference),
-    "rkd distance": (pooled_pair, rkd_distance_loss, lambda s, t: rkd_distance_reference(s, t, squared=False)),
+    "rkd distance": (
+        pooled_pair,
+        rkd_distance_loss,
+        lambda s, t: rkd_distance_reference(s, t, squared=False),
+    ),
     "rkd squared distance": (
         pooled_pair,
         lambda s, t: rkd_distance_loss(s, t, squared=True),
@@ -123,7 +133,11 @@ LOSSES: dict[str, tuple[Callable, Callable, Callable]] = {
         lambda s, t: dist_loss(s, t, 2.0, 3.0, 4.0),
         lambda s, t: dist_reference(s, t, 2.0, 3.0, 4.0),
     ),
-    "wttm": (logits_pair, lambda s, t: wttm_loss(s, t, 0.2), lambda s, t: wttm_reference(s, t, 0.2)),
+    "wttm": (
+        logits_pair,
+        lambda s, t: wttm_loss(s, t, 0.2),
+        lambda s, t: wttm_reference(s, t, 0.2),
+    ),
     "lskd": (
         logits_pair,
         lambda s, t: kd_loss(standardise(s), standardise(t), 2.0),
@@ -175,7 +189,9 @@ def test_loss_under_autocast_is_the_loss_in_float32(case: str) -> None:
     assert torch.equal(low, loss(student.float(), teacher.float()))
 
 
-@pytest.mark.parametrize("case", [case for case, (inputs, _, _) in LOSSES.items() if inputs()[0].ndim == 4])
+@pytest.mark.parametrize(
+    "case", [case for case, (inputs, _, _) in LOSSES.items() if inputs()[0].ndim == 4]
+)
 def test_loss_of_channels_last_maps_is_the_same(case: str) -> None:
     inputs, loss, _ = LOSSES[case]
     student, teacher = inputs()
@@ -232,11 +248,17 @@ def test_contrast_memory_scores_against_the_other_network_and_remembers() -> Non
     old = {"s": memory.memory_s.tolist(), "t": memory.memory_t.tolist()}
     z = None
     for step in range(2):
-        v = {side: F.normalize(noise(BATCH, 3, seed=2 * step + k)).float() for k, side in enumerate("st")}
+        v = {
+            side: F.normalize(noise(BATCH, 3, seed=2 * step + k)).float()
+            for k, side in enumerate("st")
+        }
         scores = dict(zip("st", memory(v["s"], v["t"], INDEX, CONTRASTIVE_INDEX)))
         raw = {
             side: [
-                [math.exp(sum(x * y for x, y in zip(v[side][b].tolist(), old[other][i])) / 0.5) for i in row]
+                [
+                    math.exp(sum(x * y for x, y in zip(v[side][b].tolist(), old[other][i])) / 0.5)
+                    for i in row
+                ]
                 for b, row in enumerate(CONTRASTIVE_INDEX.tolist())
             ]
             for side, other in ("st", "ts")
@@ -262,7 +284,10 @@ POOLED = {"resnet8": 64, "resnet20": 64, "vgg8": 512, "wrn_16_2": 128}
 def config(student: str, teacher: str) -> CfgNode:
     cfg = CfgNode(copy.deepcopy(distiller_defaults))
     cfg.CRD.FEAT.STUDENT_DIM, cfg.CRD.FEAT.TEACHER_DIM = POOLED[student], POOLED[teacher]
-    cfg.FITNET.INPUT_SIZE = cfg.CC.INPUT_SIZE = cfg.FT.INPUT_SIZE = cfg.ITRD.INPUT_SIZE = (SIDE, SIDE)
+    cfg.FITNET.INPUT_SIZE = cfg.CC.INPUT_SIZE = cfg.FT.INPUT_SIZE = cfg.ITRD.INPUT_SIZE = (
+        SIDE,
+        SIDE,
+    )
     cfg.FT.PRETRAIN.EPOCHS = 1
     return cfg
 
@@ -276,7 +301,9 @@ def assemble(name: str, student: nn.Module, teacher: nn.Module, cfg: CfgNode) ->
     return distiller
 
 
-def build(name: str, student: str = "resnet8", teacher: str = "wrn_16_2", **options: object) -> Distiller:
+def build(
+    name: str, student: str = "resnet8", teacher: str = "wrn_16_2", **options: object
+) -> Distiller:
     torch.manual_seed(0)
     networks = [cifar_model_dict[kind][0](num_classes=CLASSES) for kind in (student, teacher)]
     cfg = config(student, teacher)
@@ -312,9 +339,13 @@ def test_a_training_step_reaches_the_student_and_leaves_the_teacher(name: str) -
     assert set(losses) == {"loss_ce", "loss_kd"}
     sum(losses.values()).backward()
     assert all(loss.isfinite() and loss.shape == () for loss in losses.values())
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in distiller.student.parameters())
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for p in distiller.student.parameters()
+    )
     assert all(p.grad is None for p in distiller.teacher.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in distiller.teacher.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in distiller.teacher.state_dict().items()
+    )
 
 
 @every_method
@@ -333,15 +364,26 @@ def test_eval_mode_returns_the_logits_of_the_student(name: str) -> None:
 
 
 # modules that a method trains with the student, and all numbers that it keeps, for resnet8 (64) and wrn_16_2 (128)
-TRAINED = {"FITNET": ["conv_reg"], "CRD": ["embed_s", "embed_t"], "CC": ["embed_s", "embed_t"], "FT": ["translator"], "ITRD": ["embed"]}
+TRAINED = {
+    "FITNET": ["conv_reg"],
+    "CRD": ["embed_s", "embed_t"],
+    "CC": ["embed_s", "embed_t"],
+    "FT": ["translator"],
+    "ITRD": ["embed"],
+}
 EXTRA = {
     "FITNET": 32 * 64 + 64 + 2 * 64,  # 1x1 convolution, batch normalisation
     "CRD": (64 + 1) * 128 + (128 + 1) * 128 + 2 * NUM_DATA * 128,
     "CC": (64 + 1) * 128 + (128 + 1) * 128,
     "ITRD": (64 + 1) * 128,
-    "FT": 3 * (9 * 64 * 64 + 64) + 2 * 3 * 64  # translator 64-64-64-64, with batch normalisation
-    + (9 * 128 * 128 + 128) + (9 * 128 * 64 + 64) + (9 * 64 * 64 + 64)  # encoder 128-128-64-64
-    + (9 * 64 * 64 + 64) + (9 * 64 * 128 + 128) + (9 * 128 * 128 + 128),  # decoder 64-64-128-128
+    "FT": 3 * (9 * 64 * 64 + 64)
+    + 2 * 3 * 64  # translator 64-64-64-64, with batch normalisation
+    + (9 * 128 * 128 + 128)
+    + (9 * 128 * 64 + 64)
+    + (9 * 64 * 64 + 64)  # encoder 128-128-64-64
+    + (9 * 64 * 64 + 64)
+    + (9 * 64 * 128 + 128)
+    + (9 * 128 * 128 + 128),  # decoder 64-64-128-128
 }
 
 
@@ -410,18 +452,26 @@ class Seen:
 # what each class makes of its networks and its configuration, by the pure functions
 EXPECTED: dict[str, Callable[[Distiller, Seen, Seen], Tensor]] = {
     "KD": lambda d, s, t: 0.9 * kd_loss(s.z, t.z, 4),
-    "DKD": lambda d, s, t: 0.5 * dkd_loss(s.z, t.z, TARGET, 1, 8, 4),  # epoch 10 of 20 warm-up epochs
+    "DKD": lambda d, s, t: (
+        0.5 * dkd_loss(s.z, t.z, TARGET, 1, 8, 4)
+    ),  # epoch 10 of 20 warm-up epochs
     "AT": lambda d, s, t: 1000 * at_loss(s.maps[1:], t.maps[1:], 2),
     "SP": lambda d, s, t: 3000 * sp_loss(s.maps[-1], t.maps[-1]),
-    "RKD": lambda d, s, t: 25 * rkd_distance_loss(s.pooled, t.pooled) + 50 * rkd_angle_loss(s.pooled, t.pooled),
+    "RKD": lambda d, s, t: (
+        25 * rkd_distance_loss(s.pooled, t.pooled) + 50 * rkd_angle_loss(s.pooled, t.pooled)
+    ),
     "FITNET": lambda d, s, t: 100 * F.mse_loss(d.conv_reg(s.maps[2]), t.maps[2]),
     "DIST": lambda d, s, t: dist_loss(s.z, t.z, 2, 2, 4),
     "WTTM": lambda d, s, t: 3 * wttm_loss(s.z, t.z, 0.1),
     "LSKD": lambda d, s, t: 9 * kd_loss(standardise(s.z), standardise(t.z), 2),
     "CC": lambda d, s, t: 0.02 * cc_loss(d.embed_s(s.pooled), d.embed_t(t.pooled)),
-    "FT": lambda d, s, t: 200 * ft_loss(d.translator(s.maps[-1]), d.paraphraser.encoder(t.maps[-1])),
-    "ITRD": lambda d, s, t: 2 * itrd_correlation_loss(d.embed(s.pooled), t.pooled, 1.01)
-    + itrd_mutual_loss(d.embed(s.pooled), t.pooled),
+    "FT": lambda d, s, t: (
+        200 * ft_loss(d.translator(s.maps[-1]), d.paraphraser.encoder(t.maps[-1]))
+    ),
+    "ITRD": lambda d, s, t: (
+        2 * itrd_correlation_loss(d.embed(s.pooled), t.pooled, 1.01)
+        + itrd_mutual_loss(d.embed(s.pooled), t.pooled)
+    ),
 }
 CE_WEIGHT = {"KD": 0.1, "LSKD": 0.1}
 
@@ -433,7 +483,9 @@ def test_losses_are_weighted_as_published(name: str) -> None:
     image = batch()["image"]
     student, teacher = Seen(distiller.student(image)), Seen(distiller.teacher(image))
     torch.testing.assert_close(losses["loss_kd"], EXPECTED[name](distiller, student, teacher))
-    torch.testing.assert_close(losses["loss_ce"], CE_WEIGHT.get(name, 1.0) * F.cross_entropy(student.z, TARGET))
+    torch.testing.assert_close(
+        losses["loss_ce"], CE_WEIGHT.get(name, 1.0) * F.cross_entropy(student.z, TARGET)
+    )
 
 
 def test_crd_weighs_the_contrast_of_both_embeddings() -> None:
@@ -452,9 +504,13 @@ def test_lskd_can_standardise_for_dkd() -> None:
     distiller = build("LSKD", BASE="DKD").train()
     _, losses = distiller(**batch())
     image = batch()["image"]
-    z_s, z_t = (standardise(network(image)[0]) for network in (distiller.student, distiller.teacher))
+    z_s, z_t = (
+        standardise(network(image)[0]) for network in (distiller.student, distiller.teacher)
+    )
     torch.testing.assert_close(losses["loss_kd"], 9 * 0.5 * dkd_loss(z_s, z_t, TARGET, 1, 8, 2))
-    torch.testing.assert_close(losses["loss_ce"], F.cross_entropy(distiller.student(image)[0], TARGET))  # DKD's weight, not KD's 0.1
+    torch.testing.assert_close(
+        losses["loss_ce"], F.cross_entropy(distiller.student(image)[0], TARGET)
+    )  # DKD's weight, not KD's 0.1
 
 
 def test_lskd_refuses_another_base() -> None:
@@ -466,12 +522,20 @@ def test_itrd_leaves_features_of_one_size_unembedded_in_the_mutual_term() -> Non
     distiller = build("ITRD", teacher="resnet20").train()
     _, losses = distiller(**batch())
     s, t = (Seen(network(batch()["image"])) for network in (distiller.student, distiller.teacher))
-    expected = 2 * itrd_correlation_loss(distiller.embed(s.pooled), t.pooled, 1.01) + itrd_mutual_loss(s.pooled, t.pooled)
+    expected = 2 * itrd_correlation_loss(
+        distiller.embed(s.pooled), t.pooled, 1.01
+    ) + itrd_mutual_loss(s.pooled, t.pooled)
     torch.testing.assert_close(losses["loss_kd"], expected)
 
 
 @pytest.mark.parametrize(
-    ("shape_s", "shape_t"), [((3, 8, 8), (5, 4, 4)), ((3, 4, 4), (5, 8, 8)), ((3, 8, 8), (5, 8, 8)), ((3, 8, 8), (5, 3, 3))]
+    ("shape_s", "shape_t"),
+    [
+        ((3, 8, 8), (5, 4, 4)),
+        ((3, 4, 4), (5, 8, 8)),
+        ((3, 8, 8), (5, 8, 8)),
+        ((3, 8, 8), (5, 3, 3)),
+    ],
 )
 def test_hint_regressor_reaches_the_shape_of_the_teacher(shape_s: tuple, shape_t: tuple) -> None:
     prediction = ConvReg(shape_s, shape_t)(torch.randn(BATCH, *shape_s))
@@ -490,7 +554,12 @@ def test_probe_disturbs_neither_network_nor_generator() -> None:
     modes = [module.training for module in network.modules()]
     state, generator = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     features = probe(network, (SIDE, SIDE))
-    assert [f.shape[1:] for f in features["feats"]] == [(16, 16, 16), (16, 16, 16), (32, 8, 8), (64, 4, 4)]
+    assert [f.shape[1:] for f in features["feats"]] == [
+        (16, 16, 16),
+        (16, 16, 16),
+        (32, 8, 8),
+        (64, 4, 4),
+    ]
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
     assert torch.equal(torch.get_rng_state(), generator)
@@ -498,7 +567,9 @@ def test_probe_disturbs_neither_network_nor_generator() -> None:
 
 @pytest.mark.parametrize("name", ["FITNET", "CC", "FT", "ITRD"])
 def test_construction_leaves_both_networks_as_they_were(name: str) -> None:
-    networks = [cifar_model_dict[kind][0](num_classes=CLASSES).train() for kind in ("resnet8", "wrn_16_2")]
+    networks = [
+        cifar_model_dict[kind][0](num_classes=CLASSES).train() for kind in ("resnet8", "wrn_16_2")
+    ]
     states = [copy.deepcopy(network.state_dict()) for network in networks]
     distiller_dict[name](*networks, config("resnet8", "wrn_16_2"))
     for network, state in zip(networks, states):
@@ -529,7 +600,11 @@ def test_ft_pretraining_lowers_the_reconstruction_error_and_touches_the_paraphra
     assert len(errors) == 5
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0]
-    moved = {key.split(".")[0] for key, value in distiller.state_dict().items() if not torch.equal(value, before[key])}
+    moved = {
+        key.split(".")[0]
+        for key, value in distiller.state_dict().items()
+        if not torch.equal(value, before[key])
+    }
     assert moved == {"paraphraser", "_extra_state"}
 
 
@@ -590,7 +665,9 @@ def test_vanilla_trains_on_the_labels_alone() -> None:
     assert torch.equal(losses["ce"], F.cross_entropy(logits, TARGET))
     image = batch()["image"]
     assert torch.equal(vanilla.eval()(image=image), student(image)[0])
-    assert [id(p) for p in vanilla.get_learnable_parameters()] == [id(p) for p in student.parameters()]
+    assert [id(p) for p in vanilla.get_learnable_parameters()] == [
+        id(p) for p in student.parameters()
+    ]
     assert vanilla.get_extra_parameters() == 0
 
 
@@ -646,7 +723,9 @@ def host_twin(ours: Distiller, name: str, cfg: CfgNode, host: Callable) -> nn.Mo
 def test_losses_and_gradients_are_those_of_mdistiller(
     name: str, student: str, host: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)  # mdistiller's CRD assumes a GPU
+    monkeypatch.setattr(
+        torch.Tensor, "cuda", lambda tensor: tensor
+    )  # mdistiller's CRD assumes a GPU
     cfg = config(student, "wrn_16_2")
     cfg.CRD.NCE.K = CONTRASTIVE_INDEX.shape[1] - 1
     ours = build(name, student)
@@ -663,7 +742,8 @@ def test_losses_and_gradients_are_those_of_mdistiller(
         sum(losses.values()).backward()
         sum(expected.values()).sum().backward()
     gradient, expected_gradient = (
-        torch.cat([p.grad.flatten() for p in distiller.get_learnable_parameters()]) for distiller in (ours, theirs)
+        torch.cat([p.grad.flatten() for p in distiller.get_learnable_parameters()])
+        for distiller in (ours, theirs)
     )
     assert (gradient - expected_gradient).norm() <= 1e-4 * expected_gradient.norm()
     scalars = 5 if name == "CRD" else 0  # mdistiller also counts K, T, momentum and two constants
@@ -672,5 +752,9 @@ def test_losses_and_gradients_are_those_of_mdistiller(
 
 def test_the_documentation_lists_every_method() -> None:
     text = (Path(__file__).parents[2] / "docs" / "distillers.md").read_text()
-    listed = [line.split("`")[1] for line in text.partition("## How")[0].splitlines() if line.startswith("| `") and "TYPE" not in line]
+    listed = [
+        line.split("`")[1]
+        for line in text.partition("## How")[0].splitlines()
+        if line.startswith("| `") and "TYPE" not in line
+    ]
     assert sorted(listed) == sorted(METHODS)

@@ -29,14 +29,22 @@ def hf_folder(root: Path, weights: bool = True, **processor: object) -> str:
     """A two-layer ViT with five classes for 32x32 images, as a folder that transformers reads; its name."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8, num_labels=5
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
     )
     torch.manual_seed(0)
     folder = root / "tinyvit"
     if weights:
         transformers.ViTForImageClassification(config).save_pretrained(folder)
     config.save_pretrained(folder)
-    transformers.ViTImageProcessor(**{"size": {"height": 32, "width": 32}, **processor}).save_pretrained(folder)
+    transformers.ViTImageProcessor(
+        **{"size": {"height": 32, "width": 32}, **processor}
+    ).save_pretrained(folder)
     return f"hf:{folder}"
 
 
@@ -44,13 +52,22 @@ def test_torchvisions_input_is_that_of_its_weights() -> None:
     spec = input_spec("torchvision:resnet34")
     assert (spec.size, spec.resize, spec.interpolation) == ((224, 224), 256, "bilinear")
     assert spec.mean == (0.485, 0.456, 0.406) and "ResNet34_Weights" in spec.origin
-    assert input_spec("torchvision:resnet50").resize == 232 and input_spec("torchvision:resnet50@IMAGENET1K_V1").resize == 256
+    assert (
+        input_spec("torchvision:resnet50").resize == 232
+        and input_spec("torchvision:resnet50@IMAGENET1K_V1").resize == 256
+    )
 
 
 def test_timms_input_is_that_of_its_pretrained_cfg() -> None:
     pytest.importorskip("timm")
     spec = input_spec("timm:vit_small_patch16_224")
-    assert (spec.mean, spec.std, spec.size, spec.resize, spec.interpolation) == ((0.5,) * 3, (0.5,) * 3, (224, 224), 248, "bicubic")
+    assert (spec.mean, spec.std, spec.size, spec.resize, spec.interpolation) == (
+        (0.5,) * 3,
+        (0.5,) * 3,
+        (224, 224),
+        248,
+        "bicubic",
+    )
     assert "augreg" in spec.origin
     assert input_spec("timm:deit_tiny_patch16_224").mean == (0.485, 0.456, 0.406)
 
@@ -58,9 +75,23 @@ def test_timms_input_is_that_of_its_pretrained_cfg() -> None:
 def test_timms_input_is_prepared_as_timms_own_transform_does(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
     root = make_folders(tmp_path, size=(300, 260))
-    cfg = load_cfg(None, ["DATASET.TYPE", "imagefolder", "BENCH.DATA_ROOT", str(root), "DISTILLER.TEACHER", "timm:vit_small_patch16_224"])
+    cfg = load_cfg(
+        None,
+        [
+            "DATASET.TYPE",
+            "imagefolder",
+            "BENCH.DATA_ROOT",
+            str(root),
+            "DISTILLER.TEACHER",
+            "timm:vit_small_patch16_224",
+        ],
+    )
     data = load_image_sets(cfg)[1]
-    own = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg("vit_small_patch16_224").to_dict()))
+    own = timm.data.create_transform(
+        **timm.data.resolve_data_config(
+            {}, pretrained_cfg=timm.get_pretrained_cfg("vit_small_patch16_224").to_dict()
+        )
+    )
     from PIL import Image
 
     expected = own(Image.open(root / "val" / "n0000" / "0.png"))
@@ -72,18 +103,36 @@ def test_timms_input_is_prepared_as_timms_own_transform_does(tmp_path: Path) -> 
     "processor, size, resize",
     [
         ({}, (32, 32), (32, 32)),
-        ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, (32, 32), 40),
+        (
+            {
+                "size": {"shortest_edge": 40},
+                "do_center_crop": True,
+                "crop_size": {"height": 32, "width": 32},
+            },
+            (32, 32),
+            40,
+        ),
     ],
 )
-def test_hugging_faces_input_is_that_of_its_image_processor(processor: dict, size: tuple, resize: object, tmp_path: Path) -> None:
+def test_hugging_faces_input_is_that_of_its_image_processor(
+    processor: dict, size: tuple, resize: object, tmp_path: Path
+) -> None:
     spec = input_spec(hf_folder(tmp_path, weights=False, image_mean=[0.1, 0.2, 0.3], **processor))
-    assert (spec.mean, spec.std, spec.size, spec.resize, spec.interpolation) == ((0.1, 0.2, 0.3), (0.5,) * 3, size, resize, "bilinear")
+    assert (spec.mean, spec.std, spec.size, spec.resize, spec.interpolation) == (
+        (0.1, 0.2, 0.3),
+        (0.5,) * 3,
+        size,
+        resize,
+        "bilinear",
+    )
 
 
 def test_a_convnexts_input_follows_its_crop_rule(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     transformers.ConvNextConfig().save_pretrained(tmp_path)
-    transformers.ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875).save_pretrained(tmp_path)
+    transformers.ConvNextImageProcessor(
+        size={"shortest_edge": 224}, crop_pct=0.875
+    ).save_pretrained(tmp_path)
     spec = input_spec(f"hf:{tmp_path}")
     assert (spec.size, spec.resize) == ((224, 224), 256)
 
@@ -101,14 +150,42 @@ def test_a_missing_image_processor_is_named_with_the_cure(tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
     root = make_folders(tmp_path / "data", classes=5)
     own = ["BENCH.MEAN", "[0.5,0.5,0.5]", "BENCH.STD", "[0.5,0.5,0.5]", "BENCH.INPUT_SIZE", 32]
-    train, _ = load_image_sets(load_cfg(None, ["DATASET.TYPE", "imagefolder", "BENCH.DATA_ROOT", str(root), "DISTILLER.TEACHER", name, *own]))
+    train, _ = load_image_sets(
+        load_cfg(
+            None,
+            [
+                "DATASET.TYPE",
+                "imagefolder",
+                "BENCH.DATA_ROOT",
+                str(root),
+                "DISTILLER.TEACHER",
+                name,
+                *own,
+            ],
+        )
+    )
     assert (train.size, train.mean) == ((32, 32), (0.5, 0.5, 0.5))
 
 
 def test_what_was_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = make_folders(tmp_path)
-    load_image_sets(load_cfg(None, ["DATASET.TYPE", "imagefolder", "BENCH.DATA_ROOT", str(root), "DISTILLER.TEACHER", TORCHVISION]))
-    assert "note: images for torchvision:resnet18: 224x224 cut from a shorter side of 256, bilinear, mean (0.485" in capsys.readouterr().out
+    load_image_sets(
+        load_cfg(
+            None,
+            [
+                "DATASET.TYPE",
+                "imagefolder",
+                "BENCH.DATA_ROOT",
+                str(root),
+                "DISTILLER.TEACHER",
+                TORCHVISION,
+            ],
+        )
+    )
+    assert (
+        "note: images for torchvision:resnet18: 224x224 cut from a shorter side of 256, bilinear, mean (0.485"
+        in capsys.readouterr().out
+    )
     load_image_sets(load_cfg(None, ["DATASET.TYPE", "synthetic", "DISTILLER.TEACHER", TORCHVISION]))
     assert "synthetic's own 32x32" in capsys.readouterr().out
 
@@ -138,7 +215,9 @@ def test_transformers_give_logits_and_pooled_features_too(family: str, tmp_path:
 @pytest.mark.parametrize("method", ["AT", "SP", "FITNET", "FT"])
 def test_methods_that_need_maps_say_so(method: str) -> None:
     network = build(TORCHVISION, 7)
-    with pytest.raises(DJIPError, match="needs .*feats, torchvision:resnet18 gives logits and pooled_feat"):
+    with pytest.raises(
+        DJIPError, match="needs .*feats, torchvision:resnet18 gives logits and pooled_feat"
+    ):
         distiller = distiller_dict[method](network, copy.deepcopy(network), load_cfg(None, []))
         distiller(image=torch.randn(2, 3, 32, 32), target=torch.tensor([0, 1]), epoch=1)
 
@@ -164,7 +243,9 @@ def test_a_network_without_a_last_linear_layer_gives_logits_only() -> None:
 def test_checkpoints_and_lenses_fit_the_bare_network_too(tmp_path: Path) -> None:
     model = build(TORCHVISION, 7)
     bare = model.network
-    assert list(model.state_dict()) == list(bare.state_dict()) and weight_hash(model) == weight_hash(bare)
+    assert list(model.state_dict()) == list(bare.state_dict()) and weight_hash(
+        model
+    ) == weight_hash(bare)
     torch.save({"model": model.state_dict()}, tmp_path / "a.pth")
     save_file(bare.state_dict(), tmp_path / "b.safetensors")
     for name in ("a.pth", "b.safetensors"):
@@ -185,14 +266,20 @@ def test_a_foreign_checkpoint_is_refused_by_the_networks_name(tmp_path: Path) ->
 
 
 def teacher(name: str, num_classes: int, *options: object) -> nn.Module:
-    return build_teacher(load_cfg(None, ["DATASET.TYPE", "imagefolder", "DISTILLER.TEACHER", name, *options]), num_classes)
+    return build_teacher(
+        load_cfg(None, ["DATASET.TYPE", "imagefolder", "DISTILLER.TEACHER", name, *options]),
+        num_classes,
+    )
 
 
 def test_a_teacher_takes_its_weights_from_a_file_or_its_own_folder(tmp_path: Path) -> None:
     name = hf_folder(tmp_path)
     from_folder = teacher(name, 5)
     assert isinstance(from_folder, Classifier) and not from_folder.training
-    save_file({key: 2 * value for key, value in from_folder.state_dict().items()}, tmp_path / "double.safetensors")
+    save_file(
+        {key: 2 * value for key, value in from_folder.state_dict().items()},
+        tmp_path / "double.safetensors",
+    )
     from_file = teacher(name, 5, "BENCH.TEACHER_CHECKPOINT", str(tmp_path / "double.safetensors"))
     assert torch.equal(from_file.network.classifier.bias, 2 * from_folder.network.classifier.bias)
     assert {parameter.dtype for parameter in from_folder.parameters()} == {torch.float32}
@@ -201,7 +288,9 @@ def test_a_teacher_takes_its_weights_from_a_file_or_its_own_folder(tmp_path: Pat
 def test_weights_saved_in_half_precision_are_used_in_float32(tmp_path: Path) -> None:
     name = hf_folder(tmp_path)
     transformers = pytest.importorskip("transformers")
-    transformers.ViTForImageClassification.from_pretrained(name[3:]).bfloat16().save_pretrained(name[3:])
+    transformers.ViTForImageClassification.from_pretrained(name[3:]).bfloat16().save_pretrained(
+        name[3:]
+    )
     assert {parameter.dtype for parameter in teacher(name, 5).parameters()} == {torch.float32}
 
 
@@ -217,14 +306,20 @@ def test_weights_for_another_number_of_classes_are_refused(tmp_path: Path) -> No
 def test_a_folder_that_holds_no_classifier_is_refused(tmp_path: Path) -> None:
     name = hf_folder(tmp_path)
     transformers = pytest.importorskip("transformers")
-    transformers.ViTModel(transformers.ViTConfig.from_pretrained(name[3:])).save_pretrained(name[3:])
+    transformers.ViTModel(transformers.ViTConfig.from_pretrained(name[3:])).save_pretrained(
+        name[3:]
+    )
     with pytest.raises(DJIPError, match="lack classifier"):
         teacher(name, 5)
 
 
-def test_nothing_is_fetched_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_fetched_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("asked the network")
+    )
     for name in (TORCHVISION, "ResNet34", "hf:nobody/nothing"):
         with pytest.raises(DJIPError, match="BENCH.DOWNLOAD True") as caught:
             teacher(name, 1000)
@@ -235,7 +330,9 @@ def test_nothing_is_fetched_unless_asked_for(tmp_path: Path, monkeypatch: pytest
         teacher(TIMM, 1000)
 
 
-def test_with_download_the_library_fetches_and_its_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_download_the_library_fetches_and_its_failure_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     timm = pytest.importorskip("timm")
     asked = []
 
@@ -249,7 +346,9 @@ def test_with_download_the_library_fetches_and_its_failure_is_one_line(monkeypat
     assert asked == [("vit_tiny_patch16_224", True)]
 
 
-def test_cached_torchvision_weights_need_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_torchvision_weights_need_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchvision.models import ResNet18_Weights, resnet18
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -263,15 +362,30 @@ def test_cached_torchvision_weights_need_no_download(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("library, name", [("timm", TIMM), ("transformers", "hf:nobody/nothing")])
-def test_a_missing_library_is_named_with_its_extra(library: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_extra(
+    library: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(DJIPError, match=rf"{library} is not installed; pip install 'djip_ext\[{name.partition(':')[0]}\]'"):
+    with pytest.raises(
+        DJIPError,
+        match=rf"{library} is not installed; pip install 'djip_ext\[{name.partition(':')[0]}\]'",
+    ):
         input_spec(name)
     with pytest.raises(DJIPError, match="not installed"):
         build(name, 5)
 
 
-@pytest.mark.parametrize("name", ["torchvision:nosuch", "torchvision:resnet18@V9", "timm:nosuch", "jax:resnet", "timm:", "resnetty"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision:nosuch",
+        "torchvision:resnet18@V9",
+        "timm:nosuch",
+        "jax:resnet",
+        "timm:",
+        "resnetty",
+    ],
+)
 def test_an_unknown_network_is_refused_by_name(name: str) -> None:
     if name.startswith("timm:n"):
         pytest.importorskip("timm")
@@ -285,20 +399,39 @@ def test_a_fresh_hugging_face_student_has_the_classes_of_the_data(tmp_path: Path
 
 
 @pytest.mark.parametrize("family", ["timm", "hf"])
-def test_bfloat16_is_for_the_network_and_the_lens_sees_float32(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_for_the_network_and_the_lens_sees_float32(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if family == "timm":
         pytest.importorskip("timm")
-    model, side = (build("timm:test_vit", 5), 160) if family == "timm" else (build(hf_folder(tmp_path), 5, pretrained=True), 32)
+    model, side = (
+        (build("timm:test_vit", 5), 160)
+        if family == "timm"
+        else (build(hf_folder(tmp_path), 5, pretrained=True), 32)
+    )
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(4, 3, side, side, generator=generator) * 2 - 1, torch.arange(4))]
     seen, look = [], JPEGLens.look
-    monkeypatch.setattr(JPEGLens, "look", lambda lens, *args: seen.append(look(lens, *args)) or seen[-1])
+    monkeypatch.setattr(
+        JPEGLens, "look", lambda lens, *args: seen.append(look(lens, *args)) or seen[-1]
+    )
     fits = {}
     for precision in ("float32", "bfloat16"):
-        fits[precision] = fit_lens(model, batches, 5, mean=(0.5,) * 3, std=(0.5,) * 3, rounds=1, precision=precision, progress=False)
+        fits[precision] = fit_lens(
+            model,
+            batches,
+            5,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            rounds=1,
+            precision=precision,
+            progress=False,
+        )
     assert {image.dtype for image in seen} == {torch.float32}
     full, low = fits["float32"].before, fits["bfloat16"].before
     assert low.ce != full.ce and low.ce == pytest.approx(full.ce, rel=0.02)
     q = fits["bfloat16"].lens.q
     assert q.dtype == torch.float32 and bool(torch.isfinite(q).all())
-    assert fits["bfloat16"].history[1]["q_low"] < 8 < fits["bfloat16"].history[1]["q_high"]  # gradients reached the tables
+    assert (
+        fits["bfloat16"].history[1]["q_low"] < 8 < fits["bfloat16"].history[1]["q_high"]
+    )  # gradients reached the tables

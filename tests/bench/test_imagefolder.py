@@ -30,16 +30,36 @@ def train(root: Path) -> FolderSet:
 
 
 def options(root: Path, *more: object) -> list:
-    fixed = ["DATASET.TYPE", "imagefolder", "DATASET.NUM_WORKERS", 0, "BENCH.DEVICE", "cpu", "BENCH.DATA_ROOT", str(root)]
+    fixed = [
+        "DATASET.TYPE",
+        "imagefolder",
+        "DATASET.NUM_WORKERS",
+        0,
+        "BENCH.DEVICE",
+        "cpu",
+        "BENCH.DATA_ROOT",
+        str(root),
+    ]
     return [*fixed, "DISTILLER.TEACHER", "ResNet34", *more]
 
 
-def test_plain_batches_are_those_of_torchvisions_usual_pipeline(root: Path, train: FolderSet) -> None:
-    usual = transforms.Compose([transforms.Resize(20), transforms.CenterCrop(16), transforms.ToTensor(), transforms.Normalize(SPEC.mean, SPEC.std)])
+def test_plain_batches_are_those_of_torchvisions_usual_pipeline(
+    root: Path, train: FolderSet
+) -> None:
+    usual = transforms.Compose(
+        [
+            transforms.Resize(20),
+            transforms.CenterCrop(16),
+            transforms.ToTensor(),
+            transforms.Normalize(SPEC.mean, SPEC.std),
+        ]
+    )
     expected = ImageFolder(str(root / "train"), usual)
     batches = list(FolderLoader(train, 5))
     assert [len(batch) for batch in batches] == [2, 2, 2] and len(FolderLoader(train, 5)) == 3
-    torch.testing.assert_close(torch.cat([image for image, _ in batches]), torch.stack([image for image, _ in expected]))
+    torch.testing.assert_close(
+        torch.cat([image for image, _ in batches]), torch.stack([image for image, _ in expected])
+    )
     assert torch.cat([label for _, label in batches]).tolist() == expected.targets
     assert train.classes == ("n0000", "n0001", "n0002")
 
@@ -57,7 +77,9 @@ def test_pixels_are_what_the_plain_batches_hold(train: FolderSet) -> None:
     index = torch.tensor([7, 2])
     images = torch.cat([image for image, _ in FolderLoader(train, 5)])[index]
     pixels = Normalisation(train.mean, train.std).to_pixels(images)
-    torch.testing.assert_close(train.pixels(index).permute(0, 3, 1, 2).float(), pixels, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        train.pixels(index).permute(0, 3, 1, 2).float(), pixels, atol=1e-3, rtol=0
+    )
 
 
 def test_a_training_epoch_holds_every_image_once_with_its_index_and_label(train: FolderSet) -> None:
@@ -78,7 +100,9 @@ def test_an_epoch_depends_on_seed_and_number_alone_and_not_on_who_reads(root: Pa
         return torch.cat([image for image, *_ in loader])
 
     first = epoch(1, 3)
-    assert torch.equal(first, epoch(1, 3, before=2)) and torch.equal(first, epoch(1, 3, workers=2, before=1))
+    assert torch.equal(first, epoch(1, 3, before=2)) and torch.equal(
+        first, epoch(1, 3, workers=2, before=1)
+    )
     assert not torch.equal(first, epoch(1, 4)) and not torch.equal(first, epoch(2, 3))
 
 
@@ -92,7 +116,10 @@ def test_reading_leaves_the_global_random_state_alone(train: FolderSet) -> None:
 
 def test_shares_of_all_processes_make_up_every_batch(train: FolderSet) -> None:
     whole = [batch[2].tolist() for batch in FolderLoader(train, 5, shuffle=True)]
-    shares = [[batch[2].tolist() for batch in FolderLoader(train, 5, shuffle=True, shard=(rank, 2))] for rank in range(2)]
+    shares = [
+        [batch[2].tolist() for batch in FolderLoader(train, 5, shuffle=True, shard=(rank, 2))]
+        for rank in range(2)
+    ]
     assert [sorted(a + b) for a, b in zip(*shares)] == [sorted(batch) for batch in whole]
 
 
@@ -100,21 +127,35 @@ def test_a_fraction_keeps_every_class(train: FolderSet) -> None:
     few = train.subset(0.5)
     assert few.labels.bincount().tolist() == [2, 2, 2] and few.classes == train.classes
     assert set(few.paths.tolist()) < set(train.paths.tolist())
-    assert torch.equal(few.pixels(torch.tensor([0])), train.pixels(torch.tensor([train.paths.tolist().index(few.paths[0])])))
+    assert torch.equal(
+        few.pixels(torch.tensor([0])),
+        train.pixels(torch.tensor([train.paths.tolist().index(few.paths[0])])),
+    )
 
 
 def test_get_dataset_gives_loaders_of_folders(root: Path) -> None:
-    train, test, num_data, num_classes = get_dataset(load_cfg(None, options(root, "BENCH.INPUT_SIZE", 32, "BENCH.FRACTION", 0.5)))
+    train, test, num_data, num_classes = get_dataset(
+        load_cfg(None, options(root, "BENCH.INPUT_SIZE", 32, "BENCH.FRACTION", 0.5))
+    )
     assert (num_data, num_classes, test.num_images) == (6, 3, 6)
-    assert len(next(iter(train))) == 3 and len(next(iter(test))) == 2 and next(iter(test))[0].shape == (6, 3, 32, 32)
+    assert (
+        len(next(iter(train))) == 3
+        and len(next(iter(test))) == 2
+        and next(iter(test))[0].shape == (6, 3, 32, 32)
+    )
     assert train.data.spec.resize == 36  # 32 * 256 / 224
     assert train.augment and not test.augment
 
 
 def test_images_get_imagenets_size_and_scale_unless_told_otherwise(root: Path) -> None:
     train, _ = load_image_sets(load_cfg(None, options(root)))
-    assert train.spec == IMAGENET and (train.size, train.mean) == ((224, 224), (0.485, 0.456, 0.406))
-    train, _ = load_image_sets(load_cfg(None, options(root, "BENCH.MEAN", "[0.1,0.2,0.3]", "BENCH.STD", (1, 1, 1))))
+    assert train.spec == IMAGENET and (train.size, train.mean) == (
+        (224, 224),
+        (0.485, 0.456, 0.406),
+    )
+    train, _ = load_image_sets(
+        load_cfg(None, options(root, "BENCH.MEAN", "[0.1,0.2,0.3]", "BENCH.STD", (1, 1, 1)))
+    )
     assert (train.mean, train.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
 
 
@@ -167,4 +208,3 @@ def test_grey_and_transparent_images_become_colour(root: Path) -> None:
 def test_views_of_a_folder_are_refused(root: Path) -> None:
     with pytest.raises(DJIPError, match="BENCH.VIEWS"):
         get_dataset(load_cfg(None, options(root, "BENCH.VIEWS", 2)))
-

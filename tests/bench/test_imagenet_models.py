@@ -65,8 +65,14 @@ def test_forward_returns_logits_and_the_maps_of_every_stage(name: str) -> None:
     model = build(name, num_classes=7).eval()
     logits, feats = model(images())
     assert logits.shape == (2, 7)
-    expected = [(2, channels, side, side) for channels, side in zip(CHANNELS[name], (32, 16, 8, 4, 2))]
-    assert [tuple(f.shape) for f in feats["feats"]] == [tuple(f.shape) for f in feats["preact_feats"]] == expected
+    expected = [
+        (2, channels, side, side) for channels, side in zip(CHANNELS[name], (32, 16, 8, 4, 2))
+    ]
+    assert (
+        [tuple(f.shape) for f in feats["feats"]]
+        == [tuple(f.shape) for f in feats["preact_feats"]]
+        == expected
+    )
     assert torch.equal(model.fc(feats["pooled_feat"]), logits)
     for after, before in zip(feats["feats"][1:], feats["preact_feats"][1:], strict=True):
         assert before.min() < 0 and torch.equal(after, F.relu(before))
@@ -85,11 +91,15 @@ def test_stage_channels_and_batch_norms_fit_the_maps(name: str) -> None:
 def test_one_training_forward_updates_each_running_statistic_once(name: str) -> None:
     model = build(name).train()
     model(images())
-    assert {b.item() for key, b in model.named_buffers() if key.endswith("num_batches_tracked")} == {1}
+    assert {
+        b.item() for key, b in model.named_buffers() if key.endswith("num_batches_tracked")
+    } == {1}
 
 
 @small_ones
-def test_weights_and_features_are_those_of_mdistiller(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_features_are_those_of_mdistiller(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = os.environ.get("MDISTILLER_ROOT")
     if not root:
         pytest.skip("MDISTILLER_ROOT names no checkout of mdistiller")
@@ -103,8 +113,14 @@ def test_weights_and_features_are_those_of_mdistiller(name: str, monkeypatch: py
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         (expected_logits, expected), (logits, feats) = theirs.eval()(x), ours.eval()(x)
-    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-3)  # untrained: logits in the tens
-    extra = len(feats["feats"]) - len(expected["feats"])  # mdistiller's MobileNetV1 leaves out the stem's map
+    torch.testing.assert_close(
+        logits, expected_logits, rtol=1e-5, atol=1e-3
+    )  # untrained: logits in the tens
+    extra = len(feats["feats"]) - len(
+        expected["feats"]
+    )  # mdistiller's MobileNetV1 leaves out the stem's map
     for key in ("feats", "preact_feats"):
         for ours_map, theirs_map in zip(feats[key][extra:], expected[key], strict=True):
-            assert (ours_map - theirs_map).abs().max() <= 1e-5 * theirs_map.abs().max()  # untrained: activations are huge
+            assert (
+                ours_map - theirs_map
+            ).abs().max() <= 1e-5 * theirs_map.abs().max()  # untrained: activations are huge

@@ -49,7 +49,10 @@ CIFAR_RESNET = [(16, 32), (16, 32), (32, 16), (64, 8)]
 CIFAR_RESNET_X4 = [(32, 32), (64, 32), (128, 16), (256, 8)]
 VGG = [(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)]
 MAPS = {
-    **dict.fromkeys(["resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"], CIFAR_RESNET),
+    **dict.fromkeys(
+        ["resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"],
+        CIFAR_RESNET,
+    ),
     **dict.fromkeys(["resnet8x4", "resnet32x4"], CIFAR_RESNET_X4),
     "ResNet18": [(64, 32), (64, 32), (128, 16), (256, 8), (512, 4)],
     "ResNet50": [(64, 32), (256, 32), (512, 16), (1024, 8), (2048, 4)],
@@ -116,7 +119,9 @@ def test_forward_returns_logits_and_all_features(name: str) -> None:
 def test_one_training_forward_updates_each_running_statistic_once(name: str) -> None:
     model = build(name).train()
     model(images())
-    assert {b.item() for key, b in model.named_buffers() if key.endswith("num_batches_tracked")} == {1}
+    assert {
+        b.item() for key, b in model.named_buffers() if key.endswith("num_batches_tracked")
+    } == {1}
 
 
 @every_model
@@ -157,7 +162,9 @@ def test_features_are_the_rectified_preactivations(name: str) -> None:
 def test_preactivations_of_wide_resnets_are_the_normalised_features() -> None:
     model = build("wrn_16_1").eval()
     _, feats = model(images())
-    for bn, raw, preact in zip(model.get_bn_before_relu(), feats["feats"][1:], feats["preact_feats"][1:], strict=True):
+    for bn, raw, preact in zip(
+        model.get_bn_before_relu(), feats["feats"][1:], feats["preact_feats"][1:], strict=True
+    ):
         assert torch.equal(preact, bn(raw))
 
 
@@ -180,7 +187,9 @@ def test_larger_images_are_accepted(name: str) -> None:
 def test_channels_last_does_not_change_the_result(name: str) -> None:
     model = build(name).eval()
     logits, _ = model(images())
-    again, _ = model.to(memory_format=torch.channels_last)(images().to(memory_format=torch.channels_last))
+    again, _ = model.to(memory_format=torch.channels_last)(
+        images().to(memory_format=torch.channels_last)
+    )
     assert_close(again, logits)
 
 
@@ -271,7 +280,9 @@ def test_same_seed_gives_the_weights_of_mdistiller(name: str, host_models: dict)
 
 @every_model
 @pytest.mark.parametrize("training", [True, False])
-def test_same_weights_give_the_features_of_mdistiller(name: str, training: bool, host_models: dict) -> None:
+def test_same_weights_give_the_features_of_mdistiller(
+    name: str, training: bool, host_models: dict
+) -> None:
     theirs, ours = host_models[name][0](num_classes=100), build(name)
     with torch.no_grad():
         theirs.train()(images())  # running statistics other than 0 and 1

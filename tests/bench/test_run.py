@@ -24,28 +24,45 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.ops import fused
 from djip_ext.teacher import DJIPTeacher
 
-SMALL = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 3, "SOLVER.BATCH_SIZE", 20, "SOLVER.LR", 0.01]
+SMALL = [
+    "DATASET.TYPE",
+    "synthetic",
+    "BENCH.DEVICE",
+    "cpu",
+    "SOLVER.EPOCHS",
+    3,
+    "SOLVER.BATCH_SIZE",
+    20,
+    "SOLVER.LR",
+    0.01,
+]
 SMALL += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
 
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
     """Three epochs on forty images, with a teacher of random weights."""
-    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )
     teacher = tmp_path / "teacher.safetensors"
     save_file(build_model("resnet8", 20).state_dict(), teacher)
     return [*SMALL, "BENCH.TEACHER_CHECKPOINT", str(teacher), "LOG.PREFIX", str(tmp_path)]
 
 
 def test_a_run_leaves_its_record(options: list, tmp_path: Path) -> None:
-    result = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "run", "BENCH.SEED", 3, "BENCH.EVAL_EVERY", 2]))
+    result = train(
+        load_cfg(None, [*options, "EXPERIMENT.NAME", "run", "BENCH.SEED", 3, "BENCH.EVAL_EVERY", 2])
+    )
     folder = tmp_path / "distill" / "run" / "seed-3"
     with open(folder / "log.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["test_acc"]) for row in rows] == [False, True, True]
     on_disk = json.loads((folder / "result.json").read_text())
-    assert on_disk == result and on_disk["best_acc"] >= on_disk["last_acc"] == float(rows[-1]["test_acc"])
+    assert on_disk == result and on_disk["best_acc"] >= on_disk["last_acc"] == float(
+        rows[-1]["test_acc"]
+    )
     assert "SEED: 3" in on_disk["config"] and on_disk["environment"]["torch"] == torch.__version__
     for name in ("student_last.pth", "student_best.pth"):
         load_weights(build_model("resnet8", 20), folder / name)
@@ -58,7 +75,9 @@ def test_a_record_names_the_weights_of_the_teacher_and_they_must_not_change(opti
             install(lens, "djip_ext.bench")
         cfg = load_cfg(None, [*options, "EXPERIMENT.NAME", f"run-{lens}", "DISTILLER.TYPE", "KD"])
         result = train(cfg)
-        assert result["teacher_hash"] == weight_hash(load_weights(build_model("resnet8", 20), cfg.BENCH.TEACHER_CHECKPOINT))
+        assert result["teacher_hash"] == weight_hash(
+            load_weights(build_model("resnet8", 20), cfg.BENCH.TEACHER_CHECKPOINT)
+        )
     uninstall("djip_ext.bench")
     (Path(result["folder"]) / "result.json").unlink()
     save_file(build_model("resnet8", 20).state_dict(), cfg.BENCH.TEACHER_CHECKPOINT)
@@ -70,7 +89,11 @@ def test_a_record_names_the_weights_of_the_teacher_and_they_must_not_change(opti
 
 def test_a_record_holds_the_base_that_lskd_standardises_for() -> None:
     def node(base: str) -> dict | None:
-        return yaml.safe_load(run_record(load_cfg(None, ["DISTILLER.TYPE", "LSKD", "LSKD.BASE", base, "DKD.BETA", 2.0]))["config"]).get("DKD")
+        return yaml.safe_load(
+            run_record(
+                load_cfg(None, ["DISTILLER.TYPE", "LSKD", "LSKD.BASE", base, "DKD.BETA", 2.0])
+            )["config"]
+        ).get("DKD")
 
     assert node("DKD")["BETA"] == 2.0 and node("KD") is None
 
@@ -80,12 +103,20 @@ def test_wandb_is_answered_with_a_note(options: list, capsys: pytest.CaptureFixt
     assert "note: LOG.WANDB is True" in capsys.readouterr().out
 
 
-def test_a_lens_undoes_the_scale_of_the_loader(options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lens_undoes_the_scale_of_the_loader(
+    options: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not that of the data set's name, which a network of another library may not share."""
     scale = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: replace(make_synthetic(2, seed), mean=scale[0], std=scale[1]))
+    monkeypatch.setattr(
+        image_sets,
+        "make_synthetic",
+        lambda per_class, seed: replace(make_synthetic(2, seed), mean=scale[0], std=scale[1]),
+    )
     seen = []
-    monkeypatch.setattr(DJIPTeacher, "look", lambda self, x: seen.append(self.djip_normalisation) or x)
+    monkeypatch.setattr(
+        DJIPTeacher, "look", lambda self, x: seen.append(self.djip_normalisation) or x
+    )
     lens = JPEGLens(q=5.0)
     lens.metadata = {"mean": list(scale[0]), "std": list(scale[1])}
     install(lens, "djip_ext.bench")
@@ -112,7 +143,9 @@ def test_a_run_with_other_settings_does_not_resume(options: list) -> None:
 def test_seeds_differ_and_repeat(options: list) -> None:
     def student(name: str, seed: int) -> torch.Tensor:
         result = train(load_cfg(None, [*options, "EXPERIMENT.NAME", name, "BENCH.SEED", seed]))
-        return torch.load(Path(result["folder"]) / "student_last.pth", weights_only=True)["model"]["fc.weight"]
+        return torch.load(Path(result["folder"]) / "student_last.pth", weights_only=True)["model"][
+            "fc.weight"
+        ]
 
     first = student("a", 1)
     assert torch.equal(first, student("b", 1)) and not torch.equal(first, student("a", 2))
@@ -135,8 +168,14 @@ def test_an_exploding_run_stops_with_the_epoch(options: list) -> None:
         (["DISTILLER.TYPE", "KD", "BENCH.TEACHER_CHECKPOINT", "nowhere.pth"], "nowhere.pth"),
         (["DISTILLER.TYPE", "KD", "DISTILLER.TEACHER", "resnet14"], "does not fit"),
         (["BENCH.EVAL_EVERY", 0], "EVAL_EVERY is 0"),
-        (["DISTILLER.TYPE", "FITNET", "FITNET.HINT_LAYER", 9], "HINT_LAYER is 9; the student has 4 maps"),
-        (["DISTILLER.TYPE", "CRD", "SOLVER.TRAINER", "crd", "CRD.FEAT.STUDENT_DIM", 64], "TEACHER_DIM is 256, .* set it to 64"),
+        (
+            ["DISTILLER.TYPE", "FITNET", "FITNET.HINT_LAYER", 9],
+            "HINT_LAYER is 9; the student has 4 maps",
+        ),
+        (
+            ["DISTILLER.TYPE", "CRD", "SOLVER.TRAINER", "crd", "CRD.FEAT.STUDENT_DIM", 64],
+            "TEACHER_DIM is 256, .* set it to 64",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(change: list, names: str, options: list) -> None:
@@ -145,7 +184,9 @@ def test_a_wrong_setting_is_refused_by_name(change: list, names: str, options: l
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_for_another_number_of_classes_is_refused(options: list, tmp_path: Path) -> None:
+def test_a_checkpoint_for_another_number_of_classes_is_refused(
+    options: list, tmp_path: Path
+) -> None:
     torch.save({"model": build_model("resnet8", 7).state_dict()}, tmp_path / "seven.pth")
     with pytest.raises(DJIPError, match="size mismatch"):
         load_weights(build_model("resnet8", 20), tmp_path / "seven.pth")
@@ -180,7 +221,9 @@ def test_a_lens_changes_the_student_and_identity_does_not(options: list) -> None
         if lens is not None:
             install(lens, "djip_ext.bench", any_teacher=True)
         try:
-            result = train(load_cfg(None, [*options, "DISTILLER.TYPE", "KD", "EXPERIMENT.NAME", name]))
+            result = train(
+                load_cfg(None, [*options, "DISTILLER.TYPE", "KD", "EXPERIMENT.NAME", name])
+            )
         finally:
             uninstall("djip_ext.bench")
         with open(Path(result["folder"]) / "log.csv") as file:
@@ -191,7 +234,9 @@ def test_a_lens_changes_the_student_and_identity_does_not(options: list) -> None
     assert last_loss("lens", JPEGLens(q=60.0)) != plain
 
 
-def test_compiled_networks_give_the_same_student_behind_a_lens(options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_networks_give_the_same_student_behind_a_lens(
+    options: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced by the real compiler; what it generates is left out here, since a C++ compiler takes a minute for it."""
     traced = []
 
@@ -204,33 +249,50 @@ def test_compiled_networks_give_the_same_student_behind_a_lens(options: list, mo
     try:
         kd = [*options, "DISTILLER.TYPE", "KD"]
         results = {
-            compiled: train(load_cfg(None, [*kd, "EXPERIMENT.NAME", f"compiled {compiled}", "BENCH.COMPILE", compiled]))
+            compiled: train(
+                load_cfg(
+                    None,
+                    [*kd, "EXPERIMENT.NAME", f"compiled {compiled}", "BENCH.COMPILE", compiled],
+                )
+            )
             for compiled in (False, True)
         }
     finally:
         uninstall("djip_ext.bench")
         fused.kernels.cache_clear()  # they hold this backend
     assert sum("conv" in str(graph.graph) for graph in traced) >= 2  # student and teacher
-    first, second = (torch.load(Path(result["folder"], "student_last.pth"), weights_only=True)["model"] for result in results.values())
+    first, second = (
+        torch.load(Path(result["folder"], "student_last.pth"), weights_only=True)["model"]
+        for result in results.values()
+    )
     assert first.keys() == second.keys()
     torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
 
 
-def test_a_machine_that_cannot_compile_says_so_first(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_compile_says_so_first(
+    options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no C++ compiler found")
 
     monkeypatch.setattr(torch, "compile", lambda function: fails)
-    with pytest.raises(DJIPError, match=r"BENCH.COMPILE: torch.compile does not work here \(no C\+\+ compiler found\)"):
+    with pytest.raises(
+        DJIPError,
+        match=r"BENCH.COMPILE: torch.compile does not work here \(no C\+\+ compiler found\)",
+    ):
         train(load_cfg(None, [*options, "BENCH.COMPILE", True]))
     assert not list(tmp_path.rglob("log.csv"))
 
 
-def test_a_kept_teacher_gives_nearly_the_students_of_a_live_one(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_teacher_gives_nearly_the_students_of_a_live_one(
+    options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [*options, "DISTILLER.TYPE", "RKD", "BENCH.VIEWS", 2]
     kept = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "kept"]))
     assert len(list((tmp_path / "teacher_cache").iterdir())) == 1
-    monkeypatch.setattr("djip_ext.bench.engine.run.cached_teacher", lambda teacher, *_: teacher)  # live, on the same views
+    monkeypatch.setattr(
+        "djip_ext.bench.engine.run.cached_teacher", lambda teacher, *_: teacher
+    )  # live, on the same views
     live = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "live"]))
 
     def losses(result: dict) -> list[float]:
@@ -249,14 +311,18 @@ def test_summaries_match_a_table_of_students_t() -> None:
     summary = summarise([1.0, 2.0, 4.0, 5.0])
     assert (summary.n, summary.mean) == (4, 3.0)
     assert summary.spread == pytest.approx(math.sqrt(10 / 3))
-    assert summary.half_width == pytest.approx(3.182446 * math.sqrt(10 / 3) / 2, rel=5e-4)  # the table has three decimals
+    assert summary.half_width == pytest.approx(
+        3.182446 * math.sqrt(10 / 3) / 2, rel=5e-4
+    )  # the table has three decimals
     assert math.isnan(summarise([1.0]).half_width)
 
 
 def record(folder: Path, accuracies: dict[int, float]) -> Path:
     for seed, accuracy in accuracies.items():
         (folder / f"seed-{seed}").mkdir(parents=True)
-        (folder / f"seed-{seed}" / "result.json").write_text(json.dumps({"last_acc": accuracy, "best_acc": accuracy + 1}))
+        (folder / f"seed-{seed}" / "result.json").write_text(
+            json.dumps({"last_acc": accuracy, "best_acc": accuracy + 1})
+        )
     return folder
 
 
@@ -266,7 +332,9 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     first, second = compare({"plain": read_arm(plain), "lens": read_arm(lens)})
     assert (first["n"], second["n"], second["pairs"]) == (3, 3, 2)
     assert second["last_acc_diff"] == pytest.approx(1.5)
-    assert second["last_acc_ci95"] == pytest.approx(12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4)
+    assert second["last_acc_ci95"] == pytest.approx(
+        12.706 * math.sqrt(0.5) / math.sqrt(2), rel=1e-4
+    )
     assert "+1.50 ± 6.35" in markdown([first, second])
 
 

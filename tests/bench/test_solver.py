@@ -15,11 +15,24 @@ from djip_ext.bench.engine.solver import learning_rate, make_optimizer
 from djip_ext.bench.engine.trainer import BaseTrainer
 from djip_ext.errors import DJIPError
 
-ADAMW = ["SOLVER.TYPE", "AdamW", "SOLVER.LR", 0.01, "SOLVER.WEIGHT_DECAY", 0.5, "BENCH.SCHEDULE", "cosine", "BENCH.WARMUP", 1]
+ADAMW = [
+    "SOLVER.TYPE",
+    "AdamW",
+    "SOLVER.LR",
+    0.01,
+    "SOLVER.WEIGHT_DECAY",
+    0.5,
+    "BENCH.SCHEDULE",
+    "cosine",
+    "BENCH.WARMUP",
+    1,
+]
 
 
 def test_the_cosine_rises_evenly_and_falls_towards_zero() -> None:
-    cfg = load_cfg(None, ["SOLVER.LR", 2.0, "SOLVER.EPOCHS", 8, "BENCH.SCHEDULE", "cosine", "BENCH.WARMUP", 3])
+    cfg = load_cfg(
+        None, ["SOLVER.LR", 2.0, "SOLVER.EPOCHS", 8, "BENCH.SCHEDULE", "cosine", "BENCH.WARMUP", 3]
+    )
     rates = [learning_rate(cfg, epoch) for epoch in range(1, 9)]
     falling = [1 + math.cos(math.pi * k / 5) for k in range(5)]
     assert rates == pytest.approx([0.5, 1.0, 1.5, *falling])
@@ -27,7 +40,9 @@ def test_the_cosine_rises_evenly_and_falls_towards_zero() -> None:
 
 def test_steps_are_mdistillers() -> None:
     cfg = load_cfg(None, ["SOLVER.LR", 1.0, "SOLVER.EPOCHS", 5, "SOLVER.LR_DECAY_STAGES", [2, 4]])
-    assert [learning_rate(cfg, epoch) for epoch in range(1, 6)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert [learning_rate(cfg, epoch) for epoch in range(1, 6)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
 
 
 def test_adamw_decays_matrices_and_spares_biases_and_norms() -> None:
@@ -44,14 +59,29 @@ def test_adamw_decays_matrices_and_spares_biases_and_norms() -> None:
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
-    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
-    small = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 3, "SOLVER.BATCH_SIZE", 20]
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )
+    small = [
+        "DATASET.TYPE",
+        "synthetic",
+        "BENCH.DEVICE",
+        "cpu",
+        "SOLVER.EPOCHS",
+        3,
+        "SOLVER.BATCH_SIZE",
+        20,
+    ]
     return [*small, "DISTILLER.STUDENT", "resnet8", "LOG.PREFIX", str(tmp_path), *ADAMW]
 
 
-def test_adamw_resumes_to_the_same_student(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adamw_resumes_to_the_same_student(
+    options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def weights(name: str) -> dict[str, torch.Tensor]:
-        return torch.load(tmp_path / "distill" / name / "seed-0" / "student_last.pth", weights_only=True)["model"]
+        return torch.load(
+            tmp_path / "distill" / name / "seed-0" / "student_last.pth", weights_only=True
+        )["model"]
 
     train(load_cfg(None, [*options, "EXPERIMENT.NAME", "whole"]))
     whole = BaseTrainer.train_epoch
@@ -78,7 +108,9 @@ def test_adamw_resumes_to_the_same_student(options: list, tmp_path: Path, monkey
         (["BENCH.WARMUP", 3], "below SOLVER.EPOCHS, 3"),
     ],
 )
-def test_what_it_does_not_know_is_refused_before_anything_is_trained(change: list, names: str, options: list, tmp_path: Path) -> None:
+def test_what_it_does_not_know_is_refused_before_anything_is_trained(
+    change: list, names: str, options: list, tmp_path: Path
+) -> None:
     with pytest.raises(DJIPError, match=names):
         train(load_cfg(None, [*options, *change]))
     assert not list(tmp_path.rglob("log.csv"))

@@ -18,8 +18,28 @@ from djip_ext.bench.engine.trainer import BaseTrainer, CRDTrainer
 from djip_ext.bench.models import cifar_model_dict
 from djip_ext.errors import DJIPError
 
-SMALL = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 2, "BENCH.EVAL_EVERY", 2, "DISTILLER.TEACHER", "resnet8"]
-SMALL += ["DISTILLER.STUDENT", "resnet8", "SOLVER.BATCH_SIZE", 20, "SOLVER.LR", 0.01, "FT.PRETRAIN.EPOCHS", 1]
+SMALL = [
+    "DATASET.TYPE",
+    "synthetic",
+    "BENCH.DEVICE",
+    "cpu",
+    "SOLVER.EPOCHS",
+    2,
+    "BENCH.EVAL_EVERY",
+    2,
+    "DISTILLER.TEACHER",
+    "resnet8",
+]
+SMALL += [
+    "DISTILLER.STUDENT",
+    "resnet8",
+    "SOLVER.BATCH_SIZE",
+    20,
+    "SOLVER.LR",
+    0.01,
+    "FT.PRETRAIN.EPOCHS",
+    1,
+]
 SMALL += ["CRD.FEAT.STUDENT_DIM", 64, "CRD.FEAT.TEACHER_DIM", 64, "CRD.NCE.K", 16]
 
 
@@ -30,14 +50,27 @@ class Interrupted(Exception):
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
     """Two epochs on forty images, with a teacher of random weights."""
-    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )
     teacher = tmp_path / "teacher.pth"
     torch.save({"model": cifar_model_dict["resnet8"][0](num_classes=20).state_dict()}, teacher)
     return [*SMALL, "BENCH.TEACHER_CHECKPOINT", str(teacher), "LOG.PREFIX", str(tmp_path)]
 
 
 def settings(options: list, kind: str, name: str):
-    return load_cfg(None, [*options, "DISTILLER.TYPE", kind, "SOLVER.TRAINER", "crd" if kind == "CRD" else "base", "EXPERIMENT.PROJECT", name])
+    return load_cfg(
+        None,
+        [
+            *options,
+            "DISTILLER.TYPE",
+            kind,
+            "SOLVER.TRAINER",
+            "crd" if kind == "CRD" else "base",
+            "EXPERIMENT.PROJECT",
+            name,
+        ],
+    )
 
 
 def weights(result: dict) -> dict[str, Tensor]:
@@ -45,7 +78,9 @@ def weights(result: dict) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", distiller_dict)
-def test_an_interrupted_run_resumes_to_the_same_student(kind: str, options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes_to_the_same_student(
+    kind: str, options: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = weights(train(settings(options, kind, "whole")))
 
     train_epoch = BaseTrainer.train_epoch
@@ -63,10 +98,14 @@ def test_an_interrupted_run_resumes_to_the_same_student(kind: str, options: list
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-def test_ft_pretrains_once_and_not_again_on_resume(options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ft_pretrains_once_and_not_again_on_resume(
+    options: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     pretrain = FT.pretrain
-    monkeypatch.setattr(FT, "pretrain", lambda self, *args: calls.append(1) or pretrain(self, *args))
+    monkeypatch.setattr(
+        FT, "pretrain", lambda self, *args: calls.append(1) or pretrain(self, *args)
+    )
     cfg = settings(options, "FT", "ft")
     train(cfg)
     train(cfg, resume=True)
@@ -74,7 +113,9 @@ def test_ft_pretrains_once_and_not_again_on_resume(options: list, monkeypatch: p
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_ft_interrupted_while_pretraining_resumes_to_the_same_student(stop: int, options: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ft_interrupted_while_pretraining_resumes_to_the_same_student(
+    stop: int, options: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [*options, "FT.PRETRAIN.EPOCHS", 3]
     whole = train(settings(options, "FT", "whole"))
     error, calls = FT._reconstruction_error, []
@@ -101,12 +142,19 @@ def contrast(mode: str, k: int, epoch: int = 1) -> tuple[Tensor, Tensor, Tensor]
     """Labels, indices and contrastive indices of the first batch of an epoch on thirty images of three classes."""
     labels = torch.arange(3).repeat_interleave(10)
     data = ImageSet(torch.zeros(30, 8, 8, 3, dtype=torch.uint8), labels, 3, (0.5,) * 3, (0.25,) * 3)
-    cfg = load_cfg(None, ["CRD.MODE", mode, "CRD.NCE.K", k, "SOLVER.TRAINER", "crd", "BENCH.EVAL_EVERY", 999])
+    cfg = load_cfg(
+        None, ["CRD.MODE", mode, "CRD.NCE.K", k, "SOLVER.TRAINER", "crd", "BENCH.EVAL_EVERY", 999]
+    )
     student = torch.nn.Linear(1, 1)
     student.get_learnable_parameters = student.parameters  # type: ignore[assignment]
-    trainer = CRDTrainer(Path(), student, DeviceLoader(data, 8, augment=True), DeviceLoader(data, 8), cfg)
+    trainer = CRDTrainer(
+        Path(), student, DeviceLoader(data, 8, augment=True), DeviceLoader(data, 8), cfg
+    )
     seen = []
-    trainer.train_step = lambda batch, epoch: seen.append(trainer.distiller_input(batch, epoch)) or (torch.zeros(len(batch[1]), 3), torch.zeros(()))
+    trainer.train_step = lambda batch, epoch: (
+        seen.append(trainer.distiller_input(batch, epoch))
+        or (torch.zeros(len(batch[1]), 3), torch.zeros(()))
+    )
     trainer.train_epoch(epoch)
     return labels, seen[0]["index"], seen[0]["contrastive_index"]
 

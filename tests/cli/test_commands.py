@@ -17,13 +17,26 @@ from djip_ext.fit.record import parse_record
 from djip_ext.fit.settings import FitSettings
 from djip_ext.hosts.task import HostTask
 
-TINY = ["DATASET.TYPE", "synthetic", "SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "20", "DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
+TINY = [
+    "DATASET.TYPE",
+    "synthetic",
+    "SOLVER.EPOCHS",
+    "1",
+    "SOLVER.BATCH_SIZE",
+    "20",
+    "DISTILLER.TEACHER",
+    "resnet8",
+    "DISTILLER.STUDENT",
+    "resnet8",
+]
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Forty training images, one epoch, and a working folder of its own."""
-    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )
     monkeypatch.setattr(demo, "SOLVER", ["SOLVER.BATCH_SIZE", "20", "SOLVER.EPOCHS", "1"])
     monkeypatch.setattr(demo, "FEW_SHOT", [])
     monkeypatch.chdir(tmp_path)
@@ -50,11 +63,20 @@ def test_the_demo_tells_the_whole_story(capsys: pytest.CaptureFixture) -> None:
     run_command(["demo"])
     out = Path("output/demo")
     record = json.loads((out / "demo.json").read_text())
-    assert record["finished"] and record["difference"] == record["lens"]["last_acc"] - record["plain"]["last_acc"]
+    assert (
+        record["finished"]
+        and record["difference"] == record["lens"]["last_acc"] - record["plain"]["last_acc"]
+    )
     assert (record["plain"]["lens"], len(record["lens"]["lens"])) == ("identity", 8)
     printed = capsys.readouterr().out
     assert (out / "comparison.md").read_text().splitlines()[0] in printed
-    assert {path.name for path in (out / "pictures").iterdir()} >= {"tables.png", "images.png", "cmi.png", "fit.png", "simplex.png"}
+    assert {path.name for path in (out / "pictures").iterdir()} >= {
+        "tables.png",
+        "images.png",
+        "cmi.png",
+        "fit.png",
+        "simplex.png",
+    }
 
 
 def test_the_demo_leaves_what_it_did_not_make_alone(capsys: pytest.CaptureFixture) -> None:
@@ -65,24 +87,54 @@ def test_the_demo_leaves_what_it_did_not_make_alone(capsys: pytest.CaptureFixtur
     assert Path("mine/thesis.tex").read_text() == "years of work"
 
 
-def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(teacher: str, capsys: pytest.CaptureFixture) -> None:
+def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(
+    teacher: str, capsys: pytest.CaptureFixture
+) -> None:
     checkpoint = ["BENCH.TEACHER_CHECKPOINT", teacher]
     run_command(["fit", "--out", "a.safetensors", "--rounds", "1", *TINY, *checkpoint])
     about = load_lens("a.safetensors").metadata
-    assert about["teacher"] == "resnet8" and about["dataset"] == "synthetic" and about["input_size"] == [32, 32]
+    assert (
+        about["teacher"] == "resnet8"
+        and about["dataset"] == "synthetic"
+        and about["input_size"] == [32, 32]
+    )
     assert {"cmi", "ce", "accuracy"} <= about["before"].keys() & about["test_after"].keys()
     record = json.loads(Path("a.json").read_text())
     assert record["about"] == about and record["data"]["fit"]["images"] == 40
     assert "TEACHER: resnet8" in record["config"] and record["environment"]["torch"]
     read = parse_record(record, "a.json")
     assert torch.equal(read.lens.q, load_lens("a.safetensors").q) and len(read.history) == 2
-    assert read.one_class.before.f.shape == (2, 3) and "°" in read.one_class.corners[0]  # two images of a class of the synthetic set
-    run_command(["train", *TINY, *checkpoint, "DISTILLER.TYPE", "KD", "--djip-lens", "a.safetensors", "EXPERIMENT.NAME", "s"])
+    assert (
+        read.one_class.before.f.shape == (2, 3) and "°" in read.one_class.corners[0]
+    )  # two images of a class of the synthetic set
+    run_command(
+        [
+            "train",
+            *TINY,
+            *checkpoint,
+            "DISTILLER.TYPE",
+            "KD",
+            "--djip-lens",
+            "a.safetensors",
+            "EXPERIMENT.NAME",
+            "s",
+        ]
+    )
     assert "djip: lens" in capsys.readouterr().out
     run_command(["train", *TINY, "EXPERIMENT.NAME", "other", "--seed", "8"])
     other = "output/distill/other/seed-8/student_last.pth"
     message = refused(
-        capsys, "train", *TINY, "BENCH.TEACHER_CHECKPOINT", other, "DISTILLER.TYPE", "KD", "--djip-lens", "a.safetensors", "EXPERIMENT.NAME", "x"
+        capsys,
+        "train",
+        *TINY,
+        "BENCH.TEACHER_CHECKPOINT",
+        other,
+        "DISTILLER.TYPE",
+        "KD",
+        "--djip-lens",
+        "a.safetensors",
+        "EXPERIMENT.NAME",
+        "x",
     )
     assert "--djip-any-teacher" in message
 
@@ -92,19 +144,61 @@ def test_fit_takes_teacher_and_images_from_a_host(monkeypatch: pytest.MonkeyPatc
 
     def read_host(*arguments: object) -> HostTask:
         asked.append(arguments)
-        return HostTask(build_model("resnet8", 20), make_synthetic(2, 0), make_synthetic(1, 1), "cifar100", "resnet8")
+        return HostTask(
+            build_model("resnet8", 20),
+            make_synthetic(2, 0),
+            make_synthetic(1, 1),
+            "cifar100",
+            "resnet8",
+        )
 
     monkeypatch.setattr(train_lens, "read_host", read_host)
-    run_command(["fit", "--host", "checkout", "--cfg", "theirs.yaml", "--images", "20", "--rounds", "1", "--out", "a.safetensors", "BENCH.DEVICE", "cpu", "DISTILLER.TEACHER", "resnet8"])
-    assert asked == [("checkout", "theirs.yaml", "mdistiller", 20, ["DISTILLER.TEACHER", "resnet8"])]
+    run_command(
+        [
+            "fit",
+            "--host",
+            "checkout",
+            "--cfg",
+            "theirs.yaml",
+            "--images",
+            "20",
+            "--rounds",
+            "1",
+            "--out",
+            "a.safetensors",
+            "BENCH.DEVICE",
+            "cpu",
+            "DISTILLER.TEACHER",
+            "resnet8",
+        ]
+    )
+    assert asked == [
+        ("checkout", "theirs.yaml", "mdistiller", 20, ["DISTILLER.TEACHER", "resnet8"])
+    ]
     about = load_lens("a.safetensors").metadata
-    assert (about["dataset"], about["teacher"], about["images"], about["host"]) == ("cifar100", "resnet8", 20, "mdistiller")
+    assert (about["dataset"], about["teacher"], about["images"], about["host"]) == (
+        "cifar100",
+        "resnet8",
+        20,
+        "mdistiller",
+    )
     record = yaml.safe_load(json.loads(Path("a.json").read_text())["config"])
     assert (record["DATASET"]["TYPE"], record["DISTILLER"]["TEACHER"]) == ("cifar100", "resnet8")
 
 
-def test_a_fit_that_was_stopped_before_its_first_round_is_not_taken_for_the_one_before(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["fit", "--out", "a.safetensors", "--rounds", "1", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher]
+def test_a_fit_that_was_stopped_before_its_first_round_is_not_taken_for_the_one_before(
+    teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [
+        "fit",
+        "--out",
+        "a.safetensors",
+        "--rounds",
+        "1",
+        *TINY,
+        "BENCH.TEACHER_CHECKPOINT",
+        teacher,
+    ]
     run_command(command)
     real = train_lens.fit_lens
 
@@ -121,18 +215,80 @@ def test_a_fit_that_was_stopped_before_its_first_round_is_not_taken_for_the_one_
 
 @pytest.mark.parametrize("start", ["6", "jpeg:70", "magnitude", "sensitivity:20", "random:9"])
 def test_every_start_is_measured_with_no_rounds(start: str, teacher: str) -> None:
-    run_command(["fit", "--out", "a.safetensors", "--rounds", "0", "--start", start, "--alpha", "5", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher])
+    run_command(
+        [
+            "fit",
+            "--out",
+            "a.safetensors",
+            "--rounds",
+            "0",
+            "--start",
+            start,
+            "--alpha",
+            "5",
+            *TINY,
+            "BENCH.TEACHER_CHECKPOINT",
+            teacher,
+        ]
+    )
     lens = load_lens("a.safetensors")
     assert lens.alpha == 5 and lens.kappa is None and lens.metadata["start"] == start
 
 
 def test_every_setting_of_the_fit_has_a_flag(teacher: str) -> None:
-    flags = ["--lam", "0.5", "--optimizer", "sgd", "--variant", "literal", "--temperature", "4", "--cmi-gain", "0.1", "0.2", "--seed", "3"]
-    run_command(["fit", "--out", "a.safetensors", "--rounds", "1", *flags, *TINY, "BENCH.TEACHER_CHECKPOINT", teacher])
+    flags = [
+        "--lam",
+        "0.5",
+        "--optimizer",
+        "sgd",
+        "--variant",
+        "literal",
+        "--temperature",
+        "4",
+        "--cmi-gain",
+        "0.1",
+        "0.2",
+        "--seed",
+        "3",
+    ]
+    run_command(
+        [
+            "fit",
+            "--out",
+            "a.safetensors",
+            "--rounds",
+            "1",
+            *flags,
+            *TINY,
+            "BENCH.TEACHER_CHECKPOINT",
+            teacher,
+        ]
+    )
     fit = load_lens("a.safetensors").metadata["fit"]
-    assert (fit["lam"], fit["optimizer"], fit["variant"], fit["temperature"], fit["seed"]) == (0.5, "sgd", "literal", 4.0, 3)
+    assert (fit["lam"], fit["optimizer"], fit["variant"], fit["temperature"], fit["seed"]) == (
+        0.5,
+        "sgd",
+        "literal",
+        4.0,
+        3,
+    )
     assert set(vars(FitSettings())) <= fit.keys()
-    run_command(["fit", "--out", "a.safetensors", "--rounds", "1", "--refresh", "3", "--tables", "one", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher])
+    run_command(
+        [
+            "fit",
+            "--out",
+            "a.safetensors",
+            "--rounds",
+            "1",
+            "--refresh",
+            "3",
+            "--tables",
+            "one",
+            *TINY,
+            "BENCH.TEACHER_CHECKPOINT",
+            teacher,
+        ]
+    )
     fit = load_lens("a.safetensors").metadata["fit"]
     assert (fit["refresh"], fit["tables"]) == (3, "one")
 
@@ -152,12 +308,24 @@ def test_every_setting_of_the_fit_has_a_flag(teacher: str) -> None:
         (["compare", "nowhere"], "NAME=FOLDER"),
     ],
 )
-def test_a_mistake_is_one_line(command: list[str], names: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_mistake_is_one_line(
+    command: list[str], names: str, capsys: pytest.CaptureFixture
+) -> None:
     assert names in refused(capsys, *command)
 
 
 def test_a_start_that_is_none_is_refused(teacher: str, capsys: pytest.CaptureFixture) -> None:
-    assert "--start" in refused(capsys, "fit", "--out", "a.safetensors", "--start", "magic", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher)
+    assert "--start" in refused(
+        capsys,
+        "fit",
+        "--out",
+        "a.safetensors",
+        "--start",
+        "magic",
+        *TINY,
+        "BENCH.TEACHER_CHECKPOINT",
+        teacher,
+    )
 
 
 def test_key_value_pairs_may_stand_on_either_side_of_a_flag() -> None:
@@ -165,8 +333,19 @@ def test_key_value_pairs_may_stand_on_either_side_of_a_flag() -> None:
     assert Path("output/distill/mixed/seed-2/result.json").exists()
 
 
-def test_a_full_disk_leaves_the_old_lens(teacher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    command = ["fit", "--out", "a.safetensors", "--rounds", "0", *TINY, "BENCH.TEACHER_CHECKPOINT", teacher]
+def test_a_full_disk_leaves_the_old_lens(
+    teacher: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    command = [
+        "fit",
+        "--out",
+        "a.safetensors",
+        "--rounds",
+        "0",
+        *TINY,
+        "BENCH.TEACHER_CHECKPOINT",
+        teacher,
+    ]
     run_command(command)
     before = Path("a.safetensors").read_bytes()
 
@@ -183,8 +362,12 @@ def test_compare_writes_table_and_picture(capsys: pytest.CaptureFixture) -> None
         for seed in range(3):
             folder = Path(arm, f"seed-{seed}")
             folder.mkdir(parents=True)
-            (folder / "result.json").write_text(json.dumps({"last_acc": 50 + seed + gain, "best_acc": 51 + seed + gain}))
+            (folder / "result.json").write_text(
+                json.dumps({"last_acc": 50 + seed + gain, "best_acc": 51 + seed + gain})
+            )
     run_command(["compare", "plain=plain", "lens=lens", "--out", "table"])
-    assert "+0.50 ± 0.00" in capsys.readouterr().out and "+0.50 ± 0.00" in Path("table.md").read_text()
+    assert (
+        "+0.50 ± 0.00" in capsys.readouterr().out and "+0.50 ± 0.00" in Path("table.md").read_text()
+    )
     assert Path("table.csv").read_text().startswith("arm,n,last_acc")
     assert Path("table.png").stat().st_size > 10_000

@@ -23,7 +23,10 @@ NUMBERS = {"cmi": 0.1, "ncmi": 0.01, "ce": 0.2, "accuracy": 95.0}
 
 @pytest.fixture(autouse=True)
 def small_synthetic_set(monkeypatch) -> None:
-    monkeypatch.setattr("djip_ext.bench.dataset.image_sets.make_synthetic", lambda per_class, seed: make_synthetic(per_class // 20, seed))
+    monkeypatch.setattr(
+        "djip_ext.bench.dataset.image_sets.make_synthetic",
+        lambda per_class, seed: make_synthetic(per_class // 20, seed),
+    )
 
 
 @pytest.fixture
@@ -40,7 +43,11 @@ def teacher(tmp_path) -> list[str]:
     torch.manual_seed(0)
     network = cifar_model_dict["resnet8"][0](num_classes=20)
     torch.save({"model": network.state_dict()}, tmp_path / "teacher.pth")
-    options = {"DATASET.TYPE": "synthetic", "DISTILLER.TEACHER": "resnet8", "BENCH.TEACHER_CHECKPOINT": tmp_path / "teacher.pth"}
+    options = {
+        "DATASET.TYPE": "synthetic",
+        "DISTILLER.TEACHER": "resnet8",
+        "BENCH.TEACHER_CHECKPOINT": tmp_path / "teacher.pth",
+    }
     options |= {"BENCH.FRACTION": 0.3, "BENCH.DEVICE": "cpu"}
     return [str(word) for pair in options.items() for word in pair]
 
@@ -56,7 +63,9 @@ def names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
-def test_a_lens_made_by_hand_prints_its_id_and_tables_and_that_the_rest_is_unknown(lens, tmp_path, capsys) -> None:
+def test_a_lens_made_by_hand_prints_its_id_and_tables_and_that_the_rest_is_unknown(
+    lens, tmp_path, capsys
+) -> None:
     inspect(tmp_path / "hand.safetensors", "--images", "2")
     printed = capsys.readouterr().out
     assert f"lens {lens_id(lens)}" in printed
@@ -71,7 +80,15 @@ def test_a_lens_made_by_hand_prints_its_id_and_tables_and_that_the_rest_is_unkno
 def test_data_that_are_not_there_are_replaced_and_reported(lens, tmp_path, capsys) -> None:
     lens.metadata = {"dataset": "cifar100", "teacher": "resnet56"}
     lens.save(tmp_path / "lens.safetensors")
-    inspect(tmp_path / "lens.safetensors", "--images", "2", "--data-root", tmp_path, "--out", tmp_path / "pictures")
+    inspect(
+        tmp_path / "lens.safetensors",
+        "--images",
+        "2",
+        "--data-root",
+        tmp_path,
+        "--out",
+        tmp_path / "pictures",
+    )
     printed = capsys.readouterr().out
     assert "fitted for resnet56 on cifar100" in printed
     assert "CIFAR-100 is missing" in printed and "showing synthetic ones" in printed
@@ -82,14 +99,25 @@ def test_a_named_data_set_counts_for_more_than_that_of_the_lens(lens, tmp_path, 
     lens.metadata = {"dataset": "cifar100"}
     lens.save(tmp_path / "lens.safetensors")
     inspect(tmp_path / "lens.safetensors", "DATASET.TYPE", "synthetic", "--images", "2")
-    assert "CIFAR-100 is missing" not in (printed := capsys.readouterr().out) and "on 100 synthetic test images" in printed
+    assert (
+        "CIFAR-100 is missing" not in (printed := capsys.readouterr().out)
+        and "on 100 synthetic test images" in printed
+    )
 
 
 def test_a_fitted_lens_tells_its_story_and_draws_its_fit(lens, tmp_path, capsys) -> None:
     fit = {"cmi_gain": [0.1, 0.3], "max_accuracy_drop": 10.0, "rounds": 1, "chosen": 1}
     lens.metadata = {
-        "dataset": "synthetic", "teacher": "resnet20", "teacher_hash": "0123456789abcdef", "mean": [0.5] * 3, "std": [0.25] * 3,
-        "before": NUMBERS, "after": NUMBERS | {"cmi": 0.3, "accuracy": 91.0}, "fit": fit, "seconds": 12.3, "images": 4000,
+        "dataset": "synthetic",
+        "teacher": "resnet20",
+        "teacher_hash": "0123456789abcdef",
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+        "before": NUMBERS,
+        "after": NUMBERS | {"cmi": 0.3, "accuracy": 91.0},
+        "fit": fit,
+        "seconds": 12.3,
+        "images": 4000,
     }
     lens.save(tmp_path / "lens.safetensors")
     row = NUMBERS | {"lam": 1.0, "q_low": 0.5, "q_high": 2.0, "seconds": 1.0}
@@ -97,8 +125,14 @@ def test_a_fitted_lens_tells_its_story_and_draws_its_fit(lens, tmp_path, capsys)
     write_json(tmp_path / "lens.json", report)
     inspect(tmp_path / "lens.safetensors", "--images", "1")
     printed = capsys.readouterr().out
-    assert "resnet20 on synthetic" in printed and "0123456789abcdef" in printed and "12 s on 4000 images" in printed
-    assert "CMI 0.1000 -> 0.3000 nats, CE 0.2000 -> 0.2000 nats, accuracy 95.00 -> 91.00 %" in printed
+    assert (
+        "resnet20 on synthetic" in printed
+        and "0123456789abcdef" in printed
+        and "12 s on 4000 images" in printed
+    )
+    assert (
+        "CMI 0.1000 -> 0.3000 nats, CE 0.2000 -> 0.2000 nats, accuracy 95.00 -> 91.00 %" in printed
+    )
     assert names(tmp_path / "lens-inspect") == {"tables.png", "images.png", "fit.png"}
 
     side = {"cmi": 0.1, "accuracy": 90.0, "f": [[0.9, 0.8], [0.05, 0.1], [0.0, 0.1]]}
@@ -112,12 +146,32 @@ def test_a_fitted_lens_tells_its_story_and_draws_its_fit(lens, tmp_path, capsys)
     assert names(tmp_path / "again") == {"tables.png", "images.png"}
 
 
-def test_with_its_teacher_the_lens_is_measured_on_the_training_set(lens, teacher, tmp_path, capsys) -> None:
+def test_with_its_teacher_the_lens_is_measured_on_the_training_set(
+    lens, teacher, tmp_path, capsys
+) -> None:
     (tmp_path / "teacher.yaml").write_text("DATASET:\n  TYPE: synthetic\n")
-    inspect(tmp_path / "hand.safetensors", *teacher, "--cfg", tmp_path / "teacher.yaml", "--images", "2", "--out", tmp_path / "out")
+    inspect(
+        tmp_path / "hand.safetensors",
+        *teacher,
+        "--cfg",
+        tmp_path / "teacher.yaml",
+        "--images",
+        "2",
+        "--out",
+        tmp_path / "out",
+    )
     printed = capsys.readouterr().out
-    assert "resnet8 on 60 synthetic training images, T = 1" in printed and "CMI rises most in class" in printed
-    assert names(tmp_path / "out") == {"tables.png", "images.png", "cmi.png", "simplex.png", "summary.json"}
+    assert (
+        "resnet8 on 60 synthetic training images, T = 1" in printed
+        and "CMI rises most in class" in printed
+    )
+    assert names(tmp_path / "out") == {
+        "tables.png",
+        "images.png",
+        "cmi.png",
+        "simplex.png",
+        "summary.json",
+    }
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["id"] == lens_id(lens)
     assert summary["tables"]["luma"]["dead"] == summary["health"]["dead"] == 3

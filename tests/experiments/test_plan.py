@@ -29,7 +29,11 @@ TABLE = {
     "teachers": {"resnet32x4": f"{CONFIGS}/vanilla/res32x4.yaml", "vgg13": "vgg13.pth"},
     "seeds": 2,
     "epochs": 60,
-    "options": {"all": {"BENCH.EVAL_EVERY": 5}, "student": {"BENCH.EVAL_EVERY": 10, "BENCH.FRACTION": 0.5}, "CRD": {"CRD.NCE.K": 100}},
+    "options": {
+        "all": {"BENCH.EVAL_EVERY": 5},
+        "student": {"BENCH.EVAL_EVERY": 10, "BENCH.FRACTION": 0.5},
+        "CRD": {"CRD.NCE.K": 100},
+    },
 }
 
 
@@ -52,8 +56,14 @@ def test_a_plan_has_every_command_once_in_the_order_of_need() -> None:
     for i, step in enumerate(steps):
         assert all(need in steps[:i] for need in step.needs)
     needed = {step.name: [need.name for need in step.needs] for step in steps}
-    assert needed["lens lens of resnet32x4"] == ["teacher resnet32x4"] and needed["lens jpeg of vgg13"] == []
-    assert needed["CRD res32x4_shuv1, lens, seed 1"] == ["teacher resnet32x4", "lens lens of resnet32x4"]
+    assert (
+        needed["lens lens of resnet32x4"] == ["teacher resnet32x4"]
+        and needed["lens jpeg of vgg13"] == []
+    )
+    assert needed["CRD res32x4_shuv1, lens, seed 1"] == [
+        "teacher resnet32x4",
+        "lens lens of resnet32x4",
+    ]
     assert needed["KD vgg13_vgg8, plain, seed 0"] == []
 
 
@@ -72,24 +82,44 @@ def test_every_command_parses_to_the_settings_that_the_plan_believes_in() -> Non
 def test_options_and_epochs_reach_the_commands_that_they_are_for() -> None:
     steps = {step.name: step for step in plan()}
     teacher, lens = steps["teacher resnet32x4"].settings(), steps["lens lens of vgg13"].settings()
-    kd, crd = steps["KD vgg13_vgg8, plain, seed 1"].settings(), steps["CRD vgg13_vgg8, lens, seed 0"].settings()
-    assert (teacher.BENCH.EVAL_EVERY, teacher.BENCH.FRACTION, teacher.SOLVER.EPOCHS) == (5, 1.0, 240)
+    kd, crd = (
+        steps["KD vgg13_vgg8, plain, seed 1"].settings(),
+        steps["CRD vgg13_vgg8, lens, seed 0"].settings(),
+    )
+    assert (teacher.BENCH.EVAL_EVERY, teacher.BENCH.FRACTION, teacher.SOLVER.EPOCHS) == (
+        5,
+        1.0,
+        240,
+    )
     assert (lens.BENCH.FRACTION, lens.BENCH.TEACHER_CHECKPOINT) == (1.0, "vgg13.pth")
-    assert (kd.BENCH.EVAL_EVERY, kd.BENCH.FRACTION, kd.BENCH.SEED, kd.CRD.NCE.K) == (10, 0.5, 1, 16384)
-    assert (kd.SOLVER.EPOCHS, kd.SOLVER.LR_DECAY_STAGES) == (60, [38, 45, 52])  # 150, 180, 210 of 240
+    assert (kd.BENCH.EVAL_EVERY, kd.BENCH.FRACTION, kd.BENCH.SEED, kd.CRD.NCE.K) == (
+        10,
+        0.5,
+        1,
+        16384,
+    )
+    assert (kd.SOLVER.EPOCHS, kd.SOLVER.LR_DECAY_STAGES) == (
+        60,
+        [38, 45, 52],
+    )  # 150, 180, 210 of 240
     assert crd.CRD.NCE.K == 100 and crd.SOLVER.TRAINER == "crd"
 
 
 def test_a_student_distils_from_the_teacher_and_the_lens_that_its_needs_make() -> None:
     steps = {step.name: step for step in plan()}
     student = steps["KD res32x4_res8x4, lens, seed 0"]
-    assert student.settings().BENCH.TEACHER_CHECKPOINT == str(run_folder(steps["teacher resnet32x4"].cfg()) / "student_last.pth")
+    assert (
+        str(run_folder(steps["teacher resnet32x4"].cfg()) / "student_last.pth")
+        == student.settings().BENCH.TEACHER_CHECKPOINT
+    )
     assert student.lens == steps["lens lens of resnet32x4"].makes
 
 
 def test_another_fit_is_another_lens_file() -> None:
     def file(flags: str) -> str:
-        return next(step.makes for step in plan(arms={"lens": f"fit {flags}"}) if step.kind == "lens")
+        return next(
+            step.makes for step in plan(arms={"lens": f"fit {flags}"}) if step.kind == "lens"
+        )
 
     assert file("--rounds 3") == file("--rounds 3") != file("--rounds 4")
 
@@ -124,11 +154,15 @@ def test_what_another_teacher_made_is_never_taken_for_done() -> None:
     JPEGLens(q=5.0).save(lens.makes)
     Path(lens.makes).with_suffix(".json").write_text(json.dumps({"about": {"teacher_hash": known}}))
     run_folder(student.cfg()).mkdir(parents=True)
-    (run_folder(student.cfg()) / "result.json").write_text(json.dumps(run_record(student.cfg()) | {"teacher_hash": known}))
+    (run_folder(student.cfg()) / "result.json").write_text(
+        json.dumps(run_record(student.cfg()) | {"teacher_hash": known})
+    )
     assert student.result() and lens.result()
     weights(2.0)
     for step in (student, lens):
-        with pytest.raises(DJIPError, match=f"made with another teacher .{known}. than vgg13.pth is now"):
+        with pytest.raises(
+            DJIPError, match=f"made with another teacher .{known}. than vgg13.pth is now"
+        ):
             step.result()
 
 
@@ -168,7 +202,11 @@ def test_a_lens_is_done_when_all_of_its_fit_is() -> None:
 def test_a_lens_file_may_be_named_after_its_teacher() -> None:
     for teacher in ("resnet32x4", "vgg13"):
         JPEGLens(q=5.0).save(f"lenses/{teacher}.safetensors")
-    lenses = {step.lens for step in plan(arms={"lens": "lenses/{teacher}.safetensors"}) if step.kind == "student"}
+    lenses = {
+        step.lens
+        for step in plan(arms={"lens": "lenses/{teacher}.safetensors"})
+        if step.kind == "student"
+    }
     assert lenses == {"lenses/resnet32x4.safetensors", "lenses/vgg13.safetensors"}
 
 
@@ -189,7 +227,10 @@ def test_a_lens_file_may_be_named_after_its_teacher() -> None:
         ({"pairs": ["no_such"]}, "no_such"),
         ({"teachers": TABLE["teachers"] | {"vgg13": "nowhere.pth"}}, "nowhere.pth"),
         ({"teachers": {}}, "download_ckpts"),
-        ({"teachers": {"resnet32x4": f"{CONFIGS}/vanilla/vgg13.yaml", "vgg13": "vgg13.pth"}}, "trains vgg13"),
+        (
+            {"teachers": {"resnet32x4": f"{CONFIGS}/vanilla/vgg13.yaml", "vgg13": "vgg13.pth"}},
+            "trains vgg13",
+        ),
         ({"configs": "configs/{method}/{pair}.yaml"}, "takes {distiller} and {pair}"),
         ({"configs": f"{CONFIGS}/vanilla/res8x4.yaml"}, "DISTILLER.TYPE NONE"),
     ],
@@ -208,7 +249,9 @@ def test_a_file_that_is_no_table_is_refused() -> None:
         load_table("t.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "results").rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results").rglob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_table_of_the_project_plans(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     table = load_table(path)
@@ -219,17 +262,23 @@ def test_every_table_of_the_project_plans(path: Path, monkeypatch: pytest.Monkey
         if step.kind == "lens":
             parser = argparse.ArgumentParser()
             train_lens.add_arguments(parser)
-            assert not [word for word in parser.parse_known_args(step.words[1:])[1] if word.startswith("-")]
+            assert not [
+                word for word in parser.parse_known_args(step.words[1:])[1] if word.startswith("-")
+            ]
 
 
-def test_a_dry_run_prints_every_command_and_counts_its_passes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_dry_run_prints_every_command_and_counts_its_passes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     from safetensors.torch import save_file
 
     from djip_ext.bench.dataset import image_sets
     from djip_ext.bench.dataset.synthetic import make_synthetic
     from djip_ext.bench.engine.run import build_model
 
-    monkeypatch.setattr(image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))  # 40 images
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )  # 40 images
     save_file(build_model("resnet8", 20).state_dict(), "teacher.safetensors")
     table = {
         "configs": f"{CONFIGS}/fewshot/{{distiller}}_{{pair}}.yaml",
@@ -239,19 +288,36 @@ def test_a_dry_run_prints_every_command_and_counts_its_passes(monkeypatch: pytes
         "teachers": {"resnet8": "teacher.safetensors"},
         "seeds": 2,
         "epochs": 3,
-        "options": {"all": {"DATASET.TYPE": "synthetic", "DISTILLER.TEACHER": "resnet8", "BENCH.DEVICE": "cpu"}, "KD": {"BENCH.VIEWS": 5}},
+        "options": {
+            "all": {
+                "DATASET.TYPE": "synthetic",
+                "DISTILLER.TEACHER": "resnet8",
+                "BENCH.DEVICE": "cpu",
+            },
+            "KD": {"BENCH.VIEWS": 5},
+        },
     }
     Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     main(["reproduce", "t.yaml", "--dry-run"])
     lines = capsys.readouterr().out.splitlines()
     commands = [line for line in lines if line.startswith("djip ")]
     assert commands == [str(step) for step in make_plan(load_table("t.yaml"), "output/t")]
-    cost = {line[2:].split(":")[0]: line.split(": ")[1].split(" student passes")[0] for line in lines if line.startswith("# ")}
+    cost = {
+        line[2:].split(":")[0]: line.split(": ")[1].split(" student passes")[0]
+        for line in lines
+        if line.startswith("# ")
+    }
     assert cost["lens lens of resnet8"] == f"{20 * (1 + 5 + 2 * 4) + 2 * 40 + 2 * 40} teacher and 0"
-    assert cost["KD wrn_16_2_resnet8, plain, seed 0"] == f"{5 * 40} teacher and {3 * 40}"  # asked once for every view, for all seeds
+    assert (
+        cost["KD wrn_16_2_resnet8, plain, seed 0"] == f"{5 * 40} teacher and {3 * 40}"
+    )  # asked once for every view, for all seeds
     assert cost["KD wrn_16_2_resnet8, plain, seed 1"] == f"0 teacher and {3 * 40}"
     assert cost["FT wrn_16_2_resnet8, lens, seed 1"] == f"{(3 + 30) * 40:,} teacher and {3 * 40}"
-    hours = [float(line.rsplit(" hours", 1)[0].rsplit(" ", 1)[1]) for line in lines if line.startswith("in all")]
+    hours = [
+        float(line.rsplit(" hours", 1)[0].rsplit(" ", 1)[1])
+        for line in lines
+        if line.startswith("in all")
+    ]
     assert len(hours) == 1 and not Path("output").exists()
 
     threads: list[int] = []
@@ -263,6 +329,9 @@ def test_a_dry_run_prints_every_command_and_counts_its_passes(monkeypatch: pytes
 
 
 def test_parameters_of_a_job_are_numbers_where_they_look_like_some() -> None:
-    assert reproduce.parameters(["timeout_min=5", "slurm_partition=gpu"]) == {"timeout_min": 5, "slurm_partition": "gpu"}
+    assert reproduce.parameters(["timeout_min=5", "slurm_partition=gpu"]) == {
+        "timeout_min": 5,
+        "slurm_partition": "gpu",
+    }
     with pytest.raises(DJIPError, match="KEY=VALUE"):
         reproduce.parameters(["gpu"])

@@ -30,7 +30,15 @@ ABOUT = {"before": {"cmi": 0.1, "accuracy": 99.0}, "after": {"cmi": 0.4, "accura
 
 
 def record(
-    folder: Path, distiller: str, arm: str, seed: int, accuracy: float, pair: Pair = PAIR, lens: str = "", name: str = "run", about: dict | None = None
+    folder: Path,
+    distiller: str,
+    arm: str,
+    seed: int,
+    accuracy: float,
+    pair: Pair = PAIR,
+    lens: str = "",
+    name: str = "run",
+    about: dict | None = None,
 ) -> None:
     """What a finished run leaves behind, as far as a report reads it."""
     lens = lens or ("identity" if arm == "plain" else "0123abcd")
@@ -45,7 +53,14 @@ def record(
         "lens": lens, "about_lens": {} if lens == "identity" else about or ABOUT,
         "data": {"train": {"images": 50, "sha256": "feed"}}, "last_acc": accuracy, "best_acc": accuracy + 1, "seconds": 3600, "epochs": 240,
     }  # fmt: skip
-    path = folder / arm / f"djip-{lens}" / f"{distiller}_{name}_{pair.student}" / f"seed-{seed}" / "result.json"
+    path = (
+        folder
+        / arm
+        / f"djip-{lens}"
+        / f"{distiller}_{name}_{pair.student}"
+        / f"seed-{seed}"
+        / "result.json"
+    )
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result))
 
@@ -80,9 +95,14 @@ def test_differences_are_paired_by_seed(records: Path) -> None:
     kd, at = row(records, "KD", "lens"), row(records, "AT", "lens")
     expected = summarise([1.0, 0.5, 2.0])
     assert (kd["n"], kd["pairs"]) == (3, 3)
-    assert (kd["last_acc_diff"], kd["last_acc_ci95"]) == (pytest.approx(expected.mean), pytest.approx(expected.half_width))
+    assert (kd["last_acc_diff"], kd["last_acc_ci95"]) == (
+        pytest.approx(expected.mean),
+        pytest.approx(expected.half_width),
+    )
     assert (at["n"], at["pairs"], at["last_acc_diff"]) == (2, 2, pytest.approx((-0.5 + 1.0) / 2))
-    assert (kd["cmi_before"], kd["cmi_after"]) == (0.1, 0.4) and row(records, "KD", "plain")["cmi_after"] == ""
+    assert (kd["cmi_before"], kd["cmi_after"]) == (0.1, 0.4) and row(records, "KD", "plain")[
+        "cmi_after"
+    ] == ""
 
 
 def test_the_mean_of_all_distillers_uses_the_seeds_that_all_have(records: Path) -> None:
@@ -94,12 +114,31 @@ def test_an_arm_without_its_baseline_still_has_its_own_numbers(records: Path) ->
     record(records, "SP", "lens", 0, 50.0)
     sp = row(records, "SP", "lens")
     assert (sp["n"], sp["last_acc"], sp["last_acc_diff"], sp["pairs"]) == (1, 50.0, "", 0)
-    table = pair_table(table_rows(read_results(records), "plain"), read_results(records), PAIR, ["plain", "lens"], "last_acc")
-    assert next(line for line in table if line[0] == "SP") == ["SP", "0 to 1", "", "50.00", "", "+2.44 on 1 other pair"]
+    table = pair_table(
+        table_rows(read_results(records), "plain"),
+        read_results(records),
+        PAIR,
+        ["plain", "lens"],
+        "last_acc",
+    )
+    assert next(line for line in table if line[0] == "SP") == [
+        "SP",
+        "0 to 1",
+        "",
+        "50.00",
+        "",
+        "+2.44 on 1 other pair",
+    ]
 
 
 def test_published_numbers_stand_beside_their_cells(records: Path) -> None:
-    table = pair_table(table_rows(read_results(records), "plain"), read_results(records), PAIR, ["plain", "lens"], "last_acc")
+    table = pair_table(
+        table_rows(read_results(records), "plain"),
+        read_results(records),
+        PAIR,
+        ["plain", "lens"],
+        "last_acc",
+    )
     assert table[0] == ["distiller", "n", "plain", "lens", "lens − plain", "published"]
     assert table[1] == ["KD", "3", "71.00 ± 1.00", "72.17 ± 1.04", "+1.17 ± 1.90", "73.33 → 74.38"]
     assert table[2][-1] == "73.44" and table[3][0] == "mean of all"
@@ -109,11 +148,16 @@ def test_the_published_file_names_a_source_for_every_number_and_agrees_with_itse
     seen: dict[tuple, float] = {}
     with open(PUBLISHED, newline="") as file:
         for line in csv.DictReader(file):
-            key = tuple(line[name] for name in ("dataset", "teacher", "student", "distiller", "arm"))
+            key = tuple(
+                line[name] for name in ("dataset", "teacher", "student", "distiller", "arm")
+            )
             assert line["source"] and 50 < float(line["top1"]) < 90
             assert seen.setdefault(key, float(line["top1"])) == float(line["top1"])
     published = read_published()
-    assert published[PAIR, "KD", "lens"] == (74.38, "DJIP, ICLR 2026") and published[PAIR, "DKD", "plain"][0] == 76.32
+    assert (
+        published[PAIR, "KD", "lens"] == (74.38, "DJIP, ICLR 2026")
+        and published[PAIR, "DKD", "plain"][0] == 76.32
+    )
 
 
 def test_two_runs_of_one_cell_are_refused(records: Path) -> None:
@@ -142,7 +186,9 @@ def test_a_folder_without_students_is_refused(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
-def test_report_writes_markdown_csv_latex_and_pictures(records: Path, capsys: pytest.CaptureFixture) -> None:
+def test_report_writes_markdown_csv_latex_and_pictures(
+    records: Path, capsys: pytest.CaptureFixture
+) -> None:
     other = Pair("cifar100", "vgg13", "vgg8")
     for seed in range(2):
         record(records, "KD", "plain", seed, 60.0 + seed, other)
@@ -150,9 +196,19 @@ def test_report_writes_markdown_csv_latex_and_pictures(records: Path, capsys: py
     main(["report", str(records)])
     printed, out = capsys.readouterr().out, records / "report"
     text = (out / "table.md").read_text()
-    assert printed.strip() == text.strip() and "15 students, 15.0 hours" in text and "50 training images (feed)" in text
+    assert (
+        printed.strip() == text.strip()
+        and "15 students, 15.0 hours" in text
+        and "50 training images (feed)" in text
+    )
     assert "| KD | 2 | 60.50 ± 0.71 | 61.00 ± 0.00 | +0.50 ± 6.35 | 72.98 → 74.01 |" in text
-    assert {path.name for path in out.iterdir()} == {"table.md", "table.csv", "table.tex", "differences.png", "cmi.png"}
+    assert {path.name for path in out.iterdir()} == {
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "differences.png",
+        "cmi.png",
+    }
     assert all(path.stat().st_size > 5000 for path in out.glob("*.png"))
     with open(out / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -160,14 +216,23 @@ def test_report_writes_markdown_csv_latex_and_pictures(records: Path, capsys: py
     assert math.isclose(float(rows[0]["last_acc"]), 71.0)
     latex = (out / "table.tex").read_text()
     assert latex.count("\\begin{tabular}") == latex.count("\\end{tabular}") == 4
-    assert "KD & 3 & 71.00 $\\pm$ 1.00 & 72.17 $\\pm$ 1.04 & +1.17 $\\pm$ 1.90 & 73.33 $\\to$ 74.38 \\\\" in latex
+    assert (
+        "KD & 3 & 71.00 $\\pm$ 1.00 & 72.17 $\\pm$ 1.04 & +1.17 $\\pm$ 1.90 & 73.33 $\\to$ 74.38 \\\\"
+        in latex
+    )
 
 
 def test_a_report_on_a_table_keeps_its_order_and_counts_what_is_missing(
     records: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(records)
-    table = {"configs": "x", "pairs": ["p"], "distillers": ["AT", "KD"], "arms": {"lens": "fit", "plain": "identity"}, "seeds": 3}
+    table = {
+        "configs": "x",
+        "pairs": ["p"],
+        "distillers": ["AT", "KD"],
+        "arms": {"lens": "fit", "plain": "identity"},
+        "seeds": 3,
+    }
     Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     main(["report", "t.yaml", "--runs", ".", "--out", "r"])
     text = capsys.readouterr().out
@@ -177,14 +242,24 @@ def test_a_report_on_a_table_keeps_its_order_and_counts_what_is_missing(
     assert "lens − plain" in capsys.readouterr().out
 
 
-def test_an_arm_with_several_lenses_is_refused_and_not_left_out(records: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_an_arm_with_several_lenses_is_refused_and_not_left_out(
+    records: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(records)
     record(records, "KD", "lens", 0, 60.0, lens="89abcdef")
-    table = {"configs": "x", "pairs": ["p"], "distillers": ["KD"], "arms": {"plain": "identity", "lens": "fit"}}
+    table = {
+        "configs": "x",
+        "pairs": ["p"],
+        "distillers": ["KD"],
+        "arms": {"plain": "identity", "lens": "fit"},
+    }
     Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     with pytest.raises(SystemExit):
         main(["report", "t.yaml", "--runs", ".", "--out", "r"])
-    assert "the arm lens has runs with several lenses in .: 0123abcd, 89abcdef" in capsys.readouterr().err
+    assert (
+        "the arm lens has runs with several lenses in .: 0123abcd, 89abcdef"
+        in capsys.readouterr().err
+    )
 
 
 def behind(cmi: float) -> dict:
@@ -192,28 +267,54 @@ def behind(cmi: float) -> dict:
     return {"before": {"cmi": 0.1, "accuracy": 99.0}, "after": {"cmi": cmi, "accuracy": 95.0}}
 
 
-def test_gains_stand_at_the_cmi_that_the_teacher_gained_and_are_drawn_only_for_two(records: Path) -> None:
-    assert [(gain.arm, round(gain.cmi, 6)) for gain in gains(read_results(records), "plain")] == [("lens", 0.3)]
+def test_gains_stand_at_the_cmi_that_the_teacher_gained_and_are_drawn_only_for_two(
+    records: Path,
+) -> None:
+    assert [(gain.arm, round(gain.cmi, 6)) for gain in gains(read_results(records), "plain")] == [
+        ("lens", 0.3)
+    ]
     main(["report", str(records)])
     (records / "report/gain.png").write_bytes(b"of an earlier report")
     main(["report", str(records)])
-    assert not (records / "report/gain.png").exists() and "gain.png" not in (records / "report/table.md").read_text()
+    assert (
+        not (records / "report/gain.png").exists()
+        and "gain.png" not in (records / "report/table.md").read_text()
+    )
 
     for seed in range(3):
         record(records, "KD", "jpeg", seed, 70.0 + seed, lens="aaaa", about=behind(0.2))
     both = {gain.arm: gain for gain in gains(read_results(records), "plain")}
-    assert (both["jpeg"].cmi, both["jpeg"].mean.mean, both["jpeg"].each) == (pytest.approx(0.1), pytest.approx(0.0), {"KD": pytest.approx(0.0)})
+    assert (both["jpeg"].cmi, both["jpeg"].mean.mean, both["jpeg"].each) == (
+        pytest.approx(0.1),
+        pytest.approx(0.0),
+        {"KD": pytest.approx(0.0)},
+    )
     assert both["lens"].each.keys() == {"KD", "AT"} and both["lens"].mean.n == 2
     axes = gain_figure(list(both.values()), "plain").axes[0]
     means = [float(container.lines[0].get_xdata()[0]) for container in axes.containers]
-    each = [float(x) for points in axes.collections if len(points.get_offsets()) == 2 for x, _ in points.get_offsets()]
-    assert axes.get_xlim()[0] < 0 and sorted(means) == pytest.approx([0.1, 0.3]) and each == pytest.approx([0.3, 0.3])  # nothing is moved aside
+    each = [
+        float(x)
+        for points in axes.collections
+        if len(points.get_offsets()) == 2
+        for x, _ in points.get_offsets()
+    ]
+    assert (
+        axes.get_xlim()[0] < 0
+        and sorted(means) == pytest.approx([0.1, 0.3])
+        and each == pytest.approx([0.3, 0.3])
+    )  # nothing is moved aside
     main(["report", str(records)])
     assert (records / "report/gain.png").stat().st_size > 5000
 
 
 def test_against_a_lens_the_gain_in_cmi_is_against_that_lens() -> None:
-    plain, lens, jpeg = {0: {"lens": "identity"}}, {0: {"lens": "b", "about_lens": behind(0.4)}}, {0: {"lens": "a", "about_lens": behind(0.2)}}
-    assert cmi_difference(lens, plain) == pytest.approx(0.3) and cmi_difference(plain, lens) == pytest.approx(-0.3)
+    plain, lens, jpeg = (
+        {0: {"lens": "identity"}},
+        {0: {"lens": "b", "about_lens": behind(0.4)}},
+        {0: {"lens": "a", "about_lens": behind(0.2)}},
+    )
+    assert cmi_difference(lens, plain) == pytest.approx(0.3) and cmi_difference(
+        plain, lens
+    ) == pytest.approx(-0.3)
     assert cmi_difference(lens, jpeg) == pytest.approx(0.2)
     assert cmi_difference({0: {"lens": "c"}}, plain) is None  # nobody measured it

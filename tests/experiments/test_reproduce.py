@@ -18,7 +18,12 @@ from djip_ext.lens.io import load_lens
 ROOT = Path(__file__).parents[2]
 SMALL = Path(__file__).with_name("small_djip.py")
 CONFIGS = ROOT / "configs" / "cifar100"
-ALL = {"DATASET.TYPE": "synthetic", "BENCH.DEVICE": "cpu", "DISTILLER.TEACHER": "resnet8", "SOLVER.BATCH_SIZE": 20}
+ALL = {
+    "DATASET.TYPE": "synthetic",
+    "BENCH.DEVICE": "cpu",
+    "DISTILLER.TEACHER": "resnet8",
+    "SOLVER.BATCH_SIZE": 20,
+}
 TABLE = {
     "configs": f"{CONFIGS}/fewshot/{{distiller}}_{{pair}}.yaml",
     "pairs": ["wrn_16_2_resnet8"],
@@ -34,7 +39,11 @@ STEPS = 6  # a teacher, a lens, two students each
 
 def djip(folder: Path, *words: str, on: str = "", how: str = "") -> "subprocess.Popen[str]":
     """Begin a small ``djip`` in ``folder``, as the leader of a process group."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | ({"ON": on, "HOW": how} if on else {})
+    environment = (
+        os.environ
+        | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        | ({"ON": on, "HOW": how} if on else {})
+    )
     command = [sys.executable, str(SMALL), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **pipes)
@@ -55,11 +64,17 @@ def numbers(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(runs.rglob("result.json")):
         name, result = path.parent.relative_to(runs).as_posix(), json.loads(path.read_text())
-        found[name] = {key: result[key] for key in ("last_acc", "best_acc", "best_epoch", "train_acc", "epochs", "data", "lens")}
+        found[name] = {
+            key: result[key]
+            for key in ("last_acc", "best_acc", "best_epoch", "train_acc", "epochs", "data", "lens")
+        }
         weights = torch.load(path.with_name("student_last.pth"), weights_only=True)["model"]
         found[f"{name}/weights"] = {key: value.tolist() for key, value in weights.items()}
         with open(path.with_name("log.csv")) as file:
-            found[f"{name}/log"] = [[row[key] for key in ("epoch", "train_loss", "test_loss", "test_acc")] for row in csv.DictReader(file)]
+            found[f"{name}/log"] = [
+                [row[key] for key in ("epoch", "train_loss", "test_loss", "test_acc")]
+                for row in csv.DictReader(file)
+            ]
     for path in runs.glob("lenses/*.safetensors"):
         found[path.name] = load_lens(path).q.tolist()
     return found
@@ -82,7 +97,10 @@ def test_a_table_is_made_in_order_and_reported(whole: tuple[str, dict[str, objec
         "[5/6] AT wrn_16_2_resnet8, plain, seed 0", "[6/6] AT wrn_16_2_resnet8, lens, seed 0",
     ]  # fmt: skip
     assert "4 of 4 students" in out and "| KD | 1 |" in out
-    assert all(f"-{picture}.png)" in out for picture in ("tables", "fit", "simplex")) and "Not drawn" not in out
+    assert (
+        all(f"-{picture}.png)" in out for picture in ("tables", "fit", "simplex"))
+        and "Not drawn" not in out
+    )
     assert len([name for name in found if name.endswith("/log")]) == 5
     assert len([name for name in found if name.endswith(".safetensors")]) == 1
 
@@ -92,7 +110,9 @@ PHASES = ["teachers/*/latest.pth", "teachers/*/result.json", ".fit.pth", "lenses
 PHASES += ["teacher_cache/*", "lens/*/kd_*/latest.pth", "plain/*/at_*/result.json"]
 
 
-def test_killed_in_any_phase_it_ends_with_the_same_numbers(tmp_path: Path, whole: tuple[str, dict[str, object]]) -> None:
+def test_killed_in_any_phase_it_ends_with_the_same_numbers(
+    tmp_path: Path, whole: tuple[str, dict[str, object]]
+) -> None:
     for phase in PHASES:
         status, _, errors = reproduce(tmp_path, on=phase, how="kill")
         assert status == -9, f"{phase} was not reached: {errors}"
@@ -103,21 +123,31 @@ def test_killed_in_any_phase_it_ends_with_the_same_numbers(tmp_path: Path, whole
     assert numbers(tmp_path) == whole[1]
 
 
-def test_a_full_disk_stops_what_needs_it_and_the_rest_follows(tmp_path: Path, whole: tuple[str, dict[str, object]]) -> None:
+def test_a_full_disk_stops_what_needs_it_and_the_rest_follows(
+    tmp_path: Path, whole: tuple[str, dict[str, object]]
+) -> None:
     status, out, errors = reproduce(tmp_path, on="lenses/*.safetensors", how="full")
-    assert status == 2 and errors.splitlines()[-1].startswith("error: 1 commands failed, and 2 that need them") and "FAILED" in out
+    assert (
+        status == 2
+        and errors.splitlines()[-1].startswith("error: 1 commands failed, and 2 that need them")
+        and "FAILED" in out
+    )
     assert "No space left" in (tmp_path / "output/small/logs/lens-lens-of-resnet8.log").read_text()
     assert "seed 0: " in out  # the students that need no lens went on
     assert reproduce(tmp_path)[0] == 0
     assert numbers(tmp_path) == whole[1]
 
 
-def test_two_processes_share_one_table(tmp_path: Path, whole: tuple[str, dict[str, object]]) -> None:
+def test_two_processes_share_one_table(
+    tmp_path: Path, whole: tuple[str, dict[str, object]]
+) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
     pair = [djip(tmp_path, "reproduce", "small.yaml", "--workers", "2") for _ in range(2)]
     outputs = [process.communicate(timeout=200) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
-    assert all(len(re.findall(r"^\[\d/6\]", out, flags=re.MULTILINE)) == STEPS for out, _ in outputs)  # both saw all of it end
+    assert all(
+        len(re.findall(r"^\[\d/6\]", out, flags=re.MULTILINE)) == STEPS for out, _ in outputs
+    )  # both saw all of it end
     assert numbers(tmp_path) == whole[1] and not _broken(tmp_path)
     events = [len(list(folder.iterdir())) for folder in (tmp_path / "output").rglob("*.events")]
     assert events == [1] * STEPS  # whoever trains begins a file: nothing was done twice
@@ -154,15 +184,28 @@ def _broken(folder: Path) -> list[Path]:
     return bad
 
 
-def test_a_command_that_another_process_runs_is_refused_with_a_status_of_its_own(tmp_path: Path) -> None:
+def test_a_command_that_another_process_runs_is_refused_with_a_status_of_its_own(
+    tmp_path: Path,
+) -> None:
     from filelock import FileLock
 
     folder = tmp_path / "output" / "distill" / "run" / "seed-0"
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"):
-        process = djip(tmp_path, "train", "DATASET.TYPE", "synthetic", "EXPERIMENT.NAME", "run", "DISTILLER.STUDENT", "resnet8")
+        process = djip(
+            tmp_path,
+            "train",
+            "DATASET.TYPE",
+            "synthetic",
+            "EXPERIMENT.NAME",
+            "run",
+            "DISTILLER.STUDENT",
+            "resnet8",
+        )
         _, errors = process.communicate(timeout=100)
-    assert process.returncode == os.EX_TEMPFAIL and errors.strip().splitlines()[-1].startswith("error: another process is at work on")
+    assert process.returncode == os.EX_TEMPFAIL and errors.strip().splitlines()[-1].startswith(
+        "error: another process is at work on"
+    )
 
 
 def test_the_same_plan_goes_through_submitit(tmp_path: Path) -> None:
@@ -174,11 +217,30 @@ def test_the_same_plan_goes_through_submitit(tmp_path: Path) -> None:
 
     save_file(build_model("resnet8", 20).state_dict(), tmp_path / "teacher.safetensors")
     options = {"all": ALL | {"BENCH.FRACTION": 0.01, "BENCH.EVAL_EVERY": 9}}
-    table = TABLE | {"distillers": ["KD"], "arms": {"plain": "identity"}, "epochs": 1, "options": options}
+    table = TABLE | {
+        "distillers": ["KD"],
+        "arms": {"plain": "identity"},
+        "epochs": 1,
+        "options": options,
+    }
     table["teachers"] = {"resnet8": "teacher.safetensors"}
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
-    command = [sys.executable, "-m", "djip_ext", "reproduce", "one.yaml", "--cluster", "local", "--job", "timeout_min=5"]
+    command = [
+        sys.executable,
+        "-m",
+        "djip_ext",
+        "reproduce",
+        "one.yaml",
+        "--cluster",
+        "local",
+        "--job",
+        "timeout_min=5",
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+    )
     assert done.returncode == 0, done.stderr
-    assert "1 of 1 students" in done.stdout and list((tmp_path / "output/one/jobs").glob("*_result.pkl"))
+    assert "1 of 1 students" in done.stdout and list(
+        (tmp_path / "output/one/jobs").glob("*_result.pkl")
+    )

@@ -48,7 +48,11 @@ class Jobs:
             if self.asked < 2:
                 return None
             self.jobs.open -= 1
-            status = self.jobs.statuses.get(self.step.name, [0]).pop(0) if self.jobs.statuses.get(self.step.name) else 0
+            status = (
+                self.jobs.statuses.get(self.step.name, [0]).pop(0)
+                if self.jobs.statuses.get(self.step.name)
+                else 0
+            )
             if status == 0:
                 WORLD.add(self.step.name)
             return status
@@ -92,11 +96,17 @@ def test_what_is_done_is_not_begun() -> None:
 def test_a_failure_stops_only_what_needs_it() -> None:
     jobs, lines = Jobs(b=[2]), []
     outcome = run_plan(steps(), jobs, 1, lines.append)
-    assert (names(outcome.failed), names(outcome.blocked), names(outcome.here)) == (["b"], ["c"], ["a", "d"])
+    assert (names(outcome.failed), names(outcome.blocked), names(outcome.here)) == (
+        ["b"],
+        ["c"],
+        ["a", "d"],
+    )
     assert any("b: FAILED with status 2" in line for line in lines)
 
 
-def test_a_command_that_ends_well_without_its_result_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_ends_well_without_its_result_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Fake, "result", lambda self: None)
     assert names(run_plan(steps()[:1], Jobs(), 1, lambda line: None).failed) == ["a"]
 
@@ -132,20 +142,27 @@ def test_an_interruption_ends_the_jobs_under_way() -> None:
 
 def test_a_lock_is_for_one_and_is_free_afterwards(tmp_path: Path) -> None:
     with claimed(tmp_path / "a.lock", "the run"):
-        with pytest.raises(Busy, match="at work on the run"), claimed(tmp_path / "a.lock", "the run"):
+        with (
+            pytest.raises(Busy, match="at work on the run"),
+            claimed(tmp_path / "a.lock", "the run"),
+        ):
             pass
     with claimed(tmp_path / "a.lock", "the run"):
         pass
 
 
-def test_of_a_group_of_processes_the_first_claims_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_group_of_processes_the_first_claims_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with claimed(tmp_path / "a.lock", "the run"):
         monkeypatch.setenv("RANK", "1")
         with claimed(tmp_path / "a.lock", "the run"):
             pass
 
 
-def test_a_cluster_without_submitit_or_with_a_wrong_parameter_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_without_submitit_or_with_a_wrong_parameter_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("submitit")
     with pytest.raises(DJIPError, match="submitit refuses"):
         cluster_start("local", str(tmp_path), {"no_such_parameter": 1})

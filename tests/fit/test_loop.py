@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.textures import CLASSES, MEAN, QUICK, STD, Teacher, data
+from helpers.textures import CLASSES, MEAN, QUICK, STD, Teacher, data, fit
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,7 +45,9 @@ def test_a_round_above_the_accuracy_floor_is_preferred_to_any_in_the_band() -> N
 def test_the_chosen_lens_measures_what_the_result_says() -> None:
     result, loader, normalisation = fit(), data(), Normalisation(MEAN, STD)
     with torch.no_grad():
-        again = measure(Teacher().eval(), loader, CLASSES, lambda x: normalisation.through(result.lens, x))
+        again = measure(
+            Teacher().eval(), loader, CLASSES, lambda x: normalisation.through(result.lens, x)
+        )
     assert again.cmi.total == result.after.cmi.total and again.ce == result.after.ce
     assert result.lens.metadata["after"]["cmi"] == result.after.cmi.total
 
@@ -70,7 +72,9 @@ def test_the_teacher_keeps_weights_statistics_mode_and_flags() -> None:
 def test_the_given_lens_is_not_changed() -> None:
     start = JPEGLens(q=8.0, kappa=5.0)
     result = fit(lens=start)
-    assert torch.equal(start.q, torch.full((2, 8, 8), 8.0)) and not torch.equal(result.lens.q, start.q)
+    assert torch.equal(start.q, torch.full((2, 8, 8), 8.0)) and not torch.equal(
+        result.lens.q, start.q
+    )
 
 
 def test_steps_stay_between_their_smallest_and_255() -> None:
@@ -86,7 +90,9 @@ def test_a_shuffling_loader_is_read_in_an_order_that_only_the_seed_sets() -> Non
     x, labels = (torch.cat(parts) for parts in zip(*data()))
 
     def shuffled() -> torch.utils.data.DataLoader:
-        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), 8, shuffle=True)
+        return torch.utils.data.DataLoader(
+            torch.utils.data.TensorDataset(x, labels), 8, shuffle=True
+        )
 
     torch.manual_seed(1)
     first = fit(shuffled(), seed=2).lens.q
@@ -98,12 +104,17 @@ def test_a_shuffling_loader_is_read_in_an_order_that_only_the_seed_sets() -> Non
 def test_literal_needs_indices_and_uses_them() -> None:
     with pytest.raises(DJIPError, match="ind"):
         fit(variant="literal")
-    assert fit(data(indexed=True), variant="literal").history[-1]["cmi"] != fit(data(indexed=True)).history[-1]["cmi"]
+    assert (
+        fit(data(indexed=True), variant="literal").history[-1]["cmi"]
+        != fit(data(indexed=True)).history[-1]["cmi"]
+    )
 
 
 def test_fixed_keeps_the_plain_teachers_centres() -> None:
     settings = {"lam": 1.0, "rounds": 4, "lens": JPEGLens(q=40.0, kappa=5.0)}
-    assert not torch.equal(fit(variant="fixed", **settings).lens.q, fit(variant="fresh", **settings).lens.q)
+    assert not torch.equal(
+        fit(variant="fixed", **settings).lens.q, fit(variant="fresh", **settings).lens.q
+    )
 
 
 def test_centres_are_refreshed_every_so_many_rounds() -> None:
@@ -129,7 +140,9 @@ def test_a_fit_with_stale_centres_resumes_to_the_same_lens(tmp_path: Path) -> No
     settings = {"rounds": 4, "refresh": 3, "lam": 1.0}
     with pytest.raises(Stop):
         fit(checkpoint=tmp_path / "fit.pth", log=stop, **settings)
-    assert torch.equal(fit(checkpoint=tmp_path / "fit.pth", **settings).lens.q, fit(**settings).lens.q)
+    assert torch.equal(
+        fit(checkpoint=tmp_path / "fit.pth", **settings).lens.q, fit(**settings).lens.q
+    )
 
 
 def test_one_table_for_all_channels_starts_from_the_mean_and_stays_one() -> None:
@@ -142,7 +155,11 @@ def test_one_table_for_all_channels_starts_from_the_mean_and_stays_one() -> None
 
 def test_one_table_follows_the_gradients_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     start, steps = JPEGLens(q=6.0, kappa=5.0), []
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: steps.append(self.param_groups[0]["params"][0].grad.clone()))
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        "step",
+        lambda self: steps.append(self.param_groups[0]["params"][0].grad.clone()),
+    )
     fit(lens=start, rounds=1)
     fit(lens=start, rounds=1, tables="one")
     both, one = steps[0], steps[len(steps) // 2]
@@ -155,7 +172,17 @@ def test_a_refresh_that_means_nothing_is_refused(value: int) -> None:
         FitSettings(variant="fixed", refresh=value)
 
 
-@pytest.mark.parametrize("name, value", [("tables", "three"), ("optimizer", "lion"), ("variant", "stale"), ("precision", "int8"), ("cmi_gain", (0.3, 0.1)), ("lr", 0.0)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("tables", "three"),
+        ("optimizer", "lion"),
+        ("variant", "stale"),
+        ("precision", "int8"),
+        ("cmi_gain", (0.3, 0.1)),
+        ("lr", 0.0),
+    ],
+)
 def test_a_wrong_setting_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(DJIPError, match=name):
         FitSettings(**{name: value})
@@ -188,12 +215,20 @@ class Changing:
     def __iter__(self):
         self.passes += 1
         for image, label, index in self.batches:
-            yield (image, label.clamp(max=1), index) if self.passes < 3 else (image, label.clamp(min=1), index + 1)
+            yield (
+                (image, label.clamp(max=1), index)
+                if self.passes < 3
+                else (image, label.clamp(min=1), index + 1)
+            )
 
 
-@pytest.mark.parametrize("variant, what", [("fresh", "classes"), ("fixed", "classes"), ("literal", "images")])
+@pytest.mark.parametrize(
+    "variant, what", [("fresh", "classes"), ("fixed", "classes"), ("literal", "images")]
+)
 def test_a_loader_whose_set_changes_between_passes_is_refused(variant: str, what: str) -> None:
-    with pytest.raises(DJIPError, match=f"second pass holds {what} that its first did not; every pass must"):
+    with pytest.raises(
+        DJIPError, match=f"second pass holds {what} that its first did not; every pass must"
+    ):
         fit(Changing(), variant=variant)
 
 
@@ -235,14 +270,28 @@ def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path
         fit(loader(16, 8), rounds=3, checkpoint=path)
     others = [(image + 1, label) for image, label in data()]
     with pytest.raises(DJIPError, match="begun on other images"):
-        fit(DataLoader(TensorDataset(*(torch.cat(parts) for parts in zip(*others))), 8), rounds=3, checkpoint=path)
+        fit(
+            DataLoader(TensorDataset(*(torch.cat(parts) for parts in zip(*others))), 8),
+            rounds=3,
+            checkpoint=path,
+        )
     with pytest.raises(DJIPError, match="another scale"):
-        fit_lens(Teacher(), loader(24, 8), CLASSES, mean=MEAN, std=(0.2, 0.2, 0.2), checkpoint=path, **QUICK)
+        fit_lens(
+            Teacher(),
+            loader(24, 8),
+            CLASSES,
+            mean=MEAN,
+            std=(0.2, 0.2, 0.2),
+            checkpoint=path,
+            **QUICK,
+        )
 
 
 def test_a_fit_leaves_the_callers_random_numbers_and_the_loader_as_they_were() -> None:
     x, labels = (torch.cat(parts) for parts in zip(*data()))
-    loader = DataLoader(TensorDataset(x, labels), 8, shuffle=True, generator=torch.Generator().manual_seed(5))
+    loader = DataLoader(
+        TensorDataset(x, labels), 8, shuffle=True, generator=torch.Generator().manual_seed(5)
+    )
     loader.epoch = 7
     teacher = Teacher()
 
@@ -256,7 +305,9 @@ def test_a_fit_leaves_the_callers_random_numbers_and_the_loader_as_they_were() -
     assert torch.equal(torch.rand(3), drawn) and loader.epoch == 7
     assert torch.equal(loader.generator.get_state(), torch.Generator().manual_seed(5).get_state())
     loader.generator.manual_seed(6)
-    assert torch.equal(lenses[0], lenses[1]) and torch.equal(tables(), lenses[0])  # whatever it had drawn before
+    assert torch.equal(lenses[0], lenses[1]) and torch.equal(
+        tables(), lenses[0]
+    )  # whatever it had drawn before
 
 
 def test_a_fit_may_start_from_the_lens_of_an_amplified_teacher() -> None:
@@ -266,14 +317,20 @@ def test_a_fit_may_start_from_the_lens_of_an_amplified_teacher() -> None:
     assert "q" in lens._buffers and not lens.q.requires_grad
 
 
-@pytest.mark.parametrize("change", [lambda known: known["settings"].pop("patience"), lambda known: known.pop("start")])
-def test_a_checkpoint_of_another_version_is_refused_as_such(change: Callable[[dict], object], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [lambda known: known["settings"].pop("patience"), lambda known: known.pop("start")]
+)
+def test_a_checkpoint_of_another_version_is_refused_as_such(
+    change: Callable[[dict], object], tmp_path: Path
+) -> None:
     checkpoint = tmp_path / "fit.pth"
     fit(rounds=1, checkpoint=checkpoint)
     state = torch.load(checkpoint, weights_only=True)
     change(state["identity"])
     torch.save(state, checkpoint)
-    with pytest.raises(DJIPError, match="another version of djip_ext; finish that fit with it, or delete"):
+    with pytest.raises(
+        DJIPError, match="another version of djip_ext; finish that fit with it, or delete"
+    ):
         fit(rounds=1, checkpoint=checkpoint)
 
 
@@ -287,7 +344,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 from djip_ext import fit_lens
-from helpers.textures import CLASSES, MEAN, QUICK, STD, Teacher, data
+from helpers.textures import CLASSES, MEAN, QUICK, STD, Teacher, data, fit
 torch.set_num_threads(1)
 
 class Mortal(Teacher):
@@ -306,7 +363,9 @@ fit_lens(Mortal(), data(), CLASSES, mean=MEAN, std=STD, checkpoint={checkpoint!r
 @pytest.mark.parametrize("calls", [8, 17])  # in a centre pass and in a pass of steps
 def test_a_fit_killed_anywhere_resumes_to_the_same_lens(calls: int, tmp_path: Path) -> None:
     checkpoint = tmp_path / "fit.pth"
-    script = KILLED.format(tests=str(Path(__file__).parents[1]), calls=calls, checkpoint=str(checkpoint))
+    script = KILLED.format(
+        tests=str(Path(__file__).parents[1]), calls=calls, checkpoint=str(checkpoint)
+    )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert checkpoint.exists() == (calls > 9)
@@ -319,7 +378,9 @@ def test_patience_stops_the_fit_after_rounds_that_were_not_better() -> None:
     patient = fit(rounds=12, cmi_gain=(1e-4, 10.0))
     hasty = fit(rounds=12, cmi_gain=(1e-4, 10.0), patience=1)
     assert hasty.in_band and len(hasty.history) == hasty.chosen + 2 < len(patient.history)
-    assert [row["cmi"] for row in hasty.history] == [row["cmi"] for row in patient.history[: len(hasty.history)]]
+    assert [row["cmi"] for row in hasty.history] == [
+        row["cmi"] for row in patient.history[: len(hasty.history)]
+    ]
 
 
 def test_patience_waits_for_a_round_in_the_band() -> None:
@@ -327,6 +388,11 @@ def test_patience_waits_for_a_round_in_the_band() -> None:
 
 
 def test_an_impatient_fit_resumed_stops_where_it_stopped(tmp_path: Path) -> None:
-    settings = {"rounds": 12, "cmi_gain": (1e-4, 10.0), "patience": 1, "checkpoint": tmp_path / "fit.pth"}
+    settings = {
+        "rounds": 12,
+        "cmi_gain": (1e-4, 10.0),
+        "patience": 1,
+        "checkpoint": tmp_path / "fit.pth",
+    }
     whole, resumed = fit(**settings), fit(**settings)
     assert torch.equal(whole.lens.q, resumed.lens.q) and len(whole.history) == len(resumed.history)

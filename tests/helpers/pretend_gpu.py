@@ -18,9 +18,39 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 GPU = torch.device("meta")
-NUMBER_FROM_CPU = {"add", "sub", "mul", "div", "pow", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge", "add_", "sub_", "mul_", "div_", "where", "bitwise_and", "bitwise_or", "fill_"}
+NUMBER_FROM_CPU = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "pow",
+    "maximum",
+    "minimum",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "add_",
+    "sub_",
+    "mul_",
+    "div_",
+    "where",
+    "bitwise_and",
+    "bitwise_or",
+    "fill_",
+}
 INDEXED = {"index", "index_put_", "index_put"}
-READ = (Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__, Tensor.item, Tensor.tolist, Tensor.__format__)
+READ = (
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.__bool__,
+    Tensor.__index__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.__format__,
+)
 ACROSS = {"_to_copy", "copy_", "_pin_memory"}
 
 
@@ -32,7 +62,12 @@ class OnGPU(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnGPU":
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.size(), strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device=GPU
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            device=GPU,
         )
         made.inner = inner
         return made
@@ -41,7 +76,9 @@ class OnGPU(Tensor):
         return f"OnGPU({self.inner!r})"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.inner.__reduce_ex__(protocol)  # saved as the CPU's: what loads it here knows no other device
+        return self.inner.__reduce_ex__(
+            protocol
+        )  # saved as the CPU's: what loads it here knows no other device
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
@@ -56,12 +93,22 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
     ours = [t for t in tensors if isinstance(t, OnGPU)]
     if ours and name not in ACROSS and not (name in INDEXED and isinstance(args[0], OnGPU)):
-        strangers = [t for t in tensors if not isinstance(t, OnGPU) and not (t.dim() == 0 and name in NUMBER_FROM_CPU)]
+        strangers = [
+            t
+            for t in tensors
+            if not isinstance(t, OnGPU) and not (t.dim() == 0 and name in NUMBER_FROM_CPU)
+        ]
         if strangers:
-            raise RuntimeError(f"{func}: expected all tensors to be on {GPU}, found {[tuple(t.shape) for t in strangers]} on the CPU")
+            raise RuntimeError(
+                f"{func}: expected all tensors to be on {GPU}, found {[tuple(t.shape) for t in strangers]} on the CPU"
+            )
     device = kwargs.get("device")
     device = torch.device(device) if device is not None else None
-    wanted = device.type == "meta" if device is not None else bool(ours) and (name != "copy_" or isinstance(args[0], OnGPU))
+    wanted = (
+        device.type == "meta"
+        if device is not None
+        else bool(ours) and (name != "copy_" or isinstance(args[0], OnGPU))
+    )
     if device is not None and device.type == "meta":
         kwargs = kwargs | {"device": torch.device("cpu")}
     outer = {id(t.inner): t for t in ours}
@@ -115,7 +162,11 @@ class _Scalars(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
+        if (
+            func in (torch.tensor, torch.as_tensor)
+            and kwargs.get("device") is not None
+            and torch.device(kwargs["device"]).type == "meta"
+        ):
             if isinstance(args[0], OnGPU):
                 return func(*args, **kwargs)
             kwargs.pop("device")
@@ -123,7 +174,9 @@ class _Scalars(TorchFunctionMode):
         if func is Tensor.__setitem__ and isinstance(args[0], OnGPU):
             target, index, value = args
             if isinstance(value, Tensor) and not isinstance(value, OnGPU) and value.dim() > 0:
-                raise RuntimeError(f"assigning a tensor {tuple(value.shape)} of the CPU to one on {GPU}")
+                raise RuntimeError(
+                    f"assigning a tensor {tuple(value.shape)} of the CPU to one on {GPU}"
+                )
             return func(target.inner, tree_map(_inner, index), _inner(value))
         if func is Tensor.__getitem__ and isinstance(args[0], OnGPU):
             return _item(*args)
@@ -139,7 +192,9 @@ class _Scalars(TorchFunctionMode):
 def pretend_gpu() -> Iterator[None]:
     """Inside, :data:`GPU` exists."""
     real = torch.autocast
-    torch.autocast = lambda kind, *args, **kwargs: nullcontext() if kind == GPU.type else real(kind, *args, **kwargs)  # it knows no such device
+    torch.autocast = lambda kind, *args, **kwargs: (
+        nullcontext() if kind == GPU.type else real(kind, *args, **kwargs)
+    )  # it knows no such device
     try:
         with _Scalars(), _Factories():
             yield

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 
-def soft_quantize(z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None = None) -> tuple[Tensor, ...]:
+def soft_quantize(
+    z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None = None
+) -> tuple[Tensor, ...]:
     """E[i q] under P(i | z) ~ exp(-alpha (z - i q)^2), and its derivatives by z, q and alpha, element by element.
 
     All 2 L + 1 bins are summed, or those within ``window // 2`` of the existing bin nearest to z / q, taken as constants.
     The derivatives are those of the definition, with u_i = i q: E, Var and Cov are under P.
     """
-    z, q, alpha = torch.broadcast_tensors(z.double(), torch.as_tensor(q).double(), torch.as_tensor(alpha).double())
+    z, q, alpha = torch.broadcast_tensors(
+        z.double(), torch.as_tensor(q).double(), torch.as_tensor(alpha).double()
+    )
     i = torch.arange(-max_index, max_index + 1, dtype=torch.float64)
     z, q, alpha = z[..., None], q[..., None], alpha[..., None]
     energy = -alpha * (z - i * q) ** 2
@@ -32,7 +36,10 @@ def soft_quantize(z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: i
         return (p * (d - mean) * energy_slope).sum(-1, keepdim=True)
 
     value = q * (near + mean)
-    return tuple(t.squeeze(-1) for t in (value, q * slope(e_z), near + mean + q * slope(e_q), q * slope(e_alpha)))
+    return tuple(
+        t.squeeze(-1)
+        for t in (value, q * slope(e_z), near + mean + q * slope(e_q), q * slope(e_alpha))
+    )
 
 
 def dct(x: Tensor) -> Tensor:
@@ -43,7 +50,9 @@ def dct(x: Tensor) -> Tensor:
             total = 0.0
             for row in range(8):
                 for column in range(8):
-                    wave = math.cos((2 * row + 1) * v * math.pi / 16) * math.cos((2 * column + 1) * u * math.pi / 16)
+                    wave = math.cos((2 * row + 1) * v * math.pi / 16) * math.cos(
+                        (2 * column + 1) * u * math.pi / 16
+                    )
                     total += x[row, column].item() * wave
             norm = (math.sqrt(0.5) if v == 0 else 1.0) * (math.sqrt(0.5) if u == 0 else 1.0)
             out[v, u] = total * norm / 4
@@ -60,7 +69,9 @@ def idct(z: Tensor) -> Tensor:
             for v in range(8):
                 for u in range(8):
                     norm = (math.sqrt(0.5) if v == 0 else 1.0) * (math.sqrt(0.5) if u == 0 else 1.0)
-                    wave = math.cos((2 * row + 1) * v * math.pi / 16) * math.cos((2 * column + 1) * u * math.pi / 16)
+                    wave = math.cos((2 * row + 1) * v * math.pi / 16) * math.cos(
+                        (2 * column + 1) * u * math.pi / 16
+                    )
                     total += norm * values[v][u] * wave / 4
             out[row, column] = total
     return out
@@ -80,7 +91,9 @@ def rgb(ycc: Tensor) -> Tensor:
     return torch.stack([r, (y - 0.299 * r - 0.114 * b) / 0.587, b])
 
 
-def lens(image: Tensor, tables: Tensor, alpha: Tensor, max_index: int, window: int | None = None) -> Tensor:
+def lens(
+    image: Tensor, tables: Tensor, alpha: Tensor, max_index: int, window: int | None = None
+) -> Tensor:
     """J_d(x, w) of one image (3, H, W) in [0, 255], block by block; ``tables`` and ``alpha`` are (2, 8, 8)."""
     height, width = image.shape[1:]
     rows = [min(i, height - 1) for i in range(-(-height // 8) * 8)]
@@ -91,11 +104,15 @@ def lens(image: Tensor, tables: Tensor, alpha: Tensor, max_index: int, window: i
         for top in range(0, len(rows), 8):
             for left in range(0, len(columns), 8):
                 block = (channel, slice(top, top + 8), slice(left, left + 8))
-                x[block] = idct(soft_quantize(dct(x[block]), tables[table], alpha[table], max_index, window)[0])
+                x[block] = idct(
+                    soft_quantize(dct(x[block]), tables[table], alpha[table], max_index, window)[0]
+                )
     return (rgb(x) + 128)[:, :height, :width]
 
 
-def cmi(logits: Tensor, labels: Tensor, num_classes: int, temperature: float = 1.0) -> tuple[float, list[float], float]:
+def cmi(
+    logits: Tensor, labels: Tensor, num_classes: int, temperature: float = 1.0
+) -> tuple[float, list[float], float]:
     """CMI, its classes and Gamma in nats, by loops over samples, classes and pairs of samples."""
     f = [[math.exp(v) for v in row] for row in (logits.double() / temperature).tolist()]
     f = [[v / sum(row) for v in row] for row in f]
@@ -110,5 +127,10 @@ def cmi(logits: Tensor, labels: Tensor, num_classes: int, temperature: float = 1
         divergences = [sum(p * math.log(p / s) for p, s in zip(row, centre)) for row in members]
         per_class.append(sum(divergences) / len(members))
         total += sum(divergences) / len(f)
-    crossings = [-sum(p * math.log(r) for p, r in zip(f[a], f[b])) for a in range(len(f)) for b in range(len(f)) if y[a] != y[b]]
+    crossings = [
+        -sum(p * math.log(r) for p, r in zip(f[a], f[b]))
+        for a in range(len(f))
+        for b in range(len(f))
+        if y[a] != y[b]
+    ]
     return total, per_class, sum(crossings) / len(crossings) if crossings else math.nan

@@ -38,7 +38,9 @@ def kd_reference(z_s: Tensor, z_t: Tensor, temperature: float) -> Tensor:
     return temperature**2 * mean([divergence(probabilities(t), probabilities(s)) for t, s in rows])
 
 
-def dkd_reference(z_s: Tensor, z_t: Tensor, target: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
+def dkd_reference(
+    z_s: Tensor, z_t: Tensor, target: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
     losses = []
     for s, t, y in zip(z_s / temperature, z_t / temperature, target.tolist()):
         p_s, p_t = probabilities(s), probabilities(t)
@@ -55,7 +57,13 @@ def pooled_to(f: Tensor, side: int) -> list[list[list[Tensor]]]:
     block = f.shape[1] // side
     cells = range(block)
     return [
-        [[mean([c[block * i + u, block * j + v] for u in cells for v in cells]) for j in range(side)] for i in range(side)]
+        [
+            [
+                mean([c[block * i + u, block * j + v] for u in cells for v in cells])
+                for j in range(side)
+            ]
+            for i in range(side)
+        ]
         for c in f
     ]
 
@@ -69,7 +77,10 @@ def at_reference(feats_s: list[Tensor], feats_t: list[Tensor], p: int) -> Tensor
     total = 0
     for f_s, f_t in zip(feats_s, feats_t):
         side = min(f_s.shape[2], f_t.shape[2])
-        maps = [(attention_reference(s, side, p), attention_reference(t, side, p)) for s, t in zip(f_s, f_t)]
+        maps = [
+            (attention_reference(s, side, p), attention_reference(t, side, p))
+            for s, t in zip(f_s, f_t)
+        ]
         total = total + mean([(a - b) ** 2 for q_s, q_t in maps for a, b in zip(q_s, q_t)])
     return total
 
@@ -93,20 +104,29 @@ def relative_distances_reference(f: Tensor, squared: bool) -> list[Tensor]:
 
 
 def rkd_distance_reference(f_s: Tensor, f_t: Tensor, squared: bool) -> Tensor:
-    pairs = zip(relative_distances_reference(f_s, squared), relative_distances_reference(f_t, squared), strict=True)
+    pairs = zip(
+        relative_distances_reference(f_s, squared),
+        relative_distances_reference(f_t, squared),
+        strict=True,
+    )
     return mean([huber(s, t) for s, t in pairs])
 
 
 def cosines_reference(f: Tensor) -> list[Tensor]:
     cosines = []
     for i in range(len(f)):
-        e = [[f.new_zeros(())] * f.shape[1] if j == i else unit(list(f[j] - f[i])) for j in range(len(f))]
+        e = [
+            [f.new_zeros(())] * f.shape[1] if j == i else unit(list(f[j] - f[i]))
+            for j in range(len(f))
+        ]
         cosines += [sum(x * y for x, y in zip(a, b)) for a in e for b in e]
     return cosines
 
 
 def rkd_angle_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
-    return mean([huber(s, t) for s, t in zip(cosines_reference(f_s), cosines_reference(f_t), strict=True)])
+    return mean(
+        [huber(s, t) for s, t in zip(cosines_reference(f_s), cosines_reference(f_t), strict=True)]
+    )
 
 
 def correlation(a: list[Tensor], b: list[Tensor]) -> Tensor:
@@ -138,7 +158,9 @@ def cc_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
 
 def ft_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
     side = min(f_s.shape[2], f_t.shape[2])
-    factors = [(attention_reference(s, side, 2), attention_reference(t, side, 2)) for s, t in zip(f_s, f_t)]
+    factors = [
+        (attention_reference(s, side, 2), attention_reference(t, side, 2)) for s, t in zip(f_s, f_t)
+    ]
     return mean([abs(a - b) for q_s, q_t in factors for a, b in zip(q_s, q_t)])
 
 
@@ -190,13 +212,25 @@ def cross_entropy_reference(z: Tensor, target: Tensor) -> Tensor:
     return mean([-probabilities(row)[y].log() for row, y in zip(z, target.tolist())])
 
 
-def crd_reference(v_s: Tensor, v_t: Tensor, memory_s: Tensor, memory_t: Tensor, contrastive_index: Tensor, temperature: float) -> Tensor:
+def crd_reference(
+    v_s: Tensor,
+    v_t: Tensor,
+    memory_s: Tensor,
+    memory_t: Tensor,
+    contrastive_index: Tensor,
+    temperature: float,
+) -> Tensor:
     """The first step, which sets the normalising constants."""
     total = 0
     for v, memory in ((v_s, memory_t), (v_t, memory_s)):
-        raw = [[(dot(v[b], memory[i]) / temperature).exp() for i in row] for b, row in enumerate(contrastive_index.tolist())]
+        raw = [
+            [(dot(v[b], memory[i]) / temperature).exp() for i in row]
+            for b, row in enumerate(contrastive_index.tolist())
+        ]
         z = len(memory) * mean([score for row in raw for score in row]).detach()
-        total = total + nce_reference(torch.stack([torch.stack(row) for row in raw]) / z, len(memory))
+        total = total + nce_reference(
+            torch.stack([torch.stack(row) for row in raw]) / z, len(memory)
+        )
     return total
 
 
@@ -204,7 +238,9 @@ def linear_reference(f: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.stack([torch.stack([dot(row, w) + b for w, b in zip(weight, bias)]) for row in f])
 
 
-def convolution_reference(f: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+def convolution_reference(
+    f: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
+) -> Tensor:
     """Maps (B, C, H, W) by kernels (D, C, k, k)."""
     batch, channels, height, width = f.shape
     size = weight.shape[2]
@@ -212,12 +248,24 @@ def convolution_reference(f: Tensor, weight: Tensor, bias: Tensor, stride: int, 
     padded[:, :, padding : padding + height, padding : padding + width] = f
     starts = [range(0, side + 2 * padding - size + 1, stride) for side in (height, width)]
     columns = [
-        [[(padded[:, :, i : i + size, j : j + size] * w).sum(dim=(1, 2, 3)) + b for j in starts[1]] for i in starts[0]] for w, b in zip(weight, bias)
+        [
+            [
+                (padded[:, :, i : i + size, j : j + size] * w).sum(dim=(1, 2, 3)) + b
+                for j in starts[1]
+            ]
+            for i in starts[0]
+        ]
+        for w, b in zip(weight, bias)
     ]
-    return torch.stack([torch.stack([torch.stack(row, dim=1) for row in channel], dim=1) for channel in columns], dim=1)
+    return torch.stack(
+        [torch.stack([torch.stack(row, dim=1) for row in channel], dim=1) for channel in columns],
+        dim=1,
+    )
 
 
-def transposed_convolution_reference(f: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+def transposed_convolution_reference(
+    f: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
+) -> Tensor:
     """Every value (B, C, i, j) lays a kernel (C, D, k, k) over the output, ``stride`` apart; the border is cut off."""
     batch, _, height, width = f.shape
     _, channels, size, _ = weight.shape

@@ -10,8 +10,20 @@ from djip_ext.lens.normalisation import Normalisation
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 CLASSES = 3
 IMAGES = 25  # in batches of 8: the last one is a single image, which leaves the second process without any
-EXACT = {"rounds": 3, "lr": 0.1, "cmi_gain": (0.002, 0.01), "max_accuracy_drop": 100.0, "progress": False}
-QUICK = {"rounds": 3, "lr": 0.3, "cmi_gain": (0.002, 0.01), "max_accuracy_drop": 100.0, "progress": False}
+EXACT = {
+    "rounds": 3,
+    "lr": 0.1,
+    "cmi_gain": (0.002, 0.01),
+    "max_accuracy_drop": 100.0,
+    "progress": False,
+}
+QUICK = {
+    "rounds": 3,
+    "lr": 0.3,
+    "cmi_gain": (0.002, 0.01),
+    "max_accuracy_drop": 100.0,
+    "progress": False,
+}
 
 
 class Teacher(nn.Module):
@@ -49,4 +61,11 @@ def fit(loader=None, **settings):
 def exact_fit(batches: list, **settings):
     """In float64: fits of float32 are chaotic, so that the order of a sum shows after a few steps."""
     batches = [(image.double(), *rest) for image, *rest in batches]
-    return fit_lens(Teacher().double(), batches, CLASSES, mean=MEAN, std=STD, **({"lens": default_start().double()} | EXACT | settings))
+    return fit_lens(
+        Teacher().double(),
+        batches,
+        CLASSES,
+        mean=MEAN,
+        std=STD,
+        **({"lens": default_start().double()} | EXACT | settings),
+    )

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 WORKS = "works"
-FIT = "djip fit --host"  # a row of its own: whether teacher and images can be read from the checkout
+FIT = (
+    "djip fit --host"  # a row of its own: whether teacher and images can be read from the checkout
+)
 INTRODUCTION = """# Every distiller of every checkout
 
 Made by `tests/hosts/run_hosts.py`, whose docstring says what a run is; the rows are in the CSV file of the same name. A run with a lens
@@ -60,30 +62,55 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 def summary(rows: list[Row]) -> list[str]:
     """One line a checkout: of the distillers that run there without a lens, how many run with one."""
     counts = "distillers | run without a lens | with a lens, launcher | with a lens, one line | identity = plain | added"
-    lines = [f"| checkout | at | {counts} | `djip fit --host` |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"| checkout | at | {counts} | `djip fit --host` |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for checkout in dict.fromkeys(row.checkout for row in rows):
-        own = [row for row in rows if row.checkout == checkout and not row.added and row.distiller != FIT]
+        own = [
+            row
+            for row in rows
+            if row.checkout == checkout and not row.added and row.distiller != FIT
+        ]
         added = [row for row in rows if row.checkout == checkout and row.added]
         able = [row for row in own if row.plain == WORKS]
         launcher = sum(row.identity == row.lens == WORKS for row in able)
         one_line = sum(row.one_line == WORKS for row in able)
         equal = sum(row.identity_is_plain == "yes" for row in able)
         brought = sum(row.identity == row.lens == row.one_line == WORKS for row in added)
-        cells = [len(own), len(able), f"{launcher} of {len(able)}", f"{one_line} of {len(able)}", f"{equal} of {len(able)}"]
+        cells = [
+            len(own),
+            len(able),
+            f"{launcher} of {len(able)}",
+            f"{one_line} of {len(able)}",
+            f"{equal} of {len(able)}",
+        ]
         commit = next(row.commit for row in rows if row.checkout == checkout)
-        fits = ", ".join("yes" if row.lens == WORKS else "no" for row in rows if row.checkout == checkout and row.distiller == FIT)
-        lines.append(f"| {checkout} | {commit} | {' | '.join(map(str, cells))} | {brought} of {len(added)} | {fits} |")
+        fits = ", ".join(
+            "yes" if row.lens == WORKS else "no"
+            for row in rows
+            if row.checkout == checkout and row.distiller == FIT
+        )
+        lines.append(
+            f"| {checkout} | {commit} | {' | '.join(map(str, cells))} | {brought} of {len(added)} | {fits} |"
+        )
     return lines
 
 
 def exceptions(rows: list[Row]) -> list[str]:
     """Every run that did not work, with its reason; what several distillers or arms have in common is one line."""
-    reasons: dict[tuple[str, str], dict[str, list[str]]] = {}  # (checkout, reason) -> distiller -> arms
+    reasons: dict[
+        tuple[str, str], dict[str, list[str]]
+    ] = {}  # (checkout, reason) -> distiller -> arms
     for row in rows:
         for arm in ("plain", "identity", "lens", "one_line"):
-            reason = getattr(row, arm).replace(f"'{row.distiller.rstrip('+').lower()}'", "'...'")  # a host that misses the name itself
+            reason = getattr(row, arm).replace(
+                f"'{row.distiller.rstrip('+').lower()}'", "'...'"
+            )  # a host that misses the name itself
             if reason not in ("", WORKS):
-                reasons.setdefault((row.checkout, reason), {}).setdefault(row.distiller, []).append(arm.replace("_", " "))
+                reasons.setdefault((row.checkout, reason), {}).setdefault(row.distiller, []).append(
+                    arm.replace("_", " ")
+                )
     lines = ["| checkout | distillers | runs | reason |", "|---|---|---|---|"]
     for (checkout, reason), found in reasons.items():
         for arms in dict.fromkeys(tuple(arms) for arms in found.values()):
@@ -94,8 +121,16 @@ def exceptions(rows: list[Row]) -> list[str]:
 
 def everything(rows: list[Row]) -> list[str]:
     """All rows; of a reason that is told above there is a "no" here."""
-    lines = ["| checkout | distiller | plain | identity | lens | one line | identity = plain |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| checkout | distiller | plain | identity | lens | one line | identity = plain |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in (row for row in rows if row.distiller != FIT):
-        arms = [arm if arm in ("", WORKS) else "no" for arm in (row.plain, row.identity, row.lens, row.one_line)]
-        lines.append(f"| {row.checkout} | {row.distiller} | {' | '.join(arms)} | {row.identity_is_plain} |")
+        arms = [
+            arm if arm in ("", WORKS) else "no"
+            for arm in (row.plain, row.identity, row.lens, row.one_line)
+        ]
+        lines.append(
+            f"| {row.checkout} | {row.distiller} | {' | '.join(arms)} | {row.identity_is_plain} |"
+        )
     return lines

@@ -48,26 +48,52 @@ from djip_ext.launch import run_script  # noqa: E402
 
 PATCH = Path(__file__).resolve().parents[2] / "patches" / "djip_flag.py"
 STRONG = dict.fromkeys(("MLKD", "UniMLKD", "KR_MLKD", "KD_strong", "MixKD"), "tools/train_mlkd.py")
-SCRIPTS = {"KD_ours": "tools/train_ours.py", **STRONG}  # where a checkout has a script of its own for them
+SCRIPTS = {
+    "KD_ours": "tools/train_ours.py",
+    **STRONG,
+}  # where a checkout has a script of its own for them
 SECONDS = 120  # of computing
-TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+TORCHRUN = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkouts", type=Path, help="folder whose subfolders, OWNER+NAME, are checkouts")
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds cifar-100-python")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV file; the table goes beside it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkouts", type=Path, help="folder whose subfolders, OWNER+NAME, are checkouts"
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds cifar-100-python"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the CSV file; the table goes beside it"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="run these distillers only")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    torchvision.datasets.CIFAR100._check_integrity = lambda self: True  # the subset has checksums of its own
+    torchvision.datasets.CIFAR100._check_integrity = lambda self: (
+        True
+    )  # the subset has checksums of its own
     rows = read_rows(args.out)
-    for checkout in sorted(args.checkouts.iterdir(), key=lambda path: (not path.name.startswith("megvii"), path.name.lower())):
+    for checkout in sorted(
+        args.checkouts.iterdir(),
+        key=lambda path: (not path.name.startswith("megvii"), path.name.lower()),
+    ):
         if not (checkout / "mdistiller" / "distillers").is_dir():
             continue
         commit = ["git", "-C", checkout, "log", "-1", "--format=%h, %ad", "--date=format:%Y-%m"]
-        start = Row(checkout.name.replace("+", "/"), subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip(), "")
+        start = Row(
+            checkout.name.replace("+", "/"),
+            subprocess.run(commit, check=True, capture_output=True, text=True).stdout.strip(),
+            "",
+        )
         with tempfile.TemporaryDirectory() as scratch:
             host = prepare(checkout, Path(scratch) / "host", args.data)
             kinds, error = listed(host)
@@ -85,13 +111,17 @@ def listed(host: Path) -> tuple[list[str], str]:
 
     Leaves in configurations.json which YAML file of the host's own, one that its schema accepts, is for which distiller.
     """
-    listing, nothing, found = (host / name for name in ("distillers.txt", "nothing.py", "configurations.json"))
+    listing, nothing, found = (
+        host / name for name in ("distillers.txt", "nothing.py", "configurations.json")
+    )
 
     def write() -> None:
         nothing.write_text("")
         launch([str(nothing)])  # for the cures alone
         own = list(find_registry("mdistiller"))
-        found.write_text(json.dumps(configurations(host, importlib.import_module("mdistiller.engine.cfg").CFG)))
+        found.write_text(
+            json.dumps(configurations(host, importlib.import_module("mdistiller.engine.cfg").CFG))
+        )
         install("identity")
         added = [f"{name}+" for name in find_registry("mdistiller") if name not in own]
         listing.write_text("\n".join([name for name in own if name != "NONE"] + added + [FIT]))
@@ -106,31 +136,49 @@ def run_distiller(host: Path, row: Row) -> Row:
         cfg = next(iter(json.loads((host / "configurations.json").read_text()).values()))
         train_set(host, 20)
         options = ["DATASET.TYPE", "cifar100", "DISTILLER.TEACHER", TEACHER]
-        return replace(row, lens=attempt(host, lambda: read_host(host, cfg, limit=10, options=options)))
+        return replace(
+            row, lens=attempt(host, lambda: read_host(host, cfg, limit=10, options=options))
+        )
     kind = row.distiller.rstrip("+")
     train_set(host, 100 if "CRD" in kind else 20)
     cfg = host / f"{kind}.yaml"
     cfg.write_text(yaml.safe_dump(configuration(host, kind)))
     script = SCRIPTS.get(kind, "tools/train.py")
     script = script if (host / script).exists() else "tools/train.py"
-    arms = {"plain": [], "identity": ["--djip-lens", "identity"], "lens": ["--djip-lens", "lens.safetensors"]}
+    arms = {
+        "plain": [],
+        "identity": ["--djip-lens", "identity"],
+        "lens": ["--djip-lens", "lens.safetensors"],
+    }
     outcome, students = {}, {}
     for arm, flags in arms.items():
         if arm == "plain" and row.added:
             continue
-        outcome[arm] = attempt(host, lambda: launch(["--seed", "0", *flags, script, "--cfg", str(cfg)]))
+        outcome[arm] = attempt(
+            host, lambda: launch(["--seed", "0", *flags, script, "--cfg", str(cfg)])
+        )
         if arm == "plain" and outcome[arm] != WORKS:
             return replace(row, **outcome)
         students[arm] = student(host) if outcome[arm] == WORKS else None
-    subprocess.run([sys.executable, PATCH, "add", host, "--script", script], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, PATCH, "add", host, "--script", script], check=True, capture_output=True
+    )
     flags = ["--djip-lens", "lens.safetensors", "--djip-seed", "0", "--djip-no-cure", "folders"]
     outcome["one_line"] = attempt(host, lambda: run_script(script, ["--cfg", str(cfg), *flags]))
     students["one_line"] = student(host) if outcome["one_line"] == WORKS else None
-    subprocess.run([sys.executable, PATCH, "remove", host, "--script", script], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, PATCH, "remove", host, "--script", script], check=True, capture_output=True
+    )
     for arm in ("lens", "one_line"):
         if outcome[arm] == WORKS and equal(students[arm], students["identity"]):
             outcome[arm] = "the lens changes nothing"
-    same = "" if row.added or outcome["identity"] != WORKS else "yes" if equal(students["plain"], students["identity"]) else "no"
+    same = (
+        ""
+        if row.added or outcome["identity"] != WORKS
+        else "yes"
+        if equal(students["plain"], students["identity"])
+        else "no"
+    )
     return replace(row, **outcome, identity_is_plain=same)
 
 
@@ -140,7 +188,11 @@ def attempt(host: Path, run: Callable[[], object]) -> str:
 
     def as_installed() -> None:
         os.environ.update(TORCHRUN)
-        sys.path[:] = [str(host), str(host / "tools"), *sys.path[1:]]  # as after mdistiller's `setup.py develop`
+        sys.path[:] = [
+            str(host),
+            str(host / "tools"),
+            *sys.path[1:],
+        ]  # as after mdistiller's `setup.py develop`
         run()
 
     status, output = forked(host, as_installed, SECONDS)
@@ -149,8 +201,15 @@ def attempt(host: Path, run: Callable[[], object]) -> str:
     if status < 0:
         return f"killed after {SECONDS} s"
     output = output.replace(f"{host}/", "")
-    lines = [line.strip() for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", output)) if line.strip()]
-    joined = [f"{line} {after}" if line.endswith(":") else line for line, after in zip(lines, [*lines[1:], ""])]
+    lines = [
+        line.strip()
+        for line in re.split(r"[\r\n]+", re.sub(r"\x1b\[[0-9;]*m", "", output))
+        if line.strip()
+    ]
+    joined = [
+        f"{line} {after}" if line.endswith(":") else line
+        for line, after in zip(lines, [*lines[1:], ""])
+    ]
     errors = [line for line in joined if re.match(r"error: |[\w.]+(Error|Exception|Exit)\b", line)]
     return (errors or lines or ["no message"])[-1][:200].replace("|", "/")
 
@@ -164,7 +223,9 @@ def student(host: Path) -> dict[str, torch.Tensor]:
 def equal(one: dict[str, torch.Tensor] | None, other: dict[str, torch.Tensor] | None) -> bool:
     if one is None or other is None:
         return False
-    return one.keys() == other.keys() and all(torch.allclose(one[key], other[key], rtol=0, atol=0, equal_nan=True) for key in one)
+    return one.keys() == other.keys() and all(
+        torch.allclose(one[key], other[key], rtol=0, atol=0, equal_nan=True) for key in one
+    )
 
 
 if __name__ == "__main__":

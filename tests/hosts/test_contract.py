@@ -27,7 +27,11 @@ from djip_ext.teacher import FINGERPRINT, DJIPTeacher
 EMBEDDED = "djip_ext.bench"
 ROOT = os.environ.get("MDISTILLER_ROOT")
 PACKAGES = [EMBEDDED] + ([os.environ.get("MDISTILLER_PACKAGE", "mdistiller")] if ROOT else [])
-PAIRS = {"resnet20-resnet8": ("resnet20", "resnet8"), "wrn_16_2-wrn_16_1": ("wrn_16_2", "wrn_16_1"), "vgg8-ShuffleV2": ("vgg8", "ShuffleV2")}
+PAIRS = {
+    "resnet20-resnet8": ("resnet20", "resnet8"),
+    "wrn_16_2-wrn_16_1": ("wrn_16_2", "wrn_16_1"),
+    "vgg8-ShuffleV2": ("vgg8", "ShuffleV2"),
+}
 LENS, OTHER_LENS = JPEGLens(40.0, window=5), JPEGLens(20.0, window=5)
 
 IMAGE = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -49,7 +53,11 @@ def kinds() -> list[Any]:
     found = []
     for package in PACKAGES:
         install("identity", package)
-        found += [pytest.param(package, kind, id=f"{package}-{kind}") for kind in find_registry(package) if kind != "NONE"]
+        found += [
+            pytest.param(package, kind, id=f"{package}-{kind}")
+            for kind in find_registry(package)
+            if kind != "NONE"
+        ]
         uninstall(package)
     return found
 
@@ -95,10 +103,16 @@ def configuration(package: str, student: nn.Module, teacher: nn.Module) -> Any:
     with torch.no_grad():
         features = [copy.deepcopy(network).eval()(IMAGE[:1])[1] for network in (student, teacher)]
     cfg.CRD.NCE.K = 2
-    (cfg.CRD.FEAT.STUDENT_DIM, cfg.CRD.FEAT.TEACHER_DIM) = (f["pooled_feat"].shape[1] for f in features)
+    (cfg.CRD.FEAT.STUDENT_DIM, cfg.CRD.FEAT.TEACHER_DIM) = (
+        f["pooled_feat"].shape[1] for f in features
+    )
     if "REVIEWKD" in cfg:
-        for f, channels, shapes in zip(features, ("IN_CHANNELS", "OUT_CHANNELS"), ("SHAPES", "OUT_SHAPES")):
-            cfg.REVIEWKD[channels] = [m.shape[1] for m in f["feats"][1:]] + [f["pooled_feat"].shape[1]]
+        for f, channels, shapes in zip(
+            features, ("IN_CHANNELS", "OUT_CHANNELS"), ("SHAPES", "OUT_SHAPES")
+        ):
+            cfg.REVIEWKD[channels] = [m.shape[1] for m in f["feats"][1:]] + [
+                f["pooled_feat"].shape[1]
+            ]
             cfg.REVIEWKD[shapes] = [1] + [m.shape[2] for m in f["feats"][:0:-1]]
     if "FT" in cfg:
         cfg.FT.PRETRAIN.EPOCHS = 1
@@ -135,7 +149,12 @@ def step(package: str, kind: str, pair: str, lens: JPEGLens | str | None) -> Ste
     finally:
         uninstall(package)
     before, after = networks(package, pair)[1].state_dict(), distiller.teacher.state_dict()
-    return Step(distiller, logits, losses, any(not torch.equal(value, after[key]) for key, value in before.items()))
+    return Step(
+        distiller,
+        logits,
+        losses,
+        any(not torch.equal(value, after[key]) for key, value in before.items()),
+    )
 
 
 def works(package: str, kind: str, pair: str = "resnet20-resnet8") -> nn.Module:
@@ -155,16 +174,24 @@ def test_plain_identity_and_lens_give_the_same_passes(package: str, kind: str, p
         assert package != EMBEDDED or (kind, pair) in [("FITNET", "vgg8-ShuffleV2")]
         return
     assert plain.losses.keys() == identity.losses.keys() == lens.losses.keys()
-    assert all(p.grad is None for arm in (identity, lens) for p in arm.distiller.teacher.parameters())
+    assert all(
+        p.grad is None for arm in (identity, lens) for p in arm.distiller.teacher.parameters()
+    )
     with torch.no_grad():
-        assert not torch.equal(lens.distiller.teacher(IMAGE)[0], identity.distiller.teacher(IMAGE)[0])
-    if plain.moved_statistics:  # FitNet, VID and OFD of mdistiller run a bare teacher in training mode
+        assert not torch.equal(
+            lens.distiller.teacher(IMAGE)[0], identity.distiller.teacher(IMAGE)[0]
+        )
+    if (
+        plain.moved_statistics
+    ):  # FitNet, VID and OFD of mdistiller run a bare teacher in training mode
         assert package != EMBEDDED
         return
     assert torch.equal(plain.logits, identity.logits)
     for name, loss in plain.losses.items():
         torch.testing.assert_close(loss, identity.losses[name], rtol=0, atol=0, equal_nan=True)
-    for (name, p), (_, q) in zip(plain.distiller.student.named_parameters(), identity.distiller.student.named_parameters()):
+    for (name, p), (_, q) in zip(
+        plain.distiller.student.named_parameters(), identity.distiller.student.named_parameters()
+    ):
         torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
@@ -186,7 +213,11 @@ def test_a_checkpoint_resumes_with_the_same_lens_only(package: str, kind: str) -
         for p in same.student.parameters():
             p.zero_()
     same.load_state_dict(saved)
-    assert all(torch.equal(value, saved[key]) for key, value in same.state_dict().items() if isinstance(value, Tensor))
+    assert all(
+        torch.equal(value, saved[key])
+        for key, value in same.state_dict().items()
+        if isinstance(value, Tensor)
+    )
 
 
 @every_distiller
@@ -199,7 +230,9 @@ def test_a_copy_takes_the_same_step(package: str, kind: str) -> None:
             assert package != EMBEDDED
             pytest.skip(f"cannot be copied without a lens: {error}")
     install(LENS, package)
-    distiller = build(package, kind, "resnet20-resnet8")  # not after a step, when mdistiller's CRD holds a buffer with a graph
+    distiller = build(
+        package, kind, "resnet20-resnet8"
+    )  # not after a step, when mdistiller's CRD holds a buffer with a graph
     twin = copy.deepcopy(distiller)
     (logits, losses), (twin_logits, twin_losses) = training_step(distiller), training_step(twin)
     assert torch.equal(logits, twin_logits)
@@ -237,12 +270,17 @@ def test_installing_is_exactly_undone(package: str) -> None:
     install("identity", package)
     install(LENS, package)
     assert find_registry(package) is registry
-    assert all(registry[name] is not value for name, value in before if name != "NONE") and registry["NONE"] is dict(before)["NONE"]
+    assert (
+        all(registry[name] is not value for name, value in before if name != "NONE")
+        and registry["NONE"] is dict(before)["NONE"]
+    )
     assert set(ADDITIONS) <= registry.keys() and set(ADDITIONS) <= set(cfg)
     uninstall(package)
     uninstall(package)
     assert find_registry(package) is registry and list(cfg) == nodes
-    assert [(name, id(value)) for name, value in registry.items()] == [(name, id(value)) for name, value in before]
+    assert [(name, id(value)) for name, value in registry.items()] == [
+        (name, id(value)) for name, value in before
+    ]
 
 
 @every_package
@@ -267,7 +305,10 @@ def test_a_lens_for_other_data_is_refused(package: str) -> None:
 def test_a_lens_fitted_with_a_host_keeps_the_scale_that_it_found_there() -> None:
     """A fork may normalise a data set as no other does; a lens from elsewhere gets the usual scale, and says when that is not its own."""
     own = {"dataset": "tiny_imagenet", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    lens, cfg = JPEGLens(4.0), types.SimpleNamespace(DATASET=types.SimpleNamespace(TYPE="tiny_imagenet"))
+    lens, cfg = (
+        JPEGLens(4.0),
+        types.SimpleNamespace(DATASET=types.SimpleNamespace(TYPE="tiny_imagenet")),
+    )
     lens.metadata = own | {"host": "fork"}
     assert put_behind(nn.Identity(), lens, cfg).djip_normalisation.mean == tuple(own["mean"])
     lens.metadata = own
@@ -279,7 +320,10 @@ def test_a_lens_fitted_with_a_host_keeps_the_scale_that_it_found_there() -> None
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The registry of a host of its own, whose distillers are what they were built with."""
     distillers = types.ModuleType("tiny.distillers")
-    distillers.distiller_dict = {"KD": lambda *args, **kwargs: (args, kwargs), "NONE": lambda student: student}
+    distillers.distiller_dict = {
+        "KD": lambda *args, **kwargs: (args, kwargs),
+        "NONE": lambda student: student,
+    }
     for module in (types.ModuleType("tiny"), distillers):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     install("identity", "tiny")
@@ -293,9 +337,15 @@ def test_a_distiller_without_a_teacher_is_built_as_ever(registry: dict[str, Any]
 
 
 @pytest.mark.parametrize("keywords", [False, True])
-def test_whatever_follows_the_teacher_is_passed_on(keywords: bool, registry: dict[str, Any]) -> None:
+def test_whatever_follows_the_teacher_is_passed_on(
+    keywords: bool, registry: dict[str, Any]
+) -> None:
     teacher, cfg = nn.Flatten(), types.SimpleNamespace()
-    (args, kwargs) = registry["KD"]("student", teacher, cfg=cfg, num_data=7) if keywords else registry["KD"]("student", teacher, cfg, 7)
+    (args, kwargs) = (
+        registry["KD"]("student", teacher, cfg=cfg, num_data=7)
+        if keywords
+        else registry["KD"]("student", teacher, cfg, 7)
+    )
     assert args[1].djip_teacher is teacher and teachers_behind_lens("tiny") == 1
     assert (args[2:], kwargs) == (((), {"cfg": cfg, "num_data": 7}) if keywords else ((cfg, 7), {}))
 

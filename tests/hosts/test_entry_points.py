@@ -65,9 +65,16 @@ print("changed", not torch.equal(Vanilla(nn.Flatten()).student(image), image.fla
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    files = {"host/__init__.py": "", "host/distillers/__init__.py": DISTILLERS, "host/engine/__init__.py": "", "host/engine/cfg.py": CFG}
+    files = {
+        "host/__init__.py": "",
+        "host/distillers/__init__.py": DISTILLERS,
+        "host/engine/__init__.py": "",
+        "host/engine/cfg.py": CFG,
+    }
     files |= {"tools/train.py": TRAIN, "tools/eval.py": EVAL}
-    files["tools/patched.py"] = TRAIN.replace("distiller_dict\nfrom", "distiller_dict\nimport djip_ext.autoload\nfrom")
+    files["tools/patched.py"] = TRAIN.replace(
+        "distiller_dict\nfrom", "distiller_dict\nimport djip_ext.autoload\nfrom"
+    )
     for name, text in files.items():
         path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,17 +109,24 @@ def test_a_script_keeps_its_traceback_and_its_exit_status(checkout: Path) -> Non
 
 
 @pytest.mark.parametrize("lens, changed", [("lens.safetensors", True), ("identity", False)])
-def test_the_launcher_puts_the_lens_before_the_teacher(lens: str, changed: bool, checkout: Path) -> None:
+def test_the_launcher_puts_the_lens_before_the_teacher(
+    lens: str, changed: bool, checkout: Path
+) -> None:
     status, output = launched(checkout, "--djip-lens", lens, "tools/train.py", "KEY", "VALUE")
     assert status == 0 and f"changed {changed}" in output and "argv ['KEY', 'VALUE']" in output
     tag = "identity" if lens == "identity" else lens_id(JPEGLens(40.0, window=5))
-    assert f"djip: {'identity lens' if lens == 'identity' else f'lens {tag}'} in front of the teacher" in output
+    assert (
+        f"djip: {'identity lens' if lens == 'identity' else f'lens {tag}'} in front of the teacher"
+        in output
+    )
     assert (checkout / "output/project" / f"djip-{tag}" / "name/latest").exists()
     assert f"djip: the run goes to output/project/djip-{tag}/name" in output
 
 
 @pytest.mark.parametrize("lens, changed", [("lens.safetensors", True), ("identity", False)])
-def test_the_launcher_puts_the_lens_before_what_eval_evaluates(lens: str, changed: bool, checkout: Path) -> None:
+def test_the_launcher_puts_the_lens_before_what_eval_evaluates(
+    lens: str, changed: bool, checkout: Path
+) -> None:
     status, output = launched(checkout, "--djip-lens", lens, "tools/eval.py")
     assert status == 0 and f"changed {changed}" in output
 
@@ -123,13 +137,25 @@ def test_a_lens_that_is_never_used_is_an_error(checkout: Path) -> None:
     assert status == 2 and "the lens was never used" in output
 
 
-@pytest.mark.parametrize("argv, reason", [
-    (["tools/missing.py"], "there is no script tools/missing.py"),
-    (["--djip-lens", "missing.safetensors", "tools/train.py"], "there is no lens missing.safetensors"),
-    (["--no-cure", "nonsense", "tools/train.py"], "there is no cure 'nonsense'; the cures are path"),
-    (["--seed", "-1", "tools/train.py"], "--seed is -1"),
-    (["--host", "elsewhere", "--djip-lens", "identity", "tools/train.py"], "cannot import elsewhere.distillers"),
-])
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        (["tools/missing.py"], "there is no script tools/missing.py"),
+        (
+            ["--djip-lens", "missing.safetensors", "tools/train.py"],
+            "there is no lens missing.safetensors",
+        ),
+        (
+            ["--no-cure", "nonsense", "tools/train.py"],
+            "there is no cure 'nonsense'; the cures are path",
+        ),
+        (["--seed", "-1", "tools/train.py"], "--seed is -1"),
+        (
+            ["--host", "elsewhere", "--djip-lens", "identity", "tools/train.py"],
+            "cannot import elsewhere.distillers",
+        ),
+    ],
+)
 def test_what_the_user_can_mend_is_one_line(argv: list[str], reason: str, checkout: Path) -> None:
     status, output = launched(checkout, *argv)
     assert status == 2 and f"error: {reason}" in output and "Traceback" not in output
@@ -145,7 +171,14 @@ def test_a_seed_fixes_the_draw_and_names_the_folder(checkout: Path) -> None:
     assert (checkout / "output/project/seed-3/name/latest").exists()
 
 
-@pytest.mark.parametrize("argv", [["--djip-lens", "lens.safetensors", "K", "V"], ["K", "--djip-lens=lens.safetensors", "V"], ["K", "V", "--djip-lens", "lens.safetensors"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--djip-lens", "lens.safetensors", "K", "V"],
+        ["K", "--djip-lens=lens.safetensors", "V"],
+        ["K", "V", "--djip-lens", "lens.safetensors"],
+    ],
+)
 def test_the_added_line_takes_the_flag_wherever_it_stands(argv: list[str], checkout: Path) -> None:
     sys_path = [str(checkout), *sys.path]
 
@@ -155,7 +188,9 @@ def test_the_added_line_takes_the_flag_wherever_it_stands(argv: list[str], check
 
     status, output = forked(checkout, run)
     assert status == 0 and "changed True" in output and "argv ['K', 'V']" in output
-    assert (checkout / "output/project" / f"djip-{lens_id(JPEGLens(40.0, window=5))}" / "name/latest").exists()
+    assert (
+        checkout / "output/project" / f"djip-{lens_id(JPEGLens(40.0, window=5))}" / "name/latest"
+    ).exists()
 
 
 def test_the_added_line_does_nothing_without_the_flag(checkout: Path) -> None:
@@ -164,7 +199,12 @@ def test_the_added_line_does_nothing_without_the_flag(checkout: Path) -> None:
         run_script("tools/patched.py", ["K", "V"])
 
     status, output = forked(checkout, run)
-    assert status == 0 and "djip" not in output and "changed False" in output and "wandb True" in output
+    assert (
+        status == 0
+        and "djip" not in output
+        and "changed False" in output
+        and "wandb True" in output
+    )
     assert (checkout / "output/project/name/latest").exists()
 
 
@@ -186,8 +226,14 @@ def test_the_added_line_says_when_the_lens_was_never_used(used: bool, checkout: 
 def test_packages_at_the_top_of_a_checkout_have_the_name_dot(door: str, checkout: Path) -> None:
     script = checkout / "host/tools/train.py"
     script.parent.mkdir()
-    text = (TRAIN if door == "launcher" else (checkout / "tools/patched.py").read_text()).replace("from host.", "from ")
-    script.write_text(text.replace("cfg.freeze()", "cfg.freeze()\n    sys.argv += ['--', distiller_dict['KD'].__module__]"))
+    text = (TRAIN if door == "launcher" else (checkout / "tools/patched.py").read_text()).replace(
+        "from host.", "from "
+    )
+    script.write_text(
+        text.replace(
+            "cfg.freeze()", "cfg.freeze()\n    sys.argv += ['--', distiller_dict['KD'].__module__]"
+        )
+    )
 
     def run() -> None:
         for name in [name for name in sys.modules if name == "host" or name.startswith("host.")]:
@@ -208,12 +254,18 @@ def test_a_host_without_a_project_is_told_to_name_its_folder(checkout: Path) -> 
     (checkout / "tools/train.py").write_text(TRAIN.replace("{cfg.EXPERIMENT.PROJECT}", "own"))
     status, output = launched(checkout, "--djip-lens", "identity", "tools/train.py")
     assert status == 2 and "no EXPERIMENT.PROJECT" in output and not (checkout / "output").exists()
-    assert launched(checkout, "--djip-lens", "identity", "--no-cure", "folders", "tools/train.py")[0] == 0
+    assert (
+        launched(checkout, "--djip-lens", "identity", "--no-cure", "folders", "tools/train.py")[0]
+        == 0
+    )
 
 
 def test_wandb_is_off_unless_its_cure_is(checkout: Path) -> None:
     assert "wandb False" in launched(checkout, "tools/train.py")[1]
-    assert "wandb True" in launched(checkout, "--no-cure", "wandb", "--no-cure", "folders", "tools/train.py")[1]
+    assert (
+        "wandb True"
+        in launched(checkout, "--no-cure", "wandb", "--no-cure", "folders", "tools/train.py")[1]
+    )
 
 
 def test_a_finished_run_is_not_written_over_unless_the_cure_is_off(checkout: Path) -> None:
@@ -232,7 +284,9 @@ def test_a_lens_never_writes_among_the_plain_runs(checkout: Path) -> None:
     assert not (checkout / "output").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the fault is there on a machine without a GPU only")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the fault is there on a machine without a GPU only"
+)
 def test_cuda_means_cpu_where_there_is_no_gpu(checkout: Path) -> None:
     text = "import torch\nx = torch.zeros(2)\nprint(x.cuda(non_blocking=True) is x, torch.nn.Linear(1, 1).cuda().weight.device)"
     assert "True cpu" in scripted(checkout, text)[1]
@@ -267,12 +321,18 @@ def test_a_script_imports_its_own_checkout(checkout: Path, tmp_path: Path) -> No
 
 def test_missing_scipy_stops_with_the_cure(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "scipy" else find(name, *rest))
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "scipy" else find(name, *rest),
+    )
     assert launched(checkout, "tools/train.py")[0] == 0  # this host does not use it
     (checkout / "host/distillers/OFD.py").write_text("from scipy.stats import norm\n")
     status, output = launched(checkout, "tools/train.py")
     assert status == 2 and "pip install scipy" in output
-    assert launched(checkout, "--no-cure", "scipy", "--no-cure", "folders", "tools/train.py")[0] == 0
+    assert (
+        launched(checkout, "--no-cure", "scipy", "--no-cure", "folders", "tools/train.py")[0] == 0
+    )
 
 
 def test_every_cure_has_a_fault_and_a_name_of_its_own() -> None:

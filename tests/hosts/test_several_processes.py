@@ -79,30 +79,45 @@ def pretrained(image):
     distiller.pretrain([(image,)])
     return distiller.paraphraser.state_dict()
 """
-TORCHRUN = WORKER + """
+TORCHRUN = (
+    WORKER
+    + """
 if __name__ == "__main__":
     cfg.freeze()
     print(cfg.EXPERIMENT.PROJECT, sys.argv[1:])
     train(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
 """
-SPAWN = WORKER + """
+)
+SPAWN = (
+    WORKER
+    + """
 if __name__ == "__main__":
     cfg.freeze()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[1]}
     mp.spawn(train, args=(1,), nprocs=1)
 """
+)
 
 pytestmark = [
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
+    pytest.mark.skipif(
+        not torch.distributed.is_available(), reason="this torch has no torch.distributed"
+    ),
     pytest.mark.skipif(torch.cuda.is_available(), reason="two processes would want two GPUs"),
 ]
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    files = {"host/__init__.py": "", "host/distillers/__init__.py": DISTILLERS, "host/engine/__init__.py": "", "host/engine/cfg.py": CFG}
+    files = {
+        "host/__init__.py": "",
+        "host/distillers/__init__.py": DISTILLERS,
+        "host/engine/__init__.py": "",
+        "host/engine/cfg.py": CFG,
+    }
     files |= {"tools/train.py": TORCHRUN, "tools/spawn.py": SPAWN}
-    files["tools/patched.py"] = SPAWN.replace("distiller_dict\nfrom", "distiller_dict\nimport djip_ext.autoload\nfrom", 1)
+    files["tools/patched.py"] = SPAWN.replace(
+        "distiller_dict\nfrom", "distiller_dict\nimport djip_ext.autoload\nfrom", 1
+    )
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +136,12 @@ def alone(checkout: Path, lens: str) -> dict[str, torch.Tensor]:
     """The student that one process trains on all images."""
 
     def one_process() -> None:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        os.environ |= {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
         launch(["--host", "host", "--djip-lens", lens, "tools/train.py", "FT"])
 
     status, output = forked(checkout, one_process)
@@ -134,17 +154,53 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_two_processes_of_torchrun_train_the_student_of_one(checkout: Path) -> None:
-    start = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port(), "-m", "djip_ext.launch"]
-    command = [sys.executable, *start, "--host", "host", "--djip-lens", "lens.safetensors", "tools/train.py", "KEY", "FT"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), str(Path(djip_ext.__file__).parents[1])]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    start = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        free_port(),
+        "-m",
+        "djip_ext.launch",
+    ]
+    command = [
+        sys.executable,
+        *start,
+        "--host",
+        "host",
+        "--djip-lens",
+        "lens.safetensors",
+        "tools/train.py",
+        "KEY",
+        "FT",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(checkout), str(Path(djip_ext.__file__).parents[1])]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     output = done.stdout + done.stderr
     students = [torch.load(checkout / f"student-{rank}-of-2") for rank in range(2)]
     assert all(torch.equal(students[0][key], students[1][key]) for key in students[0])
-    assert close(students[0], alone(checkout, "lens.safetensors")) and not close(students[0], alone(checkout, "identity"))
-    paraphrasers = [torch.load(checkout / f"paraphraser-{which}") for which in ("0-of-2", "1-of-2", "0-of-1")]
-    assert all(torch.equal(paraphrasers[0][key], paraphrasers[1][key]) for key in paraphrasers[0]) and close(paraphrasers[0], paraphrasers[2])
+    assert close(students[0], alone(checkout, "lens.safetensors")) and not close(
+        students[0], alone(checkout, "identity")
+    )
+    paraphrasers = [
+        torch.load(checkout / f"paraphraser-{which}") for which in ("0-of-2", "1-of-2", "0-of-1")
+    ]
+    assert all(
+        torch.equal(paraphrasers[0][key], paraphrasers[1][key]) for key in paraphrasers[0]
+    ) and close(paraphrasers[0], paraphrasers[2])
     tag = f"djip-{lens_id(JPEGLens(40.0, window=5))}"
     assert output.count("in front of the teacher") == 1  # said once, by the first process
     assert output.count(f"project/{tag} ['KEY', 'FT']") == 2
@@ -152,7 +208,10 @@ def test_two_processes_of_torchrun_train_the_student_of_one(checkout: Path) -> N
 
 @pytest.mark.parametrize("door", ["launcher", "one line"])
 def test_a_process_that_the_script_spawns_has_the_lens_too(door: str, checkout: Path) -> None:
-    flags, script = ["--djip-lens", "lens.safetensors"], checkout / "tools" / ("spawn.py" if door == "launcher" else "patched.py")
+    flags, script = (
+        ["--djip-lens", "lens.safetensors"],
+        checkout / "tools" / ("spawn.py" if door == "launcher" else "patched.py"),
+    )
 
     def script_spawns() -> None:
         sys.path.insert(0, str(checkout))

@@ -57,16 +57,34 @@ CFG = CfgNode({"DATASET": {"TYPE": "cifar100"}, "DISTILLER": {"TEACHER": "small"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    files = {"host/__init__.py": "", "host/distillers/__init__.py": "", "host/models.py": MODELS + "files_model_dict = cifar_model_dict\n"}
-    files |= {"host/dataset.py": DATASET, "host/engine/__init__.py": "", "host/engine/cfg.py": CFG, "own.yaml": "{}\n"}
+    files = {
+        "host/__init__.py": "",
+        "host/distillers/__init__.py": "",
+        "host/models.py": MODELS + "files_model_dict = cifar_model_dict\n",
+    }
+    files |= {
+        "host/dataset.py": DATASET,
+        "host/engine/__init__.py": "",
+        "host/engine/cfg.py": CFG,
+        "own.yaml": "{}\n",
+    }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    torch.save({"model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10)).state_dict()}, tmp_path / "host/small.pth")
+    torch.save(
+        {"model": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10)).state_dict()},
+        tmp_path / "host/small.pth",
+    )
     return tmp_path
 
 
-def reading(checkout: Path, yaml: str = "{}", limit: int = 0, code: str = "pass", options: Sequence[str] = ()) -> tuple[int, str]:
+def reading(
+    checkout: Path,
+    yaml: str = "{}",
+    limit: int = 0,
+    code: str = "pass",
+    options: Sequence[str] = (),
+) -> tuple[int, str]:
     """Read the host and run ``code`` on the ``task``, in a child process."""
     (checkout / "own.yaml").write_text(yaml)
 
@@ -76,51 +94,89 @@ def reading(checkout: Path, yaml: str = "{}", limit: int = 0, code: str = "pass"
         except DJIPError as error:
             print("error:", error)
             raise SystemExit(2) from None
-        exec(code, {"task": task, "torch": torch, "dataset": importlib.import_module("host.dataset")})
+        exec(
+            code, {"task": task, "torch": torch, "dataset": importlib.import_module("host.dataset")}
+        )
 
     return forked(checkout, read)
 
 
 def test_a_host_gives_its_teacher_its_scale_and_its_images_as_stored(checkout: Path) -> None:
-    status, output = reading(checkout, code="""
+    status, output = reading(
+        checkout,
+        code="""
 assert torch.equal(task.teacher[1].weight, torch.load("host/small.pth")["model"]["1.weight"]) and not task.teacher.training
 assert task.train.mean == (0.5, 0.4, 0.3) and task.train.std == (0.2, 0.3, 0.25) and task.train.num_classes == 10
 assert (task.train.images.numpy() == dataset.pixels).all() and task.train.labels.tolist() == list(range(10))
 assert (task.dataset, task.teacher_name) == ("cifar100", "small")
-""")
+""",
+    )
     assert status == 0, output
 
 
 def test_images_in_files_are_read_without_augmentation_up_to_the_limit(checkout: Path) -> None:
-    status, output = reading(checkout, "DATASET: {TYPE: files}", limit=4, code="""
+    status, output = reading(
+        checkout,
+        "DATASET: {TYPE: files}",
+        limit=4,
+        code="""
 assert task.train.labels.tolist() == [0, 3, 6, 9]
 assert (task.train.images.numpy() == dataset.pixels[[0, 3, 6, 9]]).all()
-""")
+""",
+    )
     assert status == 0, output
 
 
-@pytest.mark.parametrize("yaml, reason", [
-    ("DATASET: {TYPE: files}", "with --images"),
-    ("DISTILLER: {TEACHER: untrained}", "no checkpoint for 'untrained'"),
-    ("DISTILLER: {TEACHER: lost}", "host/lost.pth is missing; fetch its checkpoints"),
-    ("DISTILLER: {TEACHER: other}", "no teacher 'other'"),
-    ("NO_SUCH_NODE: 1", "NO_SUCH_NODE"),
-])
+@pytest.mark.parametrize(
+    "yaml, reason",
+    [
+        ("DATASET: {TYPE: files}", "with --images"),
+        ("DISTILLER: {TEACHER: untrained}", "no checkpoint for 'untrained'"),
+        ("DISTILLER: {TEACHER: lost}", "host/lost.pth is missing; fetch its checkpoints"),
+        ("DISTILLER: {TEACHER: other}", "no teacher 'other'"),
+        ("NO_SUCH_NODE: 1", "NO_SUCH_NODE"),
+    ],
+)
 def test_what_the_host_lacks_is_named(yaml: str, reason: str, checkout: Path) -> None:
     status, output = reading(checkout, yaml)
     assert status == 2 and reason in output
 
 
 def test_options_override_the_file(checkout: Path) -> None:
-    status, output = reading(checkout, "DATASET: {TYPE: files}", limit=3, options=["DATASET.TYPE", "cifar100"], code="assert task.dataset == 'cifar100'")
+    status, output = reading(
+        checkout,
+        "DATASET: {TYPE: files}",
+        limit=3,
+        options=["DATASET.TYPE", "cifar100"],
+        code="assert task.dataset == 'cifar100'",
+    )
     assert status == 0, output
     assert "NO_SUCH" in reading(checkout, options=["NO_SUCH.KEY", "1"])[1]
 
 
-@pytest.mark.parametrize("options, reason", [(["BENCH.FRACTION", "0.1"], "BENCH.FRACTION is the embedded"), (["DISTILLER.TEACHER"], "has no value")])
-def test_options_that_mean_nothing_with_a_host_are_refused(options: list[str], reason: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (["BENCH.FRACTION", "0.1"], "BENCH.FRACTION is the embedded"),
+        (["DISTILLER.TEACHER"], "has no value"),
+    ],
+)
+def test_options_that_mean_nothing_with_a_host_are_refused(
+    options: list[str], reason: str, tmp_path: Path
+) -> None:
     with pytest.raises(DJIPError, match=reason):
-        run_command(["fit", "--host", str(tmp_path), "--cfg", "own.yaml", "--out", str(tmp_path / "lens.safetensors"), *options])
+        run_command(
+            [
+                "fit",
+                "--host",
+                str(tmp_path),
+                "--cfg",
+                "own.yaml",
+                "--out",
+                str(tmp_path / "lens.safetensors"),
+                *options,
+            ]
+        )
 
 
 def test_a_folder_that_is_no_checkout_is_named(tmp_path: Path) -> None:

@@ -21,14 +21,25 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 @pytest.fixture
 def lens() -> JPEGLens:
-    lens = JPEGLens(torch.rand(2, 8, 8) * 20 + 0.1, alpha=3.25, max_index=127, window=5, kappa=0.7, clamp=True)
-    lens.metadata = {"teacher": "resnet56", "mean": [0.5, 0.4, 0.3], "after": {"cmi": 0.31}, "note": "Königsberg"}
+    lens = JPEGLens(
+        torch.rand(2, 8, 8) * 20 + 0.1, alpha=3.25, max_index=127, window=5, kappa=0.7, clamp=True
+    )
+    lens.metadata = {
+        "teacher": "resnet56",
+        "mean": [0.5, 0.4, 0.3],
+        "after": {"cmi": 0.31},
+        "note": "Königsberg",
+    }
     return lens
 
 
 def write(path: Path, of: JPEGLens, **changes: Any) -> Path:
     """A lens file with entries of its header replaced (or, with ..., removed)."""
-    header: dict[str, Any] = {"format": FORMAT, "lens": {name: getattr(of, name) for name in SETTINGS}, "about": {}} | changes
+    header: dict[str, Any] = {
+        "format": FORMAT,
+        "lens": {name: getattr(of, name) for name in SETTINGS},
+        "about": {},
+    } | changes
     header = {key: value for key, value in header.items() if value is not ...}
     save_file({"q": of.q.detach()}, path, metadata={"djip": json.dumps(header)})
     return path
@@ -46,7 +57,9 @@ def test_tables_settings_and_metadata_survive(tmp_path: Path, lens: JPEGLens) ->
     save_lens(lens, tmp_path / "a.lens")
     loaded = load_lens(tmp_path / "a.lens")
     assert torch.equal(loaded.q, lens.q)
-    assert {name: getattr(loaded, name) for name in SETTINGS} == {name: getattr(lens, name) for name in SETTINGS}
+    assert {name: getattr(loaded, name) for name in SETTINGS} == {
+        name: getattr(lens, name) for name in SETTINGS
+    }
     assert loaded.metadata == lens.metadata
 
 
@@ -65,7 +78,10 @@ def test_frozen_lens_can_be_saved(tmp_path: Path, lens: JPEGLens) -> None:
 def test_file_is_plain_safetensors_of_about_a_kilobyte(tmp_path: Path, lens: JPEGLens) -> None:
     lens.save(tmp_path / "a.lens")
     with safe_open(tmp_path / "a.lens", framework="pt") as file:
-        assert file.get_tensor("q").shape == (2, 8, 8) and json.loads(file.metadata()["djip"])["format"] == FORMAT
+        assert (
+            file.get_tensor("q").shape == (2, 8, 8)
+            and json.loads(file.metadata()["djip"])["format"] == FORMAT
+        )
     assert (tmp_path / "a.lens").stat().st_size < 2048
 
 
@@ -85,7 +101,9 @@ def test_truncated_file_is_refused(tmp_path: Path, lens: JPEGLens, keep: int) ->
     assert "damaged" in refusal(path)
 
 
-@pytest.mark.parametrize("content", (b"\x89PNG\r\n\x1a\n" + bytes(600), b"PK\x03\x04" + bytes(100), b"{}", bytes(1000)))
+@pytest.mark.parametrize(
+    "content", (b"\x89PNG\r\n\x1a\n" + bytes(600), b"PK\x03\x04" + bytes(100), b"{}", bytes(1000))
+)
 def test_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.lens").write_bytes(content)
     refusal(tmp_path / "a.lens")
@@ -105,7 +123,18 @@ def test_newer_format_asks_for_an_upgrade(tmp_path: Path, lens: JPEGLens) -> Non
     assert "upgrade djip_ext" in refusal(write(tmp_path / "a.lens", lens, format=FORMAT + 1))
 
 
-@pytest.mark.parametrize("changes", ({"format": ...}, {"lens": ...}, {"about": ...}, {"lens": {}}, {"lens": 3}, {"format": "x"}, {"about": 1}))
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"format": ...},
+        {"lens": ...},
+        {"about": ...},
+        {"lens": {}},
+        {"lens": 3},
+        {"format": "x"},
+        {"about": 1},
+    ),
+)
 def test_damaged_header_is_refused(tmp_path: Path, lens: JPEGLens, changes: dict[str, Any]) -> None:
     assert "fit the lens again" in refusal(write(tmp_path / "a.lens", lens, **changes))
 
@@ -116,20 +145,33 @@ def test_header_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> 
     assert "fit the lens again" in refusal(tmp_path / "a.lens")
 
 
-@pytest.mark.parametrize("setting, value", (("max_index", 0), ("alpha", -1), ("window", 4), ("alpha", "five")))
-def test_impossible_setting_is_refused(tmp_path: Path, lens: JPEGLens, setting: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    "setting, value", (("max_index", 0), ("alpha", -1), ("window", 4), ("alpha", "five"))
+)
+def test_impossible_setting_is_refused(
+    tmp_path: Path, lens: JPEGLens, setting: str, value: Any
+) -> None:
     settings = {name: getattr(lens, name) for name in SETTINGS} | {"kappa": None, setting: value}
     refusal(write(tmp_path / "a.lens", lens, lens=settings))
 
 
-@pytest.mark.parametrize("q", (torch.ones(64), torch.ones(3, 8, 8), torch.full((2, 8, 8), math.nan), torch.zeros(2, 8, 8)))
+@pytest.mark.parametrize(
+    "q",
+    (torch.ones(64), torch.ones(3, 8, 8), torch.full((2, 8, 8), math.nan), torch.zeros(2, 8, 8)),
+)
 def test_impossible_tables_are_refused(tmp_path: Path, q: torch.Tensor) -> None:
-    header = {"format": FORMAT, "lens": {name: getattr(JPEGLens(), name) for name in SETTINGS}, "about": {}}
+    header = {
+        "format": FORMAT,
+        "lens": {name: getattr(JPEGLens(), name) for name in SETTINGS},
+        "about": {},
+    }
     save_file({"q": q}, tmp_path / "a.lens", metadata={"djip": json.dumps(header)})
     refusal(tmp_path / "a.lens")
 
 
-def test_failing_move_leaves_the_old_lens_and_no_partial_file(tmp_path: Path, lens: JPEGLens, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_move_leaves_the_old_lens_and_no_partial_file(
+    tmp_path: Path, lens: JPEGLens, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save_lens(lens, tmp_path / "a.lens")
     old = path.read_bytes()
 
@@ -156,12 +198,20 @@ def test_identity_of_a_lens_changes_with_any_step_and_any_setting(lens: JPEGLens
     tables = lens.q.detach().clone()
     nudged = tables.clone()
     nudged[1, 7, 7] += 1e-5
-    others = [JPEGLens(tables), JPEGLens(nudged), JPEGLens(tables, alpha=5.5), JPEGLens(tables, window=5), JPEGLens(tables, hard=True)]
+    others = [
+        JPEGLens(tables),
+        JPEGLens(nudged),
+        JPEGLens(tables, alpha=5.5),
+        JPEGLens(tables, window=5),
+        JPEGLens(tables, hard=True),
+    ]
     assert len({lens_id(other) for other in others}) == 5
     assert lens_id(JPEGLens(tables)) == lens_id(JPEGLens(tables.clone()))
 
 
-def test_identity_of_a_lens_does_not_depend_on_metadata_freezing_or_the_file(tmp_path: Path, lens: JPEGLens) -> None:
+def test_identity_of_a_lens_does_not_depend_on_metadata_freezing_or_the_file(
+    tmp_path: Path, lens: JPEGLens
+) -> None:
     before = lens_id(lens)
     lens.save(tmp_path / "a.lens")
     lens.metadata = {}
@@ -170,7 +220,9 @@ def test_identity_of_a_lens_does_not_depend_on_metadata_freezing_or_the_file(tmp
 
 def teacher() -> nn.Module:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2)
+    ).eval()
 
 
 @pytest.fixture
@@ -205,15 +257,24 @@ def test_weight_hash_takes_half_precision(network: nn.Module) -> None:
 
 
 def test_lens_belongs_to_the_weights_it_was_fitted_for(lens: JPEGLens, network: nn.Module) -> None:
-    lens.metadata = {"teacher_hash": weight_hash(network), "teacher": "resnet56", "mean": list(MEAN), "std": list(STD)}
+    lens.metadata = {
+        "teacher_hash": weight_hash(network),
+        "teacher": "resnet56",
+        "mean": list(MEAN),
+        "std": list(STD),
+    }
     check_belongs(lens, network, MEAN, STD)
     network[0].weight.data.view(-1)[0] += 1
     with pytest.raises(DJIPError, match="fitted for resnet56 .*any_teacher=True"):
         check_belongs(lens, network, MEAN, STD)
 
 
-@pytest.mark.parametrize("mean, std, name", (((0.5, 0.4, 0.31), STD, "mean"), (MEAN, (0.25, 0.2, 0.2), "std")))
-def test_lens_belongs_to_its_normalisation(lens: JPEGLens, network: nn.Module, mean: tuple, std: tuple, name: str) -> None:
+@pytest.mark.parametrize(
+    "mean, std, name", (((0.5, 0.4, 0.31), STD, "mean"), (MEAN, (0.25, 0.2, 0.2), "std"))
+)
+def test_lens_belongs_to_its_normalisation(
+    lens: JPEGLens, network: nn.Module, mean: tuple, std: tuple, name: str
+) -> None:
     lens.metadata = {"mean": list(MEAN), "std": list(STD)}
     with pytest.raises(DJIPError, match=f"fitted with {name}"):
         check_belongs(lens, network, mean, std)

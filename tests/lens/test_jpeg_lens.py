@@ -27,9 +27,13 @@ def random_tables() -> Tensor:
 def through_pillow(mode: str, planes: Tensor, tables: Tensor) -> Tensor:
     """Encode whole numbers (3, H, W) as 4:4:4 JPEG with the given tables, decode to RGB."""
     height, width = planes.shape[1:]
-    image = Image.frombytes(mode, (width, height), planes.permute(1, 2, 0).byte().contiguous().numpy().tobytes())
+    image = Image.frombytes(
+        mode, (width, height), planes.permute(1, 2, 0).byte().contiguous().numpy().tobytes()
+    )
     file = io.BytesIO()
-    image.save(file, "JPEG", qtables=[table.flatten().int().tolist() for table in tables], subsampling=0)
+    image.save(
+        file, "JPEG", qtables=[table.flatten().int().tolist() for table in tables], subsampling=0
+    )
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float()
 
 
@@ -42,7 +46,9 @@ def test_has_128_parameters() -> None:
 def test_equals_the_block_by_block_reference(max_index: int, window: int | None) -> None:
     image, tables = images(1, 3, 7, 11), random_tables()
     lens = JPEGLens(tables, alpha=1.5, max_index=max_index, window=window).double()
-    expected = reference.lens(image[0].double(), tables, torch.full((2, 8, 8), 1.5), max_index, window)
+    expected = reference.lens(
+        image[0].double(), tables, torch.full((2, 8, 8), 1.5), max_index, window
+    )
     torch.testing.assert_close(lens(image.double())[0].detach(), expected, atol=1e-6, rtol=0)
 
 
@@ -59,7 +65,9 @@ def test_float32_stays_close_to_float64() -> None:
     assert (lens(image) - exact).abs().max() < 5e-3
 
 
-@pytest.mark.parametrize("shape", ((2, 3, 32, 32), (2, 3, 33, 33), (1, 3, 224, 224), (3, 3, 5, 50), (0, 3, 33, 32)))
+@pytest.mark.parametrize(
+    "shape", ((2, 3, 32, 32), (2, 3, 33, 33), (1, 3, 224, 224), (3, 3, 5, 50), (0, 3, 33, 32))
+)
 def test_output_has_the_shape_of_the_input(shape: tuple[int, ...]) -> None:
     assert JPEGLens(q=4.0)(images(*shape)).shape == shape
 
@@ -72,11 +80,15 @@ def test_odd_sizes_equal_the_crop_of_the_padded_image() -> None:
 
 def test_blocks_do_not_see_each_other() -> None:
     image, lens = images(1, 3, 16, 24).double(), JPEGLens(q=8.0).double()
-    torch.testing.assert_close(lens(image)[:, :, 8:, 16:], lens(image[:, :, 8:, 16:]), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        lens(image)[:, :, 8:, 16:], lens(image[:, :, 8:, 16:]), atol=1e-9, rtol=0
+    )
 
 
 @pytest.mark.parametrize("settings", ({"q": 0.37, "max_index": 4000}, {"q": 2.0, "kappa": 0.7}))
-def test_identity_while_kappa_is_below_0_7_and_nothing_saturates(settings: dict[str, float]) -> None:
+def test_identity_while_kappa_is_below_0_7_and_nothing_saturates(
+    settings: dict[str, float],
+) -> None:
     image = images(2, 3, 32, 32)
     assert (JPEGLens(**settings)(image) - image).abs().max() < 2e-3
 
@@ -104,7 +116,11 @@ def test_hard_lens_decodes_as_pillow_does(seed: int) -> None:
 @pytest.mark.parametrize("quality", (20, 50))
 def test_hard_lens_with_standard_tables_is_pillow_s_jpeg_of_an_rgb_image(quality: int) -> None:
     """An encoder rounds YCbCr to bytes first, so a few coefficients fall to the other side: close in the mean."""
-    smooth = torch.nn.functional.interpolate(images(1, 3, 5, 7), size=(40, 56), mode="bicubic").clamp(0, 255).round()
+    smooth = (
+        torch.nn.functional.interpolate(images(1, 3, 5, 7), size=(40, 56), mode="bicubic")
+        .clamp(0, 255)
+        .round()
+    )
     tables = standard_jpeg(quality)
     decoded = through_pillow("RGB", smooth[0], tables)
     seen = JPEGLens(tables, hard=True, clamp=True)(smooth)[0].detach()
@@ -125,7 +141,9 @@ def test_gradient_of_all_128_steps_equals_central_differences() -> None:
 
 
 @pytest.mark.parametrize("settings", ({"kappa": 2.0}, {"alpha": 1.3, "clamp": True}))
-def test_gradient_of_the_steps_equals_the_difference_along_a_direction(settings: dict[str, float]) -> None:
+def test_gradient_of_the_steps_equals_the_difference_along_a_direction(
+    settings: dict[str, float],
+) -> None:
     image, weight = images(1, 3, 16, 16).double(), torch.randn(1, 3, 16, 16, dtype=torch.float64)
     lens = JPEGLens(random_tables(), **settings).double()
     direction = torch.randn(2, 8, 8, dtype=torch.float64)
@@ -151,7 +169,9 @@ def test_luma_table_moves_luma_only_and_chroma_table_both_chroma_planes() -> Non
     changed = []
     for tables in (torch.stack([fine + 40, fine]), torch.stack([fine, fine + 40])):
         seen = JPEGLens(tables, hard=True, max_index=10**7).double()(image)[0].detach()
-        changed.append([(reference.ycbcr(seen) - base)[plane].abs().max().item() > 1 for plane in range(3)])
+        changed.append(
+            [(reference.ycbcr(seen) - base)[plane].abs().max().item() > 1 for plane in range(3)]
+        )
     assert changed == [[True, False, False], [False, True, True]]
 
 
@@ -161,7 +181,10 @@ def test_entry_v_u_belongs_to_vertical_frequency_v() -> None:
     fine = torch.full((2, 8, 8), 1e-3)
     coarse_v, coarse_u = fine.clone(), fine.clone()
     coarse_v[:, 2, 0], coarse_u[:, 0, 2] = 250.0, 250.0
-    moved = [(JPEGLens(t, hard=True, max_index=10**7)(vertical_wave) - vertical_wave).abs().max() > 1 for t in (coarse_v, coarse_u)]
+    moved = [
+        (JPEGLens(t, hard=True, max_index=10**7)(vertical_wave) - vertical_wave).abs().max() > 1
+        for t in (coarse_v, coarse_u)
+    ]
     assert moved == [True, False]
 
 
@@ -181,7 +204,9 @@ def test_autocast_and_low_precision_images_are_computed_in_float32() -> None:
 
 def test_memory_layout_does_not_matter() -> None:
     image, lens = images(2, 3, 24, 16), JPEGLens(3.0)
-    torch.testing.assert_close(lens(image.contiguous(memory_format=torch.channels_last)), lens(image), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        lens(image.contiguous(memory_format=torch.channels_last)), lens(image), atol=1e-4, rtol=0
+    )
 
 
 def test_steps_are_kept_within_their_range() -> None:
@@ -213,7 +238,11 @@ def test_frozen_lens_sees_the_same_and_has_nothing_to_train_or_to_save() -> None
     image, lens = images(1, 3, 16, 16), JPEGLens(random_tables())
     frozen = copy.deepcopy(lens).freeze()
     assert torch.equal(frozen(image), lens(image))
-    assert not list(frozen.parameters()) and not frozen.state_dict() and not frozen(image).requires_grad
+    assert (
+        not list(frozen.parameters())
+        and not frozen.state_dict()
+        and not frozen(image).requires_grad
+    )
 
 
 def test_freezing_twice_is_freezing_once() -> None:
@@ -226,21 +255,35 @@ def test_health_counts_dead_steps() -> None:
     assert JPEGLens(tables).health(images(1, 3, 8, 8))["dead"] == 7
 
 
-@pytest.mark.parametrize("settings, dead", (({"kappa": 0.7}, 128), ({"kappa": 2.0}, 0), ({"hard": True}, 0)))
-def test_health_counts_dead_steps_of_tied_and_hard_lenses(settings: dict[str, float], dead: int) -> None:
+@pytest.mark.parametrize(
+    "settings, dead", (({"kappa": 0.7}, 128), ({"kappa": 2.0}, 0), ({"hard": True}, 0))
+)
+def test_health_counts_dead_steps_of_tied_and_hard_lenses(
+    settings: dict[str, float], dead: int
+) -> None:
     assert JPEGLens(1e-3, **settings).health(images(1, 3, 8, 8))["dead"] == dead
 
 
 def test_health_counts_saturated_coefficients() -> None:
     image = images(1, 3, 16, 8)
-    z = torch.cat([reference.dct(plane[top : top + 8]) for plane in reference.ycbcr(image[0] - 128) for top in (0, 8)])
+    z = torch.cat(
+        [
+            reference.dct(plane[top : top + 8])
+            for plane in reference.ycbcr(image[0] - 128)
+            for top in (0, 8)
+        ]
+    )
     health = JPEGLens(2.0, max_index=10).health(image)
     assert health["saturated"] == pytest.approx((z.abs() > 20).double().mean().item(), abs=1e-6)
 
 
 def test_health_counts_visible_coefficients_that_vanish() -> None:
     flat = torch.full((1, 3, 8, 8), 200.0)  # one visible coefficient of 192, the luma mean
-    assert JPEGLens(1e-3, max_index=127).health(flat) == {"dead": 128, "saturated": pytest.approx(1 / 192), "zeroed": 1.0}
+    assert JPEGLens(1e-3, max_index=127).health(flat) == {
+        "dead": 128,
+        "saturated": pytest.approx(1 / 192),
+        "zeroed": 1.0,
+    }
     assert JPEGLens(1.0).health(flat) == {"dead": 0, "saturated": 0.0, "zeroed": 0.0}
 
 
@@ -261,13 +304,18 @@ def test_refuses_bad_tables(tables: Tensor | float, cause: str) -> None:
         JPEGLens(tables)
 
 
-@pytest.mark.parametrize("settings", ({"alpha": 0.0}, {"kappa": -1.0}, {"alpha": math.nan}, {"max_index": 0}, {"window": 4}))
+@pytest.mark.parametrize(
+    "settings",
+    ({"alpha": 0.0}, {"kappa": -1.0}, {"alpha": math.nan}, {"max_index": 0}, {"window": 4}),
+)
 def test_refuses_bad_settings(settings: dict[str, float]) -> None:
     with pytest.raises(DJIPError, match="|".join(settings)):
         JPEGLens(1.0, **settings)
 
 
-@pytest.mark.parametrize("image", (images(3, 32, 32), images(2, 1, 32, 32), images(1, 3, 8, 8).byte()))
+@pytest.mark.parametrize(
+    "image", (images(3, 32, 32), images(2, 1, 32, 32), images(1, 3, 8, 8).byte())
+)
 def test_refuses_what_is_not_a_float_batch_of_rgb_images(image: Tensor) -> None:
     with pytest.raises(DJIPError, match="float images"):
         JPEGLens()(image)

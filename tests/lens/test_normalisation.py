@@ -32,8 +32,14 @@ def test_half_precision_images_become_float32_and_float64_stays() -> None:
 
 @pytest.mark.parametrize(
     "mean, std, cause",
-    (((0.5, 0.5), STD, "three numbers"), (MEAN, (0.2, 0.0, 0.2), "positive"), ((125.0, 122.0, 112.0), (68.0, 65.0, 70.0), "divide them by 255")),
+    (
+        ((0.5, 0.5), STD, "three numbers"),
+        (MEAN, (0.2, 0.0, 0.2), "positive"),
+        ((125.0, 122.0, 112.0), (68.0, 65.0, 70.0), "divide them by 255"),
+    ),
 )
-def test_refuses_what_is_no_normalisation(mean: tuple[float, ...], std: tuple[float, ...], cause: str) -> None:
+def test_refuses_what_is_no_normalisation(
+    mean: tuple[float, ...], std: tuple[float, ...], cause: str
+) -> None:
     with pytest.raises(DJIPError, match=cause):
         Normalisation(mean, std)

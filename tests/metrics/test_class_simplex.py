@@ -20,7 +20,13 @@ def network(image: Tensor) -> Tensor:
 
 
 def cmi(*per_class: float) -> CMI:
-    return CMI(0.0, torch.tensor(per_class).double(), 0.0, torch.eye(4).double(), torch.tensor([3, 300, 3, 0]))
+    return CMI(
+        0.0,
+        torch.tensor(per_class).double(),
+        0.0,
+        torch.eye(4).double(),
+        torch.tensor([3, 300, 3, 0]),
+    )
 
 
 def view(names: tuple[str, ...] = NAMES, temperature: float = 1.0) -> OneClass | None:
@@ -31,7 +37,9 @@ def view(names: tuple[str, ...] = NAMES, temperature: float = 1.0) -> OneClass |
     # class 3 has no images: its CMI of 9 counts for nothing
     before, after = cmi(0.3, 0.1, 0.2, 0.0), cmi(0.4, 0.5, 0.1, 9.0)
     lens = lambda image: image * image.new_tensor([0.1, 1.0, 2.0, 3.0])  # noqa: E731
-    return most_raised_class(network, data, lambda part: DeviceLoader(part, 64), lens, before, after, temperature)
+    return most_raised_class(
+        network, data, lambda part: DeviceLoader(part, 64), lens, before, after, temperature
+    )
 
 
 def test_the_class_that_rises_most_is_shown_by_a_bounded_number_of_images() -> None:
@@ -46,7 +54,10 @@ def test_its_rivals_hold_most_of_its_probability_behind_the_lens() -> None:
     images = torch.randint(0, 256, (306, 4, 4, 3), generator=generator, dtype=torch.uint8)[6:]
     images = images[torch.linspace(0, 299, SAMPLES).long()]
     logits = network(((images / 255 - 0.5) / 0.25).permute(0, 3, 1, 2))
-    plain, lensed = (logits.double() * torch.tensor(scale).double() for scale in ([1.0] * 4, [0.1, 1.0, 2.0, 3.0]))
+    plain, lensed = (
+        logits.double() * torch.tensor(scale).double()
+        for scale in ([1.0] * 4, [0.1, 1.0, 2.0, 3.0])
+    )
     order = lensed.softmax(1).mean(0)[[0, 2, 3]].argsort(descending=True)[:2]
     corners = [1, *torch.tensor([0, 2, 3])[order].tolist()]
     shown = view()

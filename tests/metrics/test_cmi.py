@@ -11,7 +11,9 @@ from djip_ext import CMI, ClassStatistics, DJIPError, conditional_mutual_informa
 
 
 def samples(count: int = 40, num_classes: int = 5, spread: float = 3.0) -> tuple[Tensor, Tensor]:
-    labels = torch.cat([torch.arange(num_classes), torch.randint(num_classes, (count - num_classes,))])
+    labels = torch.cat(
+        [torch.arange(num_classes), torch.randint(num_classes, (count - num_classes,))]
+    )
     return torch.randn(count, num_classes) * spread, labels
 
 
@@ -40,7 +42,9 @@ def test_classes_weigh_by_how_often_they_occur() -> None:
     logits, _ = samples(10, 2)
     labels = torch.tensor([0] * 8 + [1] * 2)
     found = conditional_mutual_information(logits, labels, 2)
-    assert found.total == pytest.approx(0.8 * found.per_class[0].item() + 0.2 * found.per_class[1].item())
+    assert found.total == pytest.approx(
+        0.8 * found.per_class[0].item() + 0.2 * found.per_class[1].item()
+    )
 
 
 @pytest.mark.parametrize("sizes", ((40,), (1,) * 40, (7, 0, 32, 1), (13, 27)))
@@ -49,7 +53,9 @@ def test_streaming_in_uneven_batches_equals_one_batch(sizes: tuple[int, ...]) ->
     whole, streamed = conditional_mutual_information(logits, labels, 5), ClassStatistics(5)
     for batch in zip(logits.split(list(sizes)), labels.split(list(sizes))):
         streamed.update(*batch)
-    assert (streamed.result().total, streamed.result().gamma) == pytest.approx((whole.total, whole.gamma), rel=1e-12)
+    assert (streamed.result().total, streamed.result().gamma) == pytest.approx(
+        (whole.total, whole.gamma), rel=1e-12
+    )
     torch.testing.assert_close(streamed.result().per_class, whole.per_class, atol=1e-13, rtol=0)
 
 
@@ -57,18 +63,26 @@ def test_order_of_the_samples_does_not_matter() -> None:
     logits, labels = samples()
     order = torch.randperm(len(labels))
     shuffled = conditional_mutual_information(logits[order], labels[order], 5)
-    assert shuffled.total == pytest.approx(conditional_mutual_information(logits, labels, 5).total, rel=1e-12)
+    assert shuffled.total == pytest.approx(
+        conditional_mutual_information(logits, labels, 5).total, rel=1e-12
+    )
 
 
 def test_constant_added_to_a_sample_s_logits_changes_nothing() -> None:
     logits, labels = samples()
-    moved = conditional_mutual_information(logits.double() + torch.randn(40, 1).double() * 9, labels, 5)
-    assert moved.total == pytest.approx(conditional_mutual_information(logits, labels, 5).total, rel=1e-10)
+    moved = conditional_mutual_information(
+        logits.double() + torch.randn(40, 1).double() * 9, labels, 5
+    )
+    assert moved.total == pytest.approx(
+        conditional_mutual_information(logits, labels, 5).total, rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("spread", (1e-4, 1.0, 300.0))
-def test_never_negative_and_at_most_the_logarithm_of_the_number_of_classes(spread: float, seed: int) -> None:
+def test_never_negative_and_at_most_the_logarithm_of_the_number_of_classes(
+    spread: float, seed: int
+) -> None:
     torch.manual_seed(seed)
     per_class = conditional_mutual_information(*samples(spread=spread), 5).per_class
     assert (per_class >= 0).all() and (per_class <= math.log(5)).all()
@@ -93,7 +107,9 @@ def test_class_without_samples_adds_nothing_and_has_a_uniform_centre() -> None:
     found = conditional_mutual_information(padded, labels, 5)
     assert found.per_class[4] == 0 and found.counts[4] == 0
     assert found.centres[4].tolist() == pytest.approx([0.2] * 5)
-    assert found.total == pytest.approx(conditional_mutual_information(logits, labels, 4).total, rel=1e-9)
+    assert found.total == pytest.approx(
+        conditional_mutual_information(logits, labels, 4).total, rel=1e-9
+    )
 
 
 def test_gamma_of_a_single_class_is_nan() -> None:
@@ -113,13 +129,18 @@ def test_float16_logits_lose_only_their_own_rounding() -> None:
 
 
 def test_overconfident_logits_stay_finite() -> None:
-    found = conditional_mutual_information(torch.eye(3).repeat(4, 1) * 1e4, torch.arange(3).repeat(4).roll(1), 3)
+    found = conditional_mutual_information(
+        torch.eye(3).repeat(4, 1) * 1e4, torch.arange(3).repeat(4).roll(1), 3
+    )
     assert math.isfinite(found.total) and math.isfinite(found.gamma)
 
 
 def test_labels_of_any_integer_type_are_taken() -> None:
     logits, labels = samples()
-    assert conditional_mutual_information(logits, labels.int(), 5).total == conditional_mutual_information(logits, labels, 5).total
+    assert (
+        conditional_mutual_information(logits, labels.int(), 5).total
+        == conditional_mutual_information(logits, labels, 5).total
+    )
 
 
 def test_result_can_be_read_before_the_end() -> None:
@@ -129,7 +150,9 @@ def test_result_can_be_read_before_the_end() -> None:
     early: CMI = statistics.result()
     statistics.update(logits[20:], labels[20:])
     assert early.total == conditional_mutual_information(logits[:20], labels[:20], 5).total
-    assert statistics.result().total == pytest.approx(conditional_mutual_information(logits, labels, 5).total, rel=1e-12)
+    assert statistics.result().total == pytest.approx(
+        conditional_mutual_information(logits, labels, 5).total, rel=1e-12
+    )
 
 
 def test_refuses_nothing_at_all() -> None:

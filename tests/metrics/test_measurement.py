@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from djip_ext import DJIPError, conditional_mutual_information
 from djip_ext.metrics.measurement import measure
 
-IMAGES, LABELS = torch.randn(11, 3, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 1, 2])
+IMAGES, LABELS = (
+    torch.randn(11, 3, 4, 4, generator=torch.Generator().manual_seed(1)),
+    torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 1, 2]),
+)
 
 
 def network() -> nn.Module:
@@ -24,8 +27,12 @@ def test_uneven_batches_give_the_numbers_of_the_whole_set() -> None:
     logits = teacher(IMAGES).detach()
     found = measure(teacher, loader(), 3)
     assert found.ce == pytest.approx(F.cross_entropy(logits, LABELS).item(), rel=1e-6)
-    assert found.accuracy == pytest.approx(100 * (logits.argmax(1) == LABELS).float().mean().item(), rel=1e-6)
-    assert found.cmi.total == pytest.approx(conditional_mutual_information(logits, LABELS, 3).total, rel=1e-6)
+    assert found.accuracy == pytest.approx(
+        100 * (logits.argmax(1) == LABELS).float().mean().item(), rel=1e-6
+    )
+    assert found.cmi.total == pytest.approx(
+        conditional_mutual_information(logits, LABELS, 3).total, rel=1e-6
+    )
 
 
 def test_temperature_is_that_of_cmi_and_not_of_the_cross_entropy() -> None:
@@ -33,21 +40,34 @@ def test_temperature_is_that_of_cmi_and_not_of_the_cross_entropy() -> None:
     hot, cold = measure(teacher, loader(), 3, temperature=5.0), measure(teacher, loader(), 3)
     logits = teacher(IMAGES).detach()
     assert hot.ce == cold.ce
-    assert hot.cmi.total == pytest.approx(conditional_mutual_information(logits, LABELS, 3, 5.0).total, rel=1e-6)
+    assert hot.cmi.total == pytest.approx(
+        conditional_mutual_information(logits, LABELS, 3, 5.0).total, rel=1e-6
+    )
 
 
 def test_network_sees_what_look_makes_of_the_images() -> None:
     teacher = network()
     flipped = [(-image, label) for image, label, _ in loader()]
-    assert measure(teacher, loader(), 3, look=torch.neg).summary() == measure(teacher, flipped, 3).summary()
+    assert (
+        measure(teacher, loader(), 3, look=torch.neg).summary()
+        == measure(teacher, flipped, 3).summary()
+    )
 
 
 def test_log_probabilities_are_handed_over_with_their_indices() -> None:
     kept: dict[int, Tensor] = {}
     teacher = network()
-    measure(teacher, loader(), 3, temperature=2.0, keep_ln_f=lambda index, ln_f: kept.update(zip(index.tolist(), ln_f)))
+    measure(
+        teacher,
+        loader(),
+        3,
+        temperature=2.0,
+        keep_ln_f=lambda index, ln_f: kept.update(zip(index.tolist(), ln_f)),
+    )
     expected = torch.log_softmax(teacher(IMAGES) / 2.0, 1)
-    torch.testing.assert_close(torch.stack([kept[i] for i in range(11)]), expected.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.stack([kept[i] for i in range(11)]), expected.detach(), atol=1e-5, rtol=0
+    )
 
 
 def test_bfloat16_rounds_the_network() -> None:
@@ -59,7 +79,9 @@ def test_bfloat16_rounds_the_network() -> None:
 def test_leaves_mode_and_gradients_of_the_network_alone() -> None:
     teacher = network().train()
     measure(teacher, loader(), 3)
-    assert teacher.training and all(p.grad is None and p.requires_grad for p in teacher.parameters())
+    assert teacher.training and all(
+        p.grad is None and p.requires_grad for p in teacher.parameters()
+    )
 
 
 def test_refuses_an_unknown_precision() -> None:

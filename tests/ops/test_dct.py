@@ -18,7 +18,9 @@ from djip_ext.ops.dct import (
 
 
 def test_dct_matrix_is_orthonormal() -> None:
-    torch.testing.assert_close(dct_matrix() @ dct_matrix().T, torch.eye(8, dtype=torch.float64), atol=1e-14, rtol=0)
+    torch.testing.assert_close(
+        dct_matrix() @ dct_matrix().T, torch.eye(8, dtype=torch.float64), atol=1e-14, rtol=0
+    )
 
 
 def test_dct_equals_its_double_sum() -> None:
@@ -30,7 +32,9 @@ def test_dct_equals_its_double_sum() -> None:
 
 
 def test_vertical_frequency_runs_down_the_rows() -> None:
-    horizontal_wave = torch.cos(torch.pi * 3 * (2 * torch.arange(16.0) + 1) / 16).expand(1, 1, 16, 16)
+    horizontal_wave = torch.cos(torch.pi * 3 * (2 * torch.arange(16.0) + 1) / 16).expand(
+        1, 1, 16, 16
+    )
     z = block_dct(horizontal_wave)
     assert z[0, 0, 0, 3].abs() > 1 and z[0, 0, 3, 0].abs() < 1e-4
 
@@ -42,20 +46,33 @@ def test_dct_keeps_the_energy() -> None:
 
 def test_colour_matrix_is_bt601_full_range() -> None:
     rgb = torch.rand(1, 3, 5, 7, dtype=torch.float64) * 255
-    torch.testing.assert_close(mix_channels(rgb, RGB_TO_YCBCR)[0], reference.ycbcr(rgb[0]), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        mix_channels(rgb, RGB_TO_YCBCR)[0], reference.ycbcr(rgb[0]), atol=1e-12, rtol=0
+    )
 
 
 def test_grey_has_no_colour_and_black_and_white_span_the_range() -> None:
-    ycbcr = RGB_TO_YCBCR @ torch.tensor([[0.0, 255.0], [0.0, 255.0], [0.0, 255.0]], dtype=torch.float64)
-    torch.testing.assert_close(ycbcr, torch.tensor([[0.0, 255.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64), atol=1e-10, rtol=0)
+    ycbcr = RGB_TO_YCBCR @ torch.tensor(
+        [[0.0, 255.0], [0.0, 255.0], [0.0, 255.0]], dtype=torch.float64
+    )
+    torch.testing.assert_close(
+        ycbcr,
+        torch.tensor([[0.0, 255.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64),
+        atol=1e-10,
+        rtol=0,
+    )
 
 
 def test_colour_transform_is_undone_by_its_inverse() -> None:
-    torch.testing.assert_close(YCBCR_TO_RGB @ RGB_TO_YCBCR, torch.eye(3, dtype=torch.float64), atol=1e-14, rtol=0)
+    torch.testing.assert_close(
+        YCBCR_TO_RGB @ RGB_TO_YCBCR, torch.eye(3, dtype=torch.float64), atol=1e-14, rtol=0
+    )
 
 
 @pytest.mark.parametrize("height, width", ((8, 8), (16, 40), (32, 32), (224, 224)))
-def test_float32_round_trip_is_exact_to_a_ten_thousandth_of_a_grey_level(height: int, width: int) -> None:
+def test_float32_round_trip_is_exact_to_a_ten_thousandth_of_a_grey_level(
+    height: int, width: int
+) -> None:
     x = torch.rand(2, 3, height, width) * 255
     assert (coefficients_to_rgb(rgb_to_coefficients(x)) - x).abs().max() < 3e-4
     assert (block_idct(block_dct(x - 128)) - (x - 128)).abs().max() < 1e-4

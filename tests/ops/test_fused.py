@@ -16,7 +16,13 @@ from djip_ext.ops import fused
 from djip_ext.ops.dct import coefficients_to_rgb, rgb_to_coefficients
 
 NORMALISATION = Normalisation((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
-SETTINGS = ({"kappa": 5.0}, {"kappa": 0.7}, {"alpha": 5.0}, {"alpha": 0.5, "max_index": 30}, {"kappa": 0.7, "max_index": 127, "window": 5})
+SETTINGS = (
+    {"kappa": 5.0},
+    {"kappa": 0.7},
+    {"alpha": 5.0},
+    {"alpha": 0.5, "max_index": 30},
+    {"kappa": 0.7, "max_index": 127, "window": 5},
+)
 
 
 def tables() -> Tensor:
@@ -45,7 +51,9 @@ def test_value_and_both_gradients_are_those_of_the_chain(settings: dict[str, flo
     alone = torch.autograd.grad(NORMALISATION.through(lens, x.detach()), lens.q, weight)[0]
     torch.testing.assert_close(alone, by_q, atol=1e-9, rtol=1e-9)
     lens.q.requires_grad_(False)
-    torch.testing.assert_close(torch.autograd.grad(NORMALISATION.through(lens, x), x, weight)[0], by_x, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(NORMALISATION.through(lens, x), x, weight)[0], by_x, atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
@@ -67,18 +75,30 @@ def test_normalised_images_see_the_reference_codec() -> None:
     x, q = torch.randn(1, 3, 8, 16, dtype=torch.float64), tables()
     lens = JPEGLens(q, kappa=5.0).double()
     pixels = reference.lens(NORMALISATION.to_pixels(x)[0], q, 5.0 / q.double() ** 2, 1023)
-    torch.testing.assert_close(NORMALISATION.through(lens, x)[0].detach(), NORMALISATION.to_network(pixels[None])[0], atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        NORMALISATION.through(lens, x)[0].detach(),
+        NORMALISATION.to_network(pixels[None])[0],
+        atol=1e-7,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("images", (1, 5))
-def test_neither_the_size_of_a_chunk_nor_its_buffers_matter(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    lens, x = JPEGLens(tables(), kappa=5.0).double(), torch.randn(images, 3, 16, 16, dtype=torch.float64).requires_grad_()
+def test_neither_the_size_of_a_chunk_nor_its_buffers_matter(
+    images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens, x = (
+        JPEGLens(tables(), kappa=5.0).double(),
+        torch.randn(images, 3, 16, 16, dtype=torch.float64).requires_grad_(),
+    )
     results = []
     for chunk in (1, 2 * 768, 10**6):
         monkeypatch.setattr(fused, "CHUNK", chunk)
         seen = NORMALISATION.through(lens, x)
         results.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), (lens.q, x))))
-    monkeypatch.setattr(fused, "_chunks", lambda batch: iter([(slice(None), fused.fresh)]))  # as on a GPU
+    monkeypatch.setattr(
+        fused, "_chunks", lambda batch: iter([(slice(None), fused.fresh)])
+    )  # as on a GPU
     seen = NORMALISATION.through(lens, x)
     results.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), (lens.q, x))))
     for other in results[1:]:
@@ -139,7 +159,12 @@ def test_coefficients_saturate_wherever_a_picture_can_reach_the_end(q: float) ->
     white = torch.full((1, 3, 8, 8), 255.0, dtype=torch.float64)
     limit = int(1016 / q) - 1
     seen = JPEGLens(q, kappa=5.0, max_index=limit).double()(white)
-    expected = reference.lens(white[0], torch.full((2, 8, 8), q), torch.full((2, 8, 8), 5.0 / q**2, dtype=torch.float64), limit)
+    expected = reference.lens(
+        white[0],
+        torch.full((2, 8, 8), q),
+        torch.full((2, 8, 8), 5.0 / q**2, dtype=torch.float64),
+        limit,
+    )
     torch.testing.assert_close(seen[0].detach(), expected, atol=1e-9, rtol=0)
     assert (white - seen).min() > 0.01
 
@@ -150,7 +175,10 @@ def test_a_compiled_network_goes_on_behind_the_lens() -> None:
     assert torch.equal(network(x), lens(x) * 2)
 
 
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler",
+)
 def test_the_compiled_kernel_equals_the_eager_one() -> None:
     q, x = tables() + 2, torch.rand(3, 3, 16, 16) * 255
     results = []

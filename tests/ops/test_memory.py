@@ -21,7 +21,11 @@ class Images:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for start in range(0, self.count, BATCH):
             generator = torch.Generator().manual_seed(start)
-            yield torch.rand(BATCH, 3, 8, 8, generator=generator), torch.arange(start, start + BATCH) % CLASSES, torch.arange(start, start + BATCH)
+            yield (
+                torch.rand(BATCH, 3, 8, 8, generator=generator),
+                torch.arange(start, start + BATCH) % CLASSES,
+                torch.arange(start, start + BATCH),
+            )
 
 
 class Watched(nn.Module):
@@ -35,14 +39,28 @@ class Watched(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         if self.calls % self.batches == 0:
-            storages = [t.untyped_storage() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
-            self.most = max(self.most, sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()))
+            storages = [
+                t.untyped_storage() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)
+            ]
+            self.most = max(
+                self.most,
+                sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()),
+            )
         return self.fc(x.flatten(1))
 
 
 def bytes_held(images: int, variant: str) -> int:
     teacher = Watched(images)
-    fit_lens(teacher, Images(images), CLASSES, mean=(0.5,) * 3, std=(0.5,) * 3, rounds=1, variant=variant, progress=False)
+    fit_lens(
+        teacher,
+        Images(images),
+        CLASSES,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        rounds=1,
+        variant=variant,
+        progress=False,
+    )
     gc.collect()
     return teacher.most
 

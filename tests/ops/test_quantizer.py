@@ -8,29 +8,67 @@ from torch import Tensor
 from djip_ext import hard_quantize, soft_quantize
 from djip_ext.ops.curves import SWITCH
 
-KAPPAS = (1e-3, 0.03, 0.3, 0.7, 1.0, 1.5, SWITCH - 1e-3, SWITCH + 1e-3, 2.0, 4.0, 20.0, 125.0, 1e3, 1e4)
+KAPPAS = (
+    1e-3,
+    0.03,
+    0.3,
+    0.7,
+    1.0,
+    1.5,
+    SWITCH - 1e-3,
+    SWITCH + 1e-3,
+    2.0,
+    4.0,
+    20.0,
+    125.0,
+    1e3,
+    1e4,
+)
 RANGES = (3, 127, 1023)
 
 
 def indices(max_index: int) -> Tensor:
     """u = z / q: tiny, anywhere, half-integers, close to both ends of the range and beyond them."""
     ends = torch.cat([max_index + torch.rand(40) * 8 - 5, -max_index + torch.rand(40) * 8 - 3])
-    special = torch.tensor([0.0, 1e-6, -1e-3, 0.5, -0.5, 1.5, -2.5, 0.49999, max_index - 0.5, max_index, -max_index - 0.5])
+    special = torch.tensor(
+        [
+            0.0,
+            1e-6,
+            -1e-3,
+            0.5,
+            -0.5,
+            1.5,
+            -2.5,
+            0.49999,
+            max_index - 0.5,
+            max_index,
+            -max_index - 0.5,
+        ]
+    )
     far = torch.tensor([max_index + 60.0, -max_index - 900.0])
-    return torch.cat([special, torch.rand(60) * 6 - 3, (2 * torch.rand(60) - 1) * max_index, ends, far]).double()
+    return torch.cat(
+        [special, torch.rand(60) * 6 - 3, (2 * torch.rand(60) - 1) * max_index, ends, far]
+    ).double()
 
 
-def run(z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None = None) -> tuple[Tensor, ...]:
+def run(
+    z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None = None
+) -> tuple[Tensor, ...]:
     """Value and gradients, element by element, in the layout of the reference."""
     inputs = [t.expand_as(z).clone().requires_grad_() for t in (z, q, alpha)]
     value = soft_quantize(*inputs, max_index, window)
     return value.detach(), *torch.autograd.grad(value.sum(), inputs)
 
 
-def errors(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], z: Tensor, q: Tensor, alpha: Tensor) -> list[float]:
+def errors(
+    found: tuple[Tensor, ...], expected: tuple[Tensor, ...], z: Tensor, q: Tensor, alpha: Tensor
+) -> list[float]:
     """Largest errors of Q / q, dQ/dz, dQ/dq relative to 1 + abs(u), and alpha dQ/dalpha / q: all free of units."""
     units = (1 / q, torch.ones_like(q), 1 / (1 + (z / q).abs()), alpha / q)
-    return [((f.double() - e).abs() * unit.double()).max().item() for f, e, unit in zip(found, expected, units)]
+    return [
+        ((f.double() - e).abs() * unit.double()).max().item()
+        for f, e, unit in zip(found, expected, units)
+    ]
 
 
 @pytest.mark.parametrize("max_index", RANGES)
@@ -54,10 +92,15 @@ def test_float32_loses_only_rounding(kappa: float, max_index: int) -> None:
 
 @pytest.mark.parametrize("max_index", (3, 127))
 @pytest.mark.parametrize("kappa", (0.02, 0.3, 0.7, 1.0, 2.0, 20.0))
-def test_window_sums_only_that_many_bins_with_detached_indices(kappa: float, max_index: int) -> None:
+def test_window_sums_only_that_many_bins_with_detached_indices(
+    kappa: float, max_index: int
+) -> None:
     q = torch.tensor(0.37, dtype=torch.float64)
     alpha, z = kappa / q**2, indices(max_index) * q
-    found, expected = run(z, q, alpha, max_index, 5), reference.soft_quantize(z, q, alpha, max_index, 5)
+    found, expected = (
+        run(z, q, alpha, max_index, 5),
+        reference.soft_quantize(z, q, alpha, max_index, 5),
+    )
     assert max(errors(found, expected, z, q, alpha)) < 1e-11
 
 
@@ -72,17 +115,23 @@ def test_each_element_has_its_own_step_and_sharpness() -> None:
 @pytest.mark.parametrize("window", (None, 5))
 @pytest.mark.parametrize("kappa", (0.3, 1.5, 2.5, 20.0))
 def test_gradcheck_inside_and_at_the_ends(kappa: float, window: int | None) -> None:
-    u = torch.tensor([0.0, 0.1, -0.4, 1.3, -2.2, 2.6, 2.9, -3.1, 3.3, 4.2, -7.7], dtype=torch.float64)  # no half-integers
+    u = torch.tensor(
+        [0.0, 0.1, -0.4, 1.3, -2.2, 2.6, 2.9, -3.1, 3.3, 4.2, -7.7], dtype=torch.float64
+    )  # no half-integers
     q = torch.linspace(0.4, 2.0, len(u), dtype=torch.float64)
     inputs = [t.detach().requires_grad_() for t in (u * q, q, kappa / q**2)]
-    assert torch.autograd.gradcheck(lambda z, q, alpha: soft_quantize(z, q, alpha, 3, window), inputs, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda z, q, alpha: soft_quantize(z, q, alpha, 3, window), inputs, atol=1e-6
+    )
 
 
 def test_gradcheck_through_broadcast_shapes() -> None:
     z = (torch.rand(2, 3, 4, dtype=torch.float64) * 8 - 4).requires_grad_()
     q = torch.tensor([[0.8], [1.1], [2.3]], dtype=torch.float64, requires_grad=True)
     alpha = torch.tensor(1.9, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *inputs: soft_quantize(*inputs, 127), (z, q, alpha), atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: soft_quantize(*inputs, 127), (z, q, alpha), atol=1e-6
+    )
 
 
 def test_tied_sharpness_passes_its_gradient_on_to_the_step() -> None:
@@ -104,7 +153,9 @@ def test_gradient_of_one_input_does_not_depend_on_which_others_are_asked_for() -
 
 def test_value_is_the_same_with_and_without_gradients() -> None:
     z, q = torch.randn(500) * 30, torch.rand(500) * 3 + 0.1
-    assert torch.equal(soft_quantize(z, q, 2.0, 20), soft_quantize(z, q.requires_grad_(), 2.0, 20).detach())
+    assert torch.equal(
+        soft_quantize(z, q, 2.0, 20), soft_quantize(z, q.requires_grad_(), 2.0, 20).detach()
+    )
 
 
 @pytest.mark.parametrize("window", (None, 5))
@@ -112,7 +163,10 @@ def test_value_is_the_same_with_and_without_gradients() -> None:
 def test_odd_in_z(kappa: float, window: int | None) -> None:
     z = indices(127)
     torch.testing.assert_close(
-        soft_quantize(-z, 1.0, kappa, 127, window), -soft_quantize(z, 1.0, kappa, 127, window), atol=1e-12, rtol=0
+        soft_quantize(-z, 1.0, kappa, 127, window),
+        -soft_quantize(z, 1.0, kappa, 127, window),
+        atol=1e-12,
+        rtol=0,
     )
 
 
@@ -121,7 +175,9 @@ def test_shifting_z_by_a_step_shifts_the_output_by_a_step(kappa: float) -> None:
     z = torch.linspace(-60, 60, 999, dtype=torch.float64)
     q = 1.25
     shifted = soft_quantize(z + q, q, kappa / q**2, 127)
-    torch.testing.assert_close(shifted, soft_quantize(z, q, kappa / q**2, 127) + q, atol=1e-8, rtol=0)
+    torch.testing.assert_close(
+        shifted, soft_quantize(z, q, kappa / q**2, 127) + q, atol=1e-8, rtol=0
+    )
 
 
 @pytest.mark.parametrize("kappa", (0.3, 1.0, 1.759, 3.0, 10.0))
@@ -141,9 +197,14 @@ def test_never_decreases_in_z(kappa: float) -> None:
 
 def test_approaches_rounding_monotonically_in_sharpness() -> None:
     z = torch.linspace(-5.5, 5.5, 1101, dtype=torch.float64)[1:-1]
-    distance = [(soft_quantize(z, 1.0, 10**exponent, 127) - hard_quantize(z, 1.0, 127)).abs() for exponent in torch.arange(-1, 4, 0.2)]
+    distance = [
+        (soft_quantize(z, 1.0, 10**exponent, 127) - hard_quantize(z, 1.0, 127)).abs()
+        for exponent in torch.arange(-1, 4, 0.2)
+    ]
     inside = (z - z.round()).abs() < 0.499
-    assert all((later <= earlier + 3e-9)[inside].all() for earlier, later in zip(distance, distance[1:]))
+    assert all(
+        (later <= earlier + 3e-9)[inside].all() for earlier, later in zip(distance, distance[1:])
+    )
     assert distance[-1][(z - z.round()).abs() < 0.49].max() < 1e-6
 
 
@@ -165,9 +226,15 @@ def test_output_stays_within_the_range(max_index: int, window: int | None) -> No
 @pytest.mark.parametrize("window", (None, 5))
 @pytest.mark.parametrize("q", (1e-5, 1.0, 255.0))
 @pytest.mark.parametrize("alpha", (1e-36, 1e-6, 5.0, 1e6, 1e38))
-def test_extreme_steps_and_sharpness_give_finite_numbers(q: float, alpha: float, window: int | None) -> None:
+def test_extreme_steps_and_sharpness_give_finite_numbers(
+    q: float, alpha: float, window: int | None
+) -> None:
     z = torch.tensor([0.0, 1e-5, -0.5, 127.5, -1024.0, 1e5])
-    inputs = [z.requires_grad_(), torch.tensor(q, requires_grad=True), torch.tensor(alpha, requires_grad=True)]
+    inputs = [
+        z.requires_grad_(),
+        torch.tensor(q, requires_grad=True),
+        torch.tensor(alpha, requires_grad=True),
+    ]
     out = soft_quantize(*inputs, 127, window)
     assert all(t.isfinite().all() for t in (out, *torch.autograd.grad(out.sum(), inputs)))
 
@@ -196,24 +263,41 @@ def test_identity_up_to_kappa_0_7(kappa: float) -> None:
     assert (soft_quantize(z, q, kappa / q**2, 1023) - z).abs().max() < 1e-5 * q
 
 
-@pytest.mark.parametrize("kappa, published", ((0.7, 7e-6), (1.0, 3e-4), (2.0, 0.023), (5.0, 0.18), (20.0, 0.38), (125.0, 0.47)))
-def test_largest_departure_from_the_identity_is_the_derived_one(kappa: float, published: float) -> None:
+@pytest.mark.parametrize(
+    "kappa, published",
+    ((0.7, 7e-6), (1.0, 3e-4), (2.0, 0.023), (5.0, 0.18), (20.0, 0.38), (125.0, 0.47)),
+)
+def test_largest_departure_from_the_identity_is_the_derived_one(
+    kappa: float, published: float
+) -> None:
     z = torch.linspace(-1.5, 1.5, 6001, dtype=torch.float64)
-    assert (soft_quantize(z, 1.0, kappa, 127) - z).abs().max().item() == pytest.approx(published, rel=0.09)
+    assert (soft_quantize(z, 1.0, kappa, 127) - z).abs().max().item() == pytest.approx(
+        published, rel=0.09
+    )
 
 
-@pytest.mark.parametrize("kappa, published", ((0.1, 0.33), (0.3, 0.13), (0.5, 0.045), (0.7, 0.015), (1.0, 0.0027), (2.0, 8e-6)))
-def test_five_bins_are_another_function_by_the_derived_amount(kappa: float, published: float) -> None:
+@pytest.mark.parametrize(
+    "kappa, published",
+    ((0.1, 0.33), (0.3, 0.13), (0.5, 0.045), (0.7, 0.015), (1.0, 0.0027), (2.0, 8e-6)),
+)
+def test_five_bins_are_another_function_by_the_derived_amount(
+    kappa: float, published: float
+) -> None:
     z = torch.linspace(-1.5, 1.5, 6001, dtype=torch.float64)
     difference = soft_quantize(z, 1.0, kappa, 127, window=5) - soft_quantize(z, 1.0, kappa, 127)
     assert difference.abs().max().item() == pytest.approx(published, rel=0.09)
 
 
-@pytest.mark.parametrize("kappa, highest, lowest", ((1, 1.002, 0.998), (2, 1.14, 0.86), (3, 1.53, 0.54), (5, 2.5, 0.13), (8, 4.0, 0.011)))
+@pytest.mark.parametrize(
+    "kappa, highest, lowest",
+    ((1, 1.002, 0.998), (2, 1.14, 0.86), (3, 1.53, 0.54), (5, 2.5, 0.13), (8, 4.0, 0.011)),
+)
 def test_slope_in_z_spans_the_derived_range(kappa: float, highest: float, lowest: float) -> None:
     z = torch.linspace(-1.5, 1.5, 6001, dtype=torch.float64, requires_grad=True)
     slope = torch.autograd.grad(soft_quantize(z, 1.0, float(kappa), 127).sum(), z)[0]
-    assert slope.max().item() == pytest.approx(highest, rel=0.01, abs=0) and slope.min().item() == pytest.approx(lowest, rel=0.03)
+    assert slope.max().item() == pytest.approx(
+        highest, rel=0.01, abs=0
+    ) and slope.min().item() == pytest.approx(lowest, rel=0.03)
 
 
 def test_hard_quantizer_rounds_to_multiples_and_saturates() -> None:
@@ -221,7 +305,9 @@ def test_hard_quantizer_rounds_to_multiples_and_saturates() -> None:
     assert hard_quantize(z, 2.0, 10).tolist() == [0.0, 2.0, -4.0, 20.0, -20.0]
 
 
-@pytest.mark.parametrize("settings", ({"max_index": 0}, {"max_index": 5, "window": 4}, {"max_index": 5, "window": -1}))
+@pytest.mark.parametrize(
+    "settings", ({"max_index": 0}, {"max_index": 5, "window": 4}, {"max_index": 5, "window": -1})
+)
 def test_refuses_an_empty_range_and_an_even_window(settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         soft_quantize(torch.zeros(1), 1.0, 1.0, **settings)
@@ -230,10 +316,16 @@ def test_refuses_an_empty_range_and_an_even_window(settings: dict[str, int]) -> 
 def test_reference_slopes_are_those_of_the_reference_value() -> None:
     """The oracle itself, held against central differences."""
     z = torch.tensor([0.3, -1.2, 2.4, 3.9], dtype=torch.float64)
-    q, alpha, h = torch.tensor(0.9, dtype=torch.float64), torch.tensor(1.4, dtype=torch.float64), 1e-6
+    q, alpha, h = (
+        torch.tensor(0.9, dtype=torch.float64),
+        torch.tensor(1.4, dtype=torch.float64),
+        1e-6,
+    )
     _, *slopes = reference.soft_quantize(z, q, alpha, 3)
     for k, slope in enumerate(slopes):
         up, down = [[z, q, alpha] for _ in range(2)]
         up[k], down[k] = up[k] + h, down[k] - h
-        numeric = (reference.soft_quantize(*up, 3)[0] - reference.soft_quantize(*down, 3)[0]) / (2 * h)
+        numeric = (reference.soft_quantize(*up, 3)[0] - reference.soft_quantize(*down, 3)[0]) / (
+            2 * h
+        )
         assert (numeric - slope).abs().max() < 1e-8

@@ -79,15 +79,21 @@ def answers(tmp_path_factory: pytest.TempPathFactory, logits_and_labels: tuple) 
 
 def test_alone_every_function_is_the_identity() -> None:
     value = torch.randn(3)
-    assert (processes(), rank()) == (1, 0) and sum_all(value) is value and mean_all(value, 7) is value
+    assert (
+        (processes(), rank()) == (1, 0) and sum_all(value) is value and mean_all(value, 7) is value
+    )
     assert list(in_step([4, 5])) == [4, 5] and by_first(lambda: "x") == "x"
 
 
-def test_class_statistics_of_two_processes_are_those_of_one(answers: list[dict], logits_and_labels: tuple) -> None:
+def test_class_statistics_of_two_processes_are_those_of_one(
+    answers: list[dict], logits_and_labels: tuple
+) -> None:
     first, second = (answer["cmi"] for answer in answers)
     whole = conditional_mutual_information(*logits_and_labels, 4, 2.0)
     assert first == second and first["counts"] == whole.counts.tolist()
-    assert first["total"] == pytest.approx(whole.total, rel=1e-12) and first["gamma"] == pytest.approx(whole.gamma, rel=1e-12)
+    assert first["total"] == pytest.approx(whole.total, rel=1e-12) and first[
+        "gamma"
+    ] == pytest.approx(whole.gamma, rel=1e-12)
     torch.testing.assert_close(torch.tensor(first["centres"], dtype=torch.float64), whole.centres)
 
 
@@ -104,12 +110,18 @@ def test_the_tables_of_two_processes_are_those_of_one(answers: list[dict]) -> No
             assert row[key] == pytest.approx(expected[key], rel=1e-5), key
 
 
-def test_an_interrupted_fit_of_two_processes_resumes_to_the_same_tables(answers: list[dict]) -> None:
+def test_an_interrupted_fit_of_two_processes_resumes_to_the_same_tables(
+    answers: list[dict],
+) -> None:
     assert answers[0]["interrupted"] == answers[1]["interrupted"] == 2
-    assert answers[0]["whole"] == answers[1]["whole"] == answers[0]["resumed"] == answers[1]["resumed"]
+    assert (
+        answers[0]["whole"] == answers[1]["whole"] == answers[0]["resumed"] == answers[1]["resumed"]
+    )
 
 
-def test_only_the_first_process_logs_and_writes_and_all_start_from_its_tables(answers: list[dict]) -> None:
+def test_only_the_first_process_logs_and_writes_and_all_start_from_its_tables(
+    answers: list[dict],
+) -> None:
     assert [answer["first"] for answer in answers] == [
         {"rows": 2, "written": True, "q_low": 8.0},
         {"rows": 0, "written": False, "q_low": 8.0},

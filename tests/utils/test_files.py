@@ -21,7 +21,9 @@ def test_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"n": 2} and os.listdir(path.parent) == ["record.json"]
 
 
-def test_refused_move_leaves_the_old_file_and_no_partial_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_move_leaves_the_old_file_and_no_partial_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_json(tmp_path / "record.json", {"n": 1})
 
     def refuse(*_: object) -> None:
@@ -75,6 +77,16 @@ def test_impossible_place_is_a_djip_error_of_one_line(tmp_path: Path, name: str)
 
 
 def test_lists_of_numbers_take_a_line_each_and_text_stays_as_it_is(tmp_path: Path) -> None:
-    record = {"q": [[1.5, -2e-05], [3, 4]], "text": "a: [1,\n  2]", "names": ["a", "b"], "empty": [], "flags": [True, None]}
+    record = {
+        "q": [[1.5, -2e-05], [3, 4]],
+        "text": "a: [1,\n  2]",
+        "names": ["a", "b"],
+        "empty": [],
+        "flags": [True, None],
+    }
     text = write_json(tmp_path / "record.json", record).read_text()
-    assert json.loads(text) == record and "    [1.5, -2e-05],\n    [3, 4]\n" in text and '"flags": [true, null]' in text
+    assert (
+        json.loads(text) == record
+        and "    [1.5, -2e-05],\n    [3, 4]\n" in text
+        and '"flags": [true, null]' in text
+    )

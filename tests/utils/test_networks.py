@@ -27,7 +27,9 @@ def test_finds_the_logits(output: Any) -> None:
     assert logits_of(output) is LOGITS
 
 
-@pytest.mark.parametrize("output", (None, (), "logits", torch.randn(4, 3, 2, 2), {"out": LOGITS}, ({}, LOGITS)))
+@pytest.mark.parametrize(
+    "output", (None, (), "logits", torch.randn(4, 3, 2, 2), {"out": LOGITS}, ({}, LOGITS))
+)
 def test_refuses_what_holds_no_logits(output: Any) -> None:
     with pytest.raises(DJIPError, match="needs logits"):
         logits_of(output)

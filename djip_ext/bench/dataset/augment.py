@@ -14,7 +14,9 @@ def draw(count: int, shifts: int, generator: torch.Generator) -> tuple[Tensor, T
     return top, left, torch.rand(count, 1, generator=generator) < 0.5
 
 
-def crop_and_flip(padded: Tensor, index: Tensor, size: int, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
+def crop_and_flip(
+    padded: Tensor, index: Tensor, size: int, top: Tensor, left: Tensor, mirrored: Tensor
+) -> Tensor:
     """Cut a window out of each chosen image and mirror some of them.
 
     With :func:`draw` the law is that of ``RandomCrop(size, padding)`` followed by ``RandomHorizontalFlip()``; one gather does both.
@@ -23,5 +25,7 @@ def crop_and_flip(padded: Tensor, index: Tensor, size: int, top: Tensor, left: T
     """
     line = torch.arange(size)
     rows = (top + line).to(padded.device, non_blocking=True)
-    columns = (left + torch.where(mirrored, line.flip(0), line)).to(padded.device, non_blocking=True)
+    columns = (left + torch.where(mirrored, line.flip(0), line)).to(
+        padded.device, non_blocking=True
+    )
     return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -62,7 +62,11 @@ class FolderSet:
 
     def subset(self, fraction: float, seed: int = 0) -> "FolderSet":
         """Keep ``fraction`` of every class, as :meth:`ImageSet.subset` does."""
-        return self if fraction == 1 else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
+        return (
+            self
+            if fraction == 1
+            else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
+        )
 
     def pixels(self, index: Tensor) -> Tensor:
         """The images ``index`` (K,) without augmentation, uint8 (K, H, W, 3)."""
@@ -71,7 +75,9 @@ class FolderSet:
 
     def fingerprint(self) -> dict[str, Any]:
         """As :meth:`ImageSet.fingerprint`, over the files' names, ``CLASS/FILE``, instead of their pixels."""
-        return fingerprint(b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in self.paths), self.labels)
+        return fingerprint(
+            b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in self.paths), self.labels
+        )
 
 
 class _Files(Dataset):
@@ -81,9 +87,15 @@ class _Files(Dataset):
         self.data, spec = data, data.spec
         how = InterpolationMode(spec.interpolation)
         if augment:
-            steps = [transforms.RandomResizedCrop(spec.size, interpolation=how), transforms.RandomHorizontalFlip()]
+            steps = [
+                transforms.RandomResizedCrop(spec.size, interpolation=how),
+                transforms.RandomHorizontalFlip(),
+            ]
         else:
-            steps = [transforms.Resize(spec.resize, interpolation=how), transforms.CenterCrop(spec.size)]
+            steps = [
+                transforms.Resize(spec.resize, interpolation=how),
+                transforms.CenterCrop(spec.size),
+            ]
         self.transform = transforms.Compose(steps)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
@@ -92,8 +104,12 @@ class _Files(Dataset):
         try:
             image = Image.open(path).convert("RGB")
         except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
-            raise DJIPError(f"{path} cannot be read as an image ({' '.join(str(error).split())}); replace or remove it") from error
-        with torch.random.fork_rng(devices=[]):  # what is drawn depends on the image and the epoch, not on who reads it
+            raise DJIPError(
+                f"{path} cannot be read as an image ({' '.join(str(error).split())}); replace or remove it"
+            ) from error
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # what is drawn depends on the image and the epoch, not on who reads it
             torch.manual_seed(seed)
             pixels = np.asarray(self.transform(image))
         return torch.from_numpy(pixels.copy()), int(self.data.labels[index]), index
@@ -140,7 +156,13 @@ class FolderLoader:
         seed: int = 0,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.data, self.batch_size, self.shuffle, self.augment, self.seed = data, batch_size, shuffle or augment, augment, seed
+        self.data, self.batch_size, self.shuffle, self.augment, self.seed = (
+            data,
+            batch_size,
+            shuffle or augment,
+            augment,
+            seed,
+        )
         self.device, self.shard = torch.device(device), shard
         self.epoch = 0
         self._normalisation = Normalisation(data.mean, data.std)
@@ -165,14 +187,18 @@ class FolderLoader:
         order = torch.arange(self.num_images)
         if self.shuffle:
             self._plan.seed = 1_000_003 * self.seed + self.epoch
-            order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(self._plan.seed))
+            order = torch.randperm(
+                self.num_images, generator=torch.Generator().manual_seed(self._plan.seed)
+            )
             self.epoch += 1
         rank, processes = self.shard
         shares = (batch[rank::processes] for batch in order.split(self.batch_size))
         self._plan.batches = [share for share in shares if len(share)]
         try:
             for pixels, label, index in self._reader:
-                pixels, label, index = (part.to(self.device, non_blocking=True) for part in (pixels, label, index))
+                pixels, label, index = (
+                    part.to(self.device, non_blocking=True) for part in (pixels, label, index)
+                )
                 image = self._normalisation.to_network(pixels.permute(0, 3, 1, 2).float())
                 yield (image, label, index) if self.shuffle else (image, label)
         except DJIPError as error:  # a worker's error comes wrapped in its traceback
@@ -186,11 +212,15 @@ def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[Folde
         DJIPError: a folder that is missing or empty, classes that differ between the two.
     """
     root = Path(root)
-    held_out = root / "val" if (root / "val").is_dir() or not (root / "test").is_dir() else root / "test"
+    held_out = (
+        root / "val" if (root / "val").is_dir() or not (root / "test").is_dir() else root / "test"
+    )
     train, test = (_scan(folder, spec, workers) for folder in (root / "train", held_out))
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
-        raise DJIPError(f"{root / 'train'} and {held_out} hold different classes, for example {only[0]}; both need the same class folders")
+        raise DJIPError(
+            f"{root / 'train'} and {held_out} hold different classes, for example {only[0]}; both need the same class folders"
+        )
     return train, test
 
 
@@ -202,6 +232,14 @@ def _scan(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:
         reason = " ".join(str(error).split()).split(" Supported")[0].rstrip(".")
-        raise DJIPError(f"{folder} holds no images by class ({reason}); it needs a folder of image files for every class") from error
+        raise DJIPError(
+            f"{folder} holds no images by class ({reason}); it needs a folder of image files for every class"
+        ) from error
     paths = np.array([os.fsencode(path) for path, _ in found.samples])
-    return FolderSet(paths, torch.tensor([label for _, label in found.samples]), tuple(found.classes), spec, workers)
+    return FolderSet(
+        paths,
+        torch.tensor([label for _, label in found.samples]),
+        tuple(found.classes),
+        spec,
+        workers,
+    )

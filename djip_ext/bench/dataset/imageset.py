@@ -39,7 +39,11 @@ class ImageSet:
 
     def subset(self, fraction: float, seed: int = 0) -> "ImageSet":
         """Keep ``fraction`` of every class (at least one image of each), drawn with ``seed``: the few-shot setting."""
-        return self if fraction == 1 else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
+        return (
+            self
+            if fraction == 1
+            else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
+        )
 
     def pixels(self, index: Tensor) -> Tensor:
         """The images ``index`` (K,), uint8 (K, H, W, 3)."""
@@ -60,7 +64,9 @@ def fingerprint(content: bytes, labels: Tensor) -> dict[str, Any]:
 def few_shot(labels: Tensor, num_classes: int, fraction: float, seed: int) -> Tensor:
     """Indices, in order, of ``fraction`` of every class of ``labels`` (N,), drawn with ``seed``; a smaller fraction is a part of it."""
     if not 0 < fraction <= 1:
-        raise DJIPError(f"BENCH.FRACTION is {fraction}; it must lie in (0, 1], for example 0.05 for 5 % of the data")
+        raise DJIPError(
+            f"BENCH.FRACTION is {fraction}; it must lie in (0, 1], for example 0.05 for 5 % of the data"
+        )
     generator = torch.Generator().manual_seed(seed)
     kept = []
     for label in range(num_classes):

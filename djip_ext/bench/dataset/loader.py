@@ -43,7 +43,13 @@ class DeviceLoader:
         views: int = 0,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.data, self.batch_size, self.shuffle, self.augment, self.seed = data, batch_size, shuffle or augment, augment, seed
+        self.data, self.batch_size, self.shuffle, self.augment, self.seed = (
+            data,
+            batch_size,
+            shuffle or augment,
+            augment,
+            seed,
+        )
         self.views, self.padding, self.shard = views, padding, shard
         self.device = torch.device(device)
         self.epoch = 0
@@ -96,13 +102,17 @@ class DeviceLoader:
         """The fixed augmentation of every image in that epoch; ``None`` when epochs are augmented afresh."""
         if not self.views:
             return None
-        return draw(self.num_images, 2 * self.padding + 1, torch.Generator().manual_seed(epoch % self.views))
+        return draw(
+            self.num_images, 2 * self.padding + 1, torch.Generator().manual_seed(epoch % self.views)
+        )
 
     def view_batches(self, epoch: int) -> Iterator[Tensor]:
         """The normalised images of that epoch's view in their stored order."""
         view = self.view(epoch)
         for index in torch.arange(self.num_images).split(self.batch_size):
-            yield self.normalise(self._augmented(index.to(self.device), *(choice[index] for choice in view)))
+            yield self.normalise(
+                self._augmented(index.to(self.device), *(choice[index] for choice in view))
+            )
 
     def _augmented(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
         return crop_and_flip(self._images, index, self.data.images.shape[1], top, left, mirrored)

@@ -15,8 +15,16 @@ from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.lens.normalisation import NORMALISATIONS
 
 SILHOUETTES = ("disc", "square", "triangle", "ring")
-TEXTURES = ((0.12, 0.0), (0.12, 90.0), (0.2, 45.0), (0.3, 0.0), (0.3, 90.0))  # cycles per pixel, degrees
-CLASSES = tuple(f"{shape} {frequency:g} {angle:g}°" for frequency, angle in TEXTURES for shape in SILHOUETTES)
+TEXTURES = (
+    (0.12, 0.0),
+    (0.12, 90.0),
+    (0.2, 45.0),
+    (0.3, 0.0),
+    (0.3, 90.0),
+)  # cycles per pixel, degrees
+CLASSES = tuple(
+    f"{shape} {frequency:g} {angle:g}°" for frequency, angle in TEXTURES for shape in SILHOUETTES
+)
 NUM_CLASSES = len(CLASSES)
 
 
@@ -37,26 +45,43 @@ def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
     frequency = law[:, 0, None, None] * torch.exp(normal(0.15))
     angle = torch.deg2rad(law[:, 1, None, None] + normal(14.0))
 
-    y, x = torch.meshgrid(torch.arange(size) - (size - 1) / 2, torch.arange(size) - (size - 1) / 2, indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(size) - (size - 1) / 2, torch.arange(size) - (size - 1) / 2, indexing="ij"
+    )
     y, x, radius = y - normal(3.0), x - normal(3.0), uniform(7.0, 12.0)
     distance = torch.hypot(x, y)
-    edges = torch.stack([
-        radius - distance,  # disc
-        0.88 * radius - torch.maximum(x.abs(), y.abs()),  # square
-        torch.minimum(0.6 * radius - y, 0.5 * (y + radius) - 0.87 * x.abs()),  # triangle
-        0.33 * radius - (distance - 0.75 * radius).abs(),  # ring
-    ])
+    edges = torch.stack(
+        [
+            radius - distance,  # disc
+            0.88 * radius - torch.maximum(x.abs(), y.abs()),  # square
+            torch.minimum(0.6 * radius - y, 0.5 * (y + radius) - 0.87 * x.abs()),  # triangle
+            0.33 * radius - (distance - 0.75 * radius).abs(),  # ring
+        ]
+    )
     mask = torch.sigmoid(2 * edges.gather(0, silhouette.expand(count, size, size)[None])[0])
 
-    wave = torch.sin(2 * math.pi * frequency * (x * angle.cos() + y * angle.sin()) + uniform(0, 2 * math.pi))
+    wave = torch.sin(
+        2 * math.pi * frequency * (x * angle.cos() + y * angle.sin()) + uniform(0, 2 * math.pi)
+    )
     hue = (texture / len(TEXTURES))[:, None, None] + normal(0.12)
-    colour = 0.5 + 0.18 * torch.cos(2 * math.pi * (hue[..., None] + torch.tensor([0, 1 / 3, 2 / 3])))
+    colour = 0.5 + 0.18 * torch.cos(
+        2 * math.pi * (hue[..., None] + torch.tensor([0, 1 / 3, 2 / 3]))
+    )
     figure = colour + (uniform(0.08, 0.3) * wave)[..., None]
 
-    background = _pink_noise(count, size, generator) * uniform(0.1, 0.22)[..., None] + uniform(0.3, 0.7)[..., None]
+    background = (
+        _pink_noise(count, size, generator) * uniform(0.1, 0.22)[..., None]
+        + uniform(0.3, 0.7)[..., None]
+    )
     image = background + mask[..., None] * (figure - background)
     image = image + 0.04 * torch.randn(image.shape, generator=generator)
-    return ImageSet((image.clamp(0, 1) * 255).round().to(torch.uint8), labels, NUM_CLASSES, *NORMALISATIONS["synthetic"], CLASSES)
+    return ImageSet(
+        (image.clamp(0, 1) * 255).round().to(torch.uint8),
+        labels,
+        NUM_CLASSES,
+        *NORMALISATIONS["synthetic"],
+        CLASSES,
+    )
 
 
 def _pink_noise(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -43,7 +43,9 @@ class _Training(nn.Module):
             return self.forward_train(**batch)
         return self.forward_test(batch["image"])
 
-    def forward_train(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_train(
+        self, image: Tensor, target: Tensor, **batch: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         raise NotImplementedError
 
     def forward_test(self, image: Tensor) -> Tensor:
@@ -57,7 +59,9 @@ class Vanilla(_Training):
         super().__init__()
         self.student = student
 
-    def forward_train(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_train(
+        self, image: Tensor, target: Tensor, **batch: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, _ = self.student(image)
         return logits, {"ce": cross_entropy(logits, target)}
 
@@ -88,12 +92,20 @@ class Distiller(_Training):
         return [p for name, p in self.named_parameters() if not name.startswith(self.frozen)]
 
     def get_extra_parameters(self) -> int:
-        own = (p for name, p in self.named_parameters() if not name.startswith(("student.", "teacher.")))
+        own = (
+            p
+            for name, p in self.named_parameters()
+            if not name.startswith(("student.", "teacher."))
+        )
         return sum(p.numel() for p in own)
 
-    def forward_train(self, image: Tensor, target: Tensor, **batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward_train(
+        self, image: Tensor, target: Tensor, **batch: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         student = Output(*self.student(image))
-        with torch.no_grad():  # inference_mode would forbid the trained layers that some methods put on the teacher
+        with (
+            torch.no_grad()
+        ):  # inference_mode would forbid the trained layers that some methods put on the teacher
             teacher = Output(*self.teacher(image))
         losses = {
             "loss_ce": self.ce_loss_weight * cross_entropy(student.logits, target),
@@ -101,6 +113,8 @@ class Distiller(_Training):
         }
         return student.logits, losses
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         """The weighted loss of the method, a scalar."""
         raise NotImplementedError

@@ -22,13 +22,17 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         values = [*args, *kwargs.values()]
         with torch.autocast(_first_tensor(values).device.type, enabled=False):
-            return function(*_widened(args), **{name: _widened(value) for name, value in kwargs.items()})
+            return function(
+                *_widened(args), **{name: _widened(value) for name, value in kwargs.items()}
+            )
 
     return wrapped
 
 
 def _first_tensor(values: list[Any]) -> Tensor:
-    items = (item for value in values for item in (value if isinstance(value, list | tuple) else [value]))
+    items = (
+        item for value in values for item in (value if isinstance(value, list | tuple) else [value])
+    )
     return next(item for item in items if isinstance(item, Tensor))
 
 

@@ -24,7 +24,9 @@ def at_loss(feats_s: list[Tensor], feats_t: list[Tensor], p: float) -> Tensor:
         feats_s, feats_t: maps ``(B, C, H, W)``; output: scalar.
     """
     pairs = [to_common_size(f_s, f_t) for f_s, f_t in zip(feats_s, feats_t)]
-    return torch.stack([F.mse_loss(attention_map(f_s, p), attention_map(f_t, p)) for f_s, f_t in pairs]).sum()
+    return torch.stack(
+        [F.mse_loss(attention_map(f_s, p), attention_map(f_t, p)) for f_s, f_t in pairs]
+    ).sum()
 
 
 def attention_map(f: Tensor, p: float) -> Tensor:
@@ -51,6 +53,8 @@ class AT(Distiller):
         self.ce_loss_weight = cfg.AT.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.AT.LOSS.FEAT_WEIGHT
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         loss = at_loss(student.features["feats"][1:], teacher.features["feats"][1:], self.p)
         return self.feat_loss_weight * loss

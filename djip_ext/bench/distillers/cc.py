@@ -36,11 +36,16 @@ class CC(Distiller):
         super().__init__(student, teacher)
         self.ce_loss_weight = cfg.CC.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.CC.LOSS.FEAT_WEIGHT
-        dim_s, dim_t = (probe(network, cfg.CC.INPUT_SIZE)["pooled_feat"].shape[1] for network in (student, teacher))
+        dim_s, dim_t = (
+            probe(network, cfg.CC.INPUT_SIZE)["pooled_feat"].shape[1]
+            for network in (student, teacher)
+        )
         self.embed_s = LinearEmbed(dim_s, cfg.CC.DIM)
         self.embed_t = LinearEmbed(dim_t, cfg.CC.DIM)
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         f_s = self.embed_s(student.features["pooled_feat"])
         f_t = self.embed_t(teacher.features["pooled_feat"])
         return self.feat_loss_weight * cc_loss(f_s, f_t)

@@ -67,7 +67,9 @@ class ContrastMemory(nn.Module):
         self.register_buffer("z", torch.zeros(2))  # zero: not set yet
 
     @full_precision
-    def forward(self, v_s: Tensor, v_t: Tensor, index: Tensor, contrastive_index: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, v_s: Tensor, v_t: Tensor, index: Tensor, contrastive_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Scores of each embedding against what the other network remembers; then remembers the new embeddings.
 
         Shape:
@@ -104,17 +106,32 @@ class CRD(Distiller):
         self.num_data = num_data
         self.embed_s = Embed(cfg.CRD.FEAT.STUDENT_DIM, cfg.CRD.FEAT.DIM)
         self.embed_t = Embed(cfg.CRD.FEAT.TEACHER_DIM, cfg.CRD.FEAT.DIM)
-        self.contrast = ContrastMemory(cfg.CRD.FEAT.DIM, num_data, cfg.CRD.NCE.TEMPERATURE, cfg.CRD.NCE.MOMENTUM)
+        self.contrast = ContrastMemory(
+            cfg.CRD.FEAT.DIM, num_data, cfg.CRD.NCE.TEMPERATURE, cfg.CRD.NCE.MOMENTUM
+        )
 
     def get_extra_parameters(self) -> int:
-        return super().get_extra_parameters() + self.contrast.memory_s.numel() + self.contrast.memory_t.numel()
+        return (
+            super().get_extra_parameters()
+            + self.contrast.memory_s.numel()
+            + self.contrast.memory_t.numel()
+        )
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
-        for network, output, embed in (("STUDENT", student, self.embed_s), ("TEACHER", teacher, self.embed_t)):
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
+        for network, output, embed in (
+            ("STUDENT", student, self.embed_s),
+            ("TEACHER", teacher, self.embed_t),
+        ):
             found, expected = output.features["pooled_feat"].shape[1], embed.linear.in_features
             if found != expected:
-                raise DJIPError(f"CRD.FEAT.{network}_DIM is {expected}, but that network's pooled feature has {found} numbers; set it to {found}")
+                raise DJIPError(
+                    f"CRD.FEAT.{network}_DIM is {expected}, but that network's pooled feature has {found} numbers; set it to {found}"
+                )
         v_s = self.embed_s(student.features["pooled_feat"])
         v_t = self.embed_t(teacher.features["pooled_feat"])
         scores_s, scores_t = self.contrast(v_s, v_t, batch["index"], batch["contrastive_index"])
-        return self.feat_loss_weight * (nce_loss(scores_s, self.num_data) + nce_loss(scores_t, self.num_data))
+        return self.feat_loss_weight * (
+            nce_loss(scores_s, self.num_data) + nce_loss(scores_t, self.num_data)
+        )

@@ -43,5 +43,7 @@ class DIST(Distiller):
         self.beta = cfg.DIST.LOSS.INTER_WEIGHT
         self.gamma = cfg.DIST.LOSS.INTRA_WEIGHT
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         return dist_loss(student.logits, teacher.logits, self.beta, self.gamma, self.tau)

@@ -14,7 +14,9 @@ DEFAULTS = {"CE_WEIGHT": 1.0, "ALPHA": 1.0, "BETA": 8.0, "T": 4.0, "WARMUP": 20}
 
 
 @full_precision
-def dkd_loss(z_s: Tensor, z_t: Tensor, target: Tensor, alpha: float, beta: float, temperature: float) -> Tensor:
+def dkd_loss(
+    z_s: Tensor, z_t: Tensor, target: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
     """T^2 (alpha TCKD + beta NCKD), equation 7 of the paper, mean over the batch, in nats.
 
     TCKD compares the probabilities of target against rest, NCKD the distributions among the rest.
@@ -58,6 +60,10 @@ class DKD(Distiller):
         self.temperature = cfg.DKD.T
         self.warmup = cfg.DKD.WARMUP
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
-        loss = dkd_loss(student.logits, teacher.logits, target, self.alpha, self.beta, self.temperature)
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
+        loss = dkd_loss(
+            student.logits, teacher.logits, target, self.alpha, self.beta, self.temperature
+        )
         return warm_up(batch["epoch"], self.warmup) * loss

@@ -12,7 +12,11 @@ from ._base import Distiller, Output
 from ._precision import full_precision
 from ._probe import probe
 
-DEFAULTS = {"HINT_LAYER": 2, "INPUT_SIZE": (32, 32), "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0}}
+DEFAULTS = {
+    "HINT_LAYER": 2,
+    "INPUT_SIZE": (32, 32),
+    "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 100.0},
+}
 
 hint_loss = full_precision(F.mse_loss)
 
@@ -41,7 +45,9 @@ class ConvReg(nn.Module):
         elif h_s >= h_t:
             self.conv = nn.Conv2d(c_s, c_t, (1 + h_s - h_t, 1 + w_s - w_t))
         else:
-            raise DJIPError(f"FITNET cannot regress a {h_t}x{w_t} map from a {h_s}x{w_s} one; choose another FITNET.HINT_LAYER")
+            raise DJIPError(
+                f"FITNET cannot regress a {h_t}x{w_t} map from a {h_s}x{w_s} one; choose another FITNET.HINT_LAYER"
+            )
         self.bn = nn.BatchNorm2d(c_t)
 
     def forward(self, f: Tensor) -> Tensor:
@@ -56,12 +62,20 @@ class FitNet(Distiller):
         self.ce_loss_weight = cfg.FITNET.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.FITNET.LOSS.FEAT_WEIGHT
         self.hint_layer = cfg.FITNET.HINT_LAYER
-        maps_s, maps_t = (probe(network, cfg.FITNET.INPUT_SIZE)["feats"] for network in (student, teacher))
+        maps_s, maps_t = (
+            probe(network, cfg.FITNET.INPUT_SIZE)["feats"] for network in (student, teacher)
+        )
         if not 0 <= self.hint_layer < min(len(maps_s), len(maps_t)):
-            raise DJIPError(f"FITNET.HINT_LAYER is {self.hint_layer}; the student has {len(maps_s)} maps and the teacher {len(maps_t)}, counted from 0")
+            raise DJIPError(
+                f"FITNET.HINT_LAYER is {self.hint_layer}; the student has {len(maps_s)} maps and the teacher {len(maps_t)}, counted from 0"
+            )
         shape_s, shape_t = maps_s[self.hint_layer].shape[1:], maps_t[self.hint_layer].shape[1:]
         self.conv_reg = ConvReg(shape_s, shape_t)
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         prediction = self.conv_reg(student.features["feats"][self.hint_layer])
-        return self.feat_loss_weight * hint_loss(prediction, teacher.features["feats"][self.hint_layer])
+        return self.feat_loss_weight * hint_loss(
+            prediction, teacher.features["feats"][self.hint_layer]
+        )

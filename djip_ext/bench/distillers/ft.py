@@ -40,7 +40,11 @@ def ft_loss(factor_s: Tensor, factor_t: Tensor) -> Tensor:
 
 def _encoder(in_channels: int, out_channels: int, batch_norm: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for c_in, c_out in ((in_channels, in_channels), (in_channels, out_channels), (out_channels, out_channels)):
+    for c_in, c_out in (
+        (in_channels, in_channels),
+        (in_channels, out_channels),
+        (out_channels, out_channels),
+    ):
         layers.append(nn.Conv2d(c_in, c_out, 3, padding=1))
         if batch_norm:
             layers.append(nn.BatchNorm2d(c_out))
@@ -50,7 +54,11 @@ def _encoder(in_channels: int, out_channels: int, batch_norm: bool) -> nn.Sequen
 
 def _decoder(in_channels: int, out_channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for c_in, c_out in ((in_channels, in_channels), (in_channels, out_channels), (out_channels, out_channels)):
+    for c_in, c_out in (
+        (in_channels, in_channels),
+        (in_channels, out_channels),
+        (out_channels, out_channels),
+    ):
         layers += [nn.ConvTranspose2d(c_in, c_out, 3, padding=1), nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)
 
@@ -89,7 +97,10 @@ class FT(Distiller):
         self.ce_loss_weight = cfg.FT.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.FT.LOSS.FEAT_WEIGHT
         self.schedule = cfg.FT.PRETRAIN
-        c_s, c_t = (probe(network, cfg.FT.INPUT_SIZE)["feats"][-1].shape[1] for network in (student, teacher))
+        c_s, c_t = (
+            probe(network, cfg.FT.INPUT_SIZE)["feats"][-1].shape[1]
+            for network in (student, teacher)
+        )
         factor_channels = int(c_t * cfg.FT.RATE)
         self.translator = _encoder(c_s, factor_channels, batch_norm=True)
         self.paraphraser = Paraphraser(c_t, factor_channels)
@@ -131,7 +142,14 @@ class FT(Distiller):
         if state is not None:
             history = list(state["errors"])
             optimizer.load_state_dict(state["optimizer"])
-        for epoch in trange(len(history) + 1, self.schedule.EPOCHS + 1, desc="pretraining", unit="epoch", leave=False, disable=rank() > 0):
+        for epoch in trange(
+            len(history) + 1,
+            self.schedule.EPOCHS + 1,
+            desc="pretraining",
+            unit="epoch",
+            leave=False,
+            disable=rank() > 0,
+        ):
             errors = []
             for image, *_ in loader:
                 error = self._reconstruction_error(image.to(device))
@@ -152,10 +170,14 @@ class FT(Distiller):
             f_t = self.teacher(image)[1]["feats"][-1]
         return reconstruction_loss(self.paraphraser(f_t), f_t)
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         """Raises DJIPError while the paraphraser is untrained."""
         if not self.pretrained:
-            raise DJIPError("FT needs a trained paraphraser; call pretrain(loader) before the first epoch")
+            raise DJIPError(
+                "FT needs a trained paraphraser; call pretrain(loader) before the first epoch"
+            )
         factor_s = self.translator(student.features["feats"][-1])
         with torch.no_grad():
             factor_t = self.paraphraser.encoder(teacher.features["feats"][-1])

@@ -58,10 +58,15 @@ class ITRD(Distiller):
         self.ce_loss_weight = cfg.ITRD.LOSS.CE_WEIGHT
         self.corr_loss_weight = cfg.ITRD.LOSS.CORR_WEIGHT
         self.mutual_loss_weight = cfg.ITRD.LOSS.MUTUAL_WEIGHT
-        dim_s, dim_t = (probe(network, cfg.ITRD.INPUT_SIZE)["pooled_feat"].shape[1] for network in (student, teacher))
+        dim_s, dim_t = (
+            probe(network, cfg.ITRD.INPUT_SIZE)["pooled_feat"].shape[1]
+            for network in (student, teacher)
+        )
         self.embed = LinearEmbed(dim_s, dim_t)
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         f_s, f_t = student.features["pooled_feat"], teacher.features["pooled_feat"]
         embedded = self.embed(f_s)
         correlation = itrd_correlation_loss(embedded, f_t, self.alpha)

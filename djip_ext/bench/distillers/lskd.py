@@ -42,7 +42,9 @@ class LSKD(Distiller):
             self.ce_loss_weight = cfg.DKD.CE_WEIGHT
             self.alpha, self.beta, self.warmup = cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.WARMUP
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         z_s, z_t = standardise(student.logits), standardise(teacher.logits)
         if self.base == "KD":
             return self.kd_loss_weight * kd_loss(z_s, z_t, self.temperature)

@@ -19,13 +19,17 @@ DEFAULTS = {
 
 
 @full_precision
-def rkd_distance_loss(f_s: Tensor, f_t: Tensor, eps: float = 1e-12, squared: bool = False) -> Tensor:
+def rkd_distance_loss(
+    f_s: Tensor, f_t: Tensor, eps: float = 1e-12, squared: bool = False
+) -> Tensor:
     """Huber loss between pairwise distances, each divided by its mean, section 3.2.1 of the paper.
 
     Shape:
         f_s, f_t: embeddings ``(B, D_s)`` and ``(B, D_t)``; output: scalar.
     """
-    return F.smooth_l1_loss(_relative_distances(f_s, eps, squared), _relative_distances(f_t, eps, squared))
+    return F.smooth_l1_loss(
+        _relative_distances(f_s, eps, squared), _relative_distances(f_t, eps, squared)
+    )
 
 
 def _relative_distances(f: Tensor, eps: float, squared: bool) -> Tensor:
@@ -64,7 +68,9 @@ class RKD(Distiller):
         self.eps = cfg.RKD.PDIST.EPSILON
         self.squared = cfg.RKD.PDIST.SQUARED
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         f_s, f_t = student.features["pooled_feat"], teacher.features["pooled_feat"]
         distance = self.distance_weight * rkd_distance_loss(f_s, f_t, self.eps, self.squared)
         angle = self.angle_weight * rkd_angle_loss(f_s, f_t)

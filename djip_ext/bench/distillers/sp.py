@@ -35,5 +35,9 @@ class SP(Distiller):
         self.ce_loss_weight = cfg.SP.LOSS.CE_WEIGHT
         self.feat_loss_weight = cfg.SP.LOSS.FEAT_WEIGHT
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
-        return self.feat_loss_weight * sp_loss(student.features["feats"][-1], teacher.features["feats"][-1])
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
+        return self.feat_loss_weight * sp_loss(
+            student.features["feats"][-1], teacher.features["feats"][-1]
+        )

@@ -25,7 +25,9 @@ def wttm_loss(z_s: Tensor, z_t: Tensor, gamma: float) -> Tensor:
     """
     log_power = gamma * F.log_softmax(z_t, dim=1)
     log_u = log_power.logsumexp(dim=1)
-    divergence = F.kl_div(F.log_softmax(z_s, dim=1), log_power - log_u[:, None], reduction="none", log_target=True)
+    divergence = F.kl_div(
+        F.log_softmax(z_s, dim=1), log_power - log_u[:, None], reduction="none", log_target=True
+    )
     return (log_u.exp() * divergence.sum(dim=1)).mean()
 
 
@@ -38,5 +40,7 @@ class WTTM(Distiller):
         self.ce_loss_weight = cfg.WTTM.LOSS.CE_WEIGHT
         self.kd_loss_weight = cfg.WTTM.LOSS.KD_WEIGHT
 
-    def distillation_loss(self, student: Output, teacher: Output, target: Tensor, **batch: Any) -> Tensor:
+    def distillation_loss(
+        self, student: Output, teacher: Output, target: Tensor, **batch: Any
+    ) -> Tensor:
         return self.kd_loss_weight * wttm_loss(student.logits, teacher.logits, self.gamma)

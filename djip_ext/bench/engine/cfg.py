@@ -14,44 +14,51 @@ from yacs.config import CfgNode
 from djip_ext.bench.distillers import distiller_defaults
 from djip_ext.errors import DJIPError
 
-CFG = CfgNode({
-    "EXPERIMENT": {"PROJECT": "distill", "NAME": "", "TAG": "default"},
-    "DATASET": {"TYPE": "cifar100", "NUM_WORKERS": 2, "TEST": {"BATCH_SIZE": 64}},
-    "DISTILLER": {"TYPE": "NONE", "TEACHER": "ResNet50", "STUDENT": "resnet32"},
-    "SOLVER": {
-        "TRAINER": "base",
-        "BATCH_SIZE": 64,
-        "EPOCHS": 240,
-        "LR": 0.05,
-        "LR_DECAY_STAGES": [150, 180, 210],
-        "LR_DECAY_RATE": 0.1,
-        "WEIGHT_DECAY": 0.0001,
-        "MOMENTUM": 0.9,
-        "TYPE": "SGD",
-    },
-    # Every epoch is logged and kept here: of these, PREFIX alone is read; the others let the host's files load.
-    "LOG": {"TENSORBOARD_FREQ": 500, "SAVE_CHECKPOINT_FREQ": 40, "PREFIX": "./output", "WANDB": False},
-    "BENCH": {
-        "SEED": 0,  # of weights, order and augmentation
-        "DEVICE": "auto",  # "auto" takes a GPU when there is one
-        "PRECISION": "float32",  # or "bfloat16": autocast of the networks; losses and lens stay in float32
-        "DATA_ROOT": "./data",  # holds cifar-100-python, or train/CLASS/* and val/CLASS/*
-        "INPUT_SIZE": 0,  # side of a folder's images; 0: the teacher's own, else 224
-        "MEAN": [],  # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else ImageNet's
-        "STD": [],
-        "DOWNLOAD": False,  # nothing is fetched unless the user says so
-        "SCHEDULE": "steps",  # of the learning rate: mdistiller's steps, or "cosine"; with SOLVER.TYPE "AdamW" it suits transformers
-        "WARMUP": 0,  # epochs of a linear rise before it
-        "COMPILE": False,  # torch.compile of student and teacher: a minute or so, which long runs on a GPU earn back
-        "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
-        "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
-        "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)
-        "TEACHER_CHECKPOINT": "",  # .pth or .safetensors; "" is mdistiller's path for that teacher
-        "STUDENT_CHECKPOINT": "",  # where the student starts from; "": fresh weights
-        "EVAL_EVERY": 1,  # epochs between two evaluations; the last epoch is always evaluated
-    },
-    **distiller_defaults,
-})
+CFG = CfgNode(
+    {
+        "EXPERIMENT": {"PROJECT": "distill", "NAME": "", "TAG": "default"},
+        "DATASET": {"TYPE": "cifar100", "NUM_WORKERS": 2, "TEST": {"BATCH_SIZE": 64}},
+        "DISTILLER": {"TYPE": "NONE", "TEACHER": "ResNet50", "STUDENT": "resnet32"},
+        "SOLVER": {
+            "TRAINER": "base",
+            "BATCH_SIZE": 64,
+            "EPOCHS": 240,
+            "LR": 0.05,
+            "LR_DECAY_STAGES": [150, 180, 210],
+            "LR_DECAY_RATE": 0.1,
+            "WEIGHT_DECAY": 0.0001,
+            "MOMENTUM": 0.9,
+            "TYPE": "SGD",
+        },
+        # Every epoch is logged and kept here: of these, PREFIX alone is read; the others let the host's files load.
+        "LOG": {
+            "TENSORBOARD_FREQ": 500,
+            "SAVE_CHECKPOINT_FREQ": 40,
+            "PREFIX": "./output",
+            "WANDB": False,
+        },
+        "BENCH": {
+            "SEED": 0,  # of weights, order and augmentation
+            "DEVICE": "auto",  # "auto" takes a GPU when there is one
+            "PRECISION": "float32",  # or "bfloat16": autocast of the networks; losses and lens stay in float32
+            "DATA_ROOT": "./data",  # holds cifar-100-python, or train/CLASS/* and val/CLASS/*
+            "INPUT_SIZE": 0,  # side of a folder's images; 0: the teacher's own, else 224
+            "MEAN": [],  # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else ImageNet's
+            "STD": [],
+            "DOWNLOAD": False,  # nothing is fetched unless the user says so
+            "SCHEDULE": "steps",  # of the learning rate: mdistiller's steps, or "cosine"; with SOLVER.TYPE "AdamW" it suits transformers
+            "WARMUP": 0,  # epochs of a linear rise before it
+            "COMPILE": False,  # torch.compile of student and teacher: a minute or so, which long runs on a GPU earn back
+            "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
+            "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
+            "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)
+            "TEACHER_CHECKPOINT": "",  # .pth or .safetensors; "" is mdistiller's path for that teacher
+            "STUDENT_CHECKPOINT": "",  # where the student starts from; "": fresh weights
+            "EVAL_EVERY": 1,  # epochs between two evaluations; the last epoch is always evaluated
+        },
+        **distiller_defaults,
+    }
+)
 
 
 NO_NUMBER_DEPENDS_ON = ("BENCH.DATA_ROOT", "BENCH.DOWNLOAD", *(f"LOG.{key}" for key in CFG.LOG))
@@ -64,7 +71,11 @@ def differing_settings(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
     """
     default = _flat(CFG)
     first, second = (default | _flat(yaml.safe_load(text)) for text in (ours, theirs))
-    return {key: (first[key], second[key]) for key in default if first[key] != second[key] and key not in NO_NUMBER_DEPENDS_ON}
+    return {
+        key: (first[key], second[key])
+        for key in default
+        if first[key] != second[key] and key not in NO_NUMBER_DEPENDS_ON
+    }
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -89,15 +100,21 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
             with open(path) as file:
                 cfg.merge_from_other_cfg(CfgNode(_with_points(yaml.safe_load(file) or {}, CFG)))
         words, defaults = list(options or []), _flat(CFG)
-        words[1::2] = [_with_point(value, defaults.get(key)) for key, value in zip(words[::2], words[1::2])]
+        words[1::2] = [
+            _with_point(value, defaults.get(key)) for key, value in zip(words[::2], words[1::2])
+        ]
         cfg.merge_from_list(words)
     except OSError as error:
-        raise DJIPError(f"cannot read the configuration {path}: {error.strerror}; --cfg takes a YAML file, see configs/") from error
+        raise DJIPError(
+            f"cannot read the configuration {path}: {error.strerror}; --cfg takes a YAML file, see configs/"
+        ) from error
     except yaml.YAMLError as error:
         raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except (KeyError, AssertionError, ValueError, AttributeError) as error:
         reason = error.args[0] if error.args else error
-        raise DJIPError(f"{Path(path).name if path else 'options'}: {reason}; the keys are listed in djip_ext/bench/engine/cfg.py") from error
+        raise DJIPError(
+            f"{Path(path).name if path else 'options'}: {reason}; the keys are listed in djip_ext/bench/engine/cfg.py"
+        ) from error
     if cfg.BENCH.EVAL_EVERY < 1:
         raise DJIPError(f"BENCH.EVAL_EVERY is {cfg.BENCH.EVAL_EVERY}; it must be at least 1")
     return cfg
@@ -105,7 +122,11 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
 
 def _with_point(value: Any, default: Any) -> Any:
     """An integer where the schema has a real number, since people write 6 for 6.0, which yacs refuses."""
-    return float(value) if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(value)) else value
+    return (
+        float(value)
+        if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(value))
+        else value
+    )
 
 
 def _with_points(tree: Any, default: Any) -> Any:

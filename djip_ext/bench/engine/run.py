@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from djip_ext.bench.dataset.imagefolder import FolderSet
 
 SHARED_NODES = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
-ABOUT_LENS = ("teacher_hash", "before", "after", "test_before", "test_after")  # what a record repeats of a lens' metadata
+ABOUT_LENS = (
+    "teacher_hash",
+    "before",
+    "after",
+    "test_before",
+    "test_after",
+)  # what a record repeats of a lens' metadata
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,7 +45,9 @@ def resolve_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise DJIPError(f"BENCH.DEVICE is '{name}', which this machine or this torch lacks; choose auto or cpu") from error
+        raise DJIPError(
+            f"BENCH.DEVICE is '{name}', which this machine or this torch lacks; choose auto or cpu"
+        ) from error
 
 
 def models_for(dataset: str) -> dict[str, tuple[Callable[..., nn.Module], str | None]]:
@@ -48,7 +56,10 @@ def models_for(dataset: str) -> dict[str, tuple[Callable[..., nn.Module], str | 
         return cifar_model_dict
     from djip_ext.bench.models.imagenet import imagenet_model_dict
 
-    return {**{name: (factory, None) for name, (factory, _) in cifar_model_dict.items()}, **imagenet_model_dict}
+    return {
+        **{name: (factory, None) for name, (factory, _) in cifar_model_dict.items()},
+        **imagenet_model_dict,
+    }
 
 
 def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Module:
@@ -61,7 +72,9 @@ def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Mo
         return build(name, num_classes)
     known = models_for(dataset)
     if name not in known:
-        raise DJIPError(f"there is no model '{name}'; choose from {', '.join(known)}, or FAMILY:NETWORK with {', '.join(FAMILIES)}")
+        raise DJIPError(
+            f"there is no model '{name}'; choose from {', '.join(known)}, or FAMILY:NETWORK with {', '.join(FAMILIES)}"
+        )
     return known[name][0](num_classes=num_classes)
 
 
@@ -75,16 +88,23 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DJIPError(f"there is no checkpoint {path}; train one with DISTILLER.TYPE NONE or name one with BENCH.TEACHER_CHECKPOINT")
+        raise DJIPError(
+            f"there is no checkpoint {path}; train one with DISTILLER.TYPE NONE or name one with BENCH.TEACHER_CHECKPOINT"
+        )
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
             state = state.get("model", state.get("state_dict", state))
-        return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        return {
+            key: value.float() if value.is_floating_point() else value
+            for key, value in state.items()
+        }
     except Exception as error:  # torch.load raises a dozen types for damaged files
-        raise DJIPError(f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again") from error
+        raise DJIPError(
+            f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
@@ -97,7 +117,9 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
         model.load_state_dict(read_weights(path))
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
-        raise DJIPError(f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for") from error
+        raise DJIPError(
+            f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for"
+        ) from error
     return model
 
 
@@ -119,13 +141,20 @@ def build_teacher(cfg: CfgNode, num_classes: int) -> nn.Module:
         teacher.load_state_dict(torchvision_state(f"{published}@IMAGENET1K_V1", cfg.BENCH.DOWNLOAD))
         return teacher.eval()
     if not (path or published):
-        raise DJIPError(f"{name} has no published checkpoint; name yours with BENCH.TEACHER_CHECKPOINT PATH")
+        raise DJIPError(
+            f"{name} has no published checkpoint; name yours with BENCH.TEACHER_CHECKPOINT PATH"
+        )
     return load_weights(teacher, path or published).eval()
 
 
 def run_folder(cfg: CfgNode) -> Path:
     """``PREFIX/PROJECT/NAME/seed-N``, with the tag as the name when there is none, as in mdistiller."""
-    return Path(cfg.LOG.PREFIX, cfg.EXPERIMENT.PROJECT, cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG, f"seed-{cfg.BENCH.SEED}")
+    return Path(
+        cfg.LOG.PREFIX,
+        cfg.EXPERIMENT.PROJECT,
+        cfg.EXPERIMENT.NAME or cfg.EXPERIMENT.TAG,
+        f"seed-{cfg.BENCH.SEED}",
+    )
 
 
 def behind_lens(project: str, lens: str) -> str:
@@ -136,21 +165,31 @@ def behind_lens(project: str, lens: str) -> str:
 def run_record(cfg: CfgNode) -> dict[str, Any]:
     """What a reader needs to trust and to repeat a run; ``code`` and ``environment`` may differ when it is resumed."""
     kind = cfg.DISTILLER.TYPE
-    read = (*SHARED_NODES, kind, cfg.get(kind, {}).get("BASE", ""))  # LSKD reads its base's node as well
+    read = (
+        *SHARED_NODES,
+        kind,
+        cfg.get(kind, {}).get("BASE", ""),
+    )  # LSKD reads its base's node as well
     used = CfgNode({name: node for name, node in cfg.items() if name in read})
     return {
         "config": used.dump(),
         "code": code_version(),
         "environment": {
             "python": platform.python_version(),
-            "torch": str(torch.__version__),  # a plain string: weights_only refuses to load torch's own class
+            "torch": str(
+                torch.__version__
+            ),  # a plain string: weights_only refuses to load torch's own class
             "threads": torch.get_num_threads(),
-            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+            "processor": torch.cuda.get_device_name()
+            if torch.cuda.is_available()
+            else _processor(),
         },
     }
 
 
-def build_distiller(cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_classes: int) -> nn.Module:
+def build_distiller(
+    cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_classes: int
+) -> nn.Module:
     """The method that ``cfg`` names on a student with weights of ``BENCH.SEED`` (or ``BENCH.STUDENT_CHECKPOINT``), on its device.
 
     Raises:
@@ -160,9 +199,13 @@ def build_distiller(cfg: CfgNode, teacher: nn.Module | None, num_data: int, num_
     if kind not in distiller_dict:
         raise DJIPError(f"there is no distiller '{kind}'; choose from {', '.join(distiller_dict)}")
     if cfg.SOLVER.TRAINER not in trainer_dict:
-        raise DJIPError(f"there is no trainer '{cfg.SOLVER.TRAINER}'; choose from {', '.join(trainer_dict)}")
+        raise DJIPError(
+            f"there is no trainer '{cfg.SOLVER.TRAINER}'; choose from {', '.join(trainer_dict)}"
+        )
     if (kind == "CRD") != (cfg.SOLVER.TRAINER == "crd"):
-        raise DJIPError(f"DISTILLER.TYPE {kind} does not go with SOLVER.TRAINER {cfg.SOLVER.TRAINER}; CRD takes crd, all others take base")
+        raise DJIPError(
+            f"DISTILLER.TYPE {kind} does not go with SOLVER.TRAINER {cfg.SOLVER.TRAINER}; CRD takes crd, all others take base"
+        )
     torch.manual_seed(cfg.BENCH.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes, cfg.DATASET.TYPE)
     if cfg.BENCH.STUDENT_CHECKPOINT:
@@ -199,17 +242,26 @@ def _train(cfg: CfgNode, folder: Path, resume: bool) -> dict[str, Any]:
     cfg = cfg.clone()
     cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
     if cfg.LOG.WANDB:
-        say("note: LOG.WANDB is True, but the embedded benchmark writes TensorBoard files and a CSV only")
+        say(
+            "note: LOG.WANDB is True, but the embedded benchmark writes TensorBoard files and a CSV only"
+        )
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else build_teacher(cfg, num_classes)
     distiller = build_distiller(scaled_as(cfg, train_loader.data), teacher, num_data, num_classes)
     data = {"train": train_loader.data.fingerprint(), "test": test_loader.data.fingerprint()}
     record = run_record(cfg) | {"data": data} | lens_record(getattr(distiller, "teacher", None))
     if teacher is not None and cfg.BENCH.VIEWS:
-        distiller.teacher = cached_teacher(distiller.teacher, train_loader, Path(cfg.LOG.PREFIX, "teacher_cache"), cfg.BENCH.PRECISION)
+        distiller.teacher = cached_teacher(
+            distiller.teacher,
+            train_loader,
+            Path(cfg.LOG.PREFIX, "teacher_cache"),
+            cfg.BENCH.PRECISION,
+        )
     if cfg.BENCH.COMPILE:
         compile_networks(distiller)
-    return trainer_dict[cfg.SOLVER.TRAINER](folder, distiller, train_loader, test_loader, cfg, record).train(resume)
+    return trainer_dict[cfg.SOLVER.TRAINER](
+        folder, distiller, train_loader, test_loader, cfg, record
+    ).train(resume)
 
 
 def compile_networks(distiller: nn.Module) -> None:
@@ -221,7 +273,9 @@ def compile_networks(distiller: nn.Module) -> None:
     try:
         torch.compile(torch.neg)(next(distiller.student.parameters()).detach())
     except Exception as error:  # its backends raise what they like
-        raise DJIPError(f"BENCH.COMPILE: torch.compile does not work here ({first_line(error)}); mend that or leave it out") from error
+        raise DJIPError(
+            f"BENCH.COMPILE: torch.compile does not work here ({first_line(error)}); mend that or leave it out"
+        ) from error
     distiller.student.compile()
     teacher = getattr(distiller, "teacher", None)
     if teacher is not None and not isinstance(teacher, CachedTeacher):
@@ -235,7 +289,11 @@ def lens_record(teacher: nn.Module | None) -> dict[str, Any]:
     if teacher is None:
         return {"lens": "none", "about_lens": {}}
     lens = getattr(teacher, "djip_lens", None)
-    about = {} if lens is None else {key: value for key in ABOUT_LENS if (value := lens.metadata.get(key)) is not None}
+    about = (
+        {}
+        if lens is None
+        else {key: value for key in ABOUT_LENS if (value := lens.metadata.get(key)) is not None}
+    )
     known = weight_hash(getattr(teacher, "djip_teacher", teacher))
     return {"lens": getattr(teacher, "djip_id", "none"), "about_lens": about, "teacher_hash": known}
 
@@ -244,8 +302,20 @@ def code_version() -> str:
     """The commit of this checkout, with ``+`` when files differ from it; empty for an installed package."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
@@ -254,6 +324,8 @@ def code_version() -> str:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -18,7 +18,9 @@ def make_optimizer(parameters: Sequence[nn.Parameter], cfg: CfgNode) -> torch.op
     """
     solver = cfg.SOLVER
     if solver.TYPE == "SGD":
-        return torch.optim.SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+        return torch.optim.SGD(
+            parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY
+        )
     if solver.TYPE == "AdamW":
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": solver.WEIGHT_DECAY},
@@ -38,9 +40,17 @@ def learning_rate(cfg: CfgNode, epoch: int) -> float:
     if schedule not in ("steps", "cosine"):
         raise DJIPError(f"BENCH.SCHEDULE is '{schedule}'; choose steps or cosine")
     if not 0 <= warmup < solver.EPOCHS:
-        raise DJIPError(f"BENCH.WARMUP is {warmup}; it must be at least 0 and below SOLVER.EPOCHS, {solver.EPOCHS}")
+        raise DJIPError(
+            f"BENCH.WARMUP is {warmup}; it must be at least 0 and below SOLVER.EPOCHS, {solver.EPOCHS}"
+        )
     if epoch <= warmup:
         return solver.LR * epoch / (warmup + 1)
     if schedule == "cosine":
-        return solver.LR * 0.5 * (1 + math.cos(math.pi * (epoch - 1 - warmup) / (solver.EPOCHS - warmup)))
-    return solver.LR * solver.LR_DECAY_RATE ** sum(epoch > stage for stage in solver.LR_DECAY_STAGES)
+        return (
+            solver.LR
+            * 0.5
+            * (1 + math.cos(math.pi * (epoch - 1 - warmup) / (solver.EPOCHS - warmup)))
+        )
+    return solver.LR * solver.LR_DECAY_RATE ** sum(
+        epoch > stage for stage in solver.LR_DECAY_STAGES
+    )

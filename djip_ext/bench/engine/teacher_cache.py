@@ -41,7 +41,9 @@ class CachedTeacher(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         if self._batch is None or len(self._batch[1]) != len(image):
-            raise DJIPError("the teacher's kept logits were asked for images that were not announced; set BENCH.VIEWS 0 for this method")
+            raise DJIPError(
+                "the teacher's kept logits were asked for images that were not announced; set BENCH.VIEWS 0 for this method"
+            )
         view, index = self._batch
         answer = {name: values[view, index].float() for name, values in self.kept.items()}
         return answer.pop("logits"), _Kept(answer)
@@ -49,10 +51,14 @@ class CachedTeacher(nn.Module):
 
 class _Kept(dict):
     def __missing__(self, key: str) -> Any:
-        raise DJIPError(f"this method needs the teacher's {key}, but BENCH.VIEWS keeps logits and pooled features only; set BENCH.VIEWS 0")
+        raise DJIPError(
+            f"this method needs the teacher's {key}, but BENCH.VIEWS keeps logits and pooled features only; set BENCH.VIEWS 0"
+        )
 
 
-def cached_teacher(teacher: nn.Module, loader: DeviceLoader, folder: Path, precision: str) -> CachedTeacher:
+def cached_teacher(
+    teacher: nn.Module, loader: DeviceLoader, folder: Path, precision: str
+) -> CachedTeacher:
     """Ask ``teacher`` for all views of ``loader`` unless a file in ``folder`` has the answers already.
 
     Raises:
@@ -60,13 +66,24 @@ def cached_teacher(teacher: nn.Module, loader: DeviceLoader, folder: Path, preci
     """
     data, djip_id = loader.data, getattr(teacher, "djip_id", "none")
     images = hashlib.sha256(data.images.numpy().tobytes()).hexdigest()
-    asked = [weight_hash(teacher), djip_id, images, loader.views, loader.padding, precision, data.mean, data.std]
+    asked = [
+        weight_hash(teacher),
+        djip_id,
+        images,
+        loader.views,
+        loader.padding,
+        precision,
+        data.mean,
+        data.std,
+    ]
     path = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
         kept = _ask(teacher, loader, precision)
         atomic_write(path, lambda temporary: temporary.write_bytes(save(kept)))
     try:
-        return CachedTeacher({name: values.to(loader.device) for name, values in load_file(path).items()}, djip_id)
+        return CachedTeacher(
+            {name: values.to(loader.device) for name, values in load_file(path).items()}, djip_id
+        )
     except Exception as error:  # safetensors raises several types for damaged files
         raise DJIPError(f"{path} is damaged ({error}); delete it, it will be made again") from error
 
@@ -81,7 +98,12 @@ def _ask(teacher: nn.Module, loader: DeviceLoader, precision: str) -> dict[str, 
                 logits, features = teacher(image)
             rows["logits"].append(logits.half().cpu())
             rows["pooled_feat"].append(features["pooled_feat"].half().cpu())
-    kept = {name: torch.cat(values).view(loader.views, loader.num_images, -1) for name, values in rows.items()}
+    kept = {
+        name: torch.cat(values).view(loader.views, loader.num_images, -1)
+        for name, values in rows.items()
+    }
     if not all(bool(torch.isfinite(values).all()) for values in kept.values()):
-        raise DJIPError("the teacher's output holds NaN or infinity; check its checkpoint and its precision (float32 is safest)")
+        raise DJIPError(
+            "the teacher's output holds NaN or infinity; check its checkpoint and its precision (float32 is safest)"
+        )
     return kept

@@ -23,11 +23,23 @@ from djip_ext.errors import DJIPError, first_line
 from djip_ext.utils.files import atomic_write, write_csv, write_json
 from djip_ext.utils.networks import autocast
 
-COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "test_loss", "test_acc", "test_acc_top5", "seconds", "images_per_second")
+COLUMNS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_acc",
+    "test_loss",
+    "test_acc",
+    "test_acc_top5",
+    "seconds",
+    "images_per_second",
+)
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, loader: DeviceLoader, precision: str = "float32") -> dict[str, float]:
+def evaluate(
+    network: nn.Module, loader: DeviceLoader, precision: str = "float32"
+) -> dict[str, float]:
     """Cross entropy (nats), top-1 and top-5 accuracy (%) of ``network`` over ``loader``, in eval mode.
 
     ``network`` maps normalised images to logits or to ``(logits, ...)``.  Its mode is restored.
@@ -40,7 +52,9 @@ def evaluate(network: nn.Module, loader: DeviceLoader, precision: str = "float32
             output = network(image)
         logits = (output[0] if isinstance(output, tuple) else output).float()
         hit = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
-        totals += torch.stack([F.cross_entropy(logits, target, reduction="sum"), hit[:, 0].sum(), hit.sum()])
+        totals += torch.stack(
+            [F.cross_entropy(logits, target, reduction="sum"), hit[:, 0].sum(), hit.sum()]
+        )
     network.train(was_training)
     loss, top1, top5 = (totals / loader.num_images).tolist()
     return {"test_loss": loss, "test_acc": 100 * top1, "test_acc_top5": 100 * top5}
@@ -81,10 +95,18 @@ class BaseTrainer:
         latest = self.folder / "latest.pth"
         if resume and latest.exists():
             self._load(latest)
-            if self.history and self.history[-1]["epoch"] >= self.cfg.SOLVER.EPOCHS and (self.folder / "result.json").exists():
-                return json.loads((self.folder / "result.json").read_text())  # finished: its record stays as it is
+            if (
+                self.history
+                and self.history[-1]["epoch"] >= self.cfg.SOLVER.EPOCHS
+                and (self.folder / "result.json").exists()
+            ):
+                return json.loads(
+                    (self.folder / "result.json").read_text()
+                )  # finished: its record stays as it is
         elif latest.exists():
-            raise DJIPError(f"{self.folder} already holds a run; continue it with --resume or choose another EXPERIMENT.NAME")
+            raise DJIPError(
+                f"{self.folder} already holds a run; continue it with --resume or choose another EXPERIMENT.NAME"
+            )
         if not self.history and hasattr(self.distiller, "pretrain"):
             self._pretrain()
         with SummaryWriter(str(self.folder / "train.events")) as writer:
@@ -109,7 +131,13 @@ class BaseTrainer:
             self.pretraining = progress | {"random": torch.get_rng_state()}
             if device.type == "cuda":
                 self.pretraining["random_cuda"] = torch.cuda.get_rng_state(device)
-            write_csv(self.folder / "pretrain.csv", [{"epoch": epoch, "error": error} for epoch, error in enumerate(progress["errors"], 1)])
+            write_csv(
+                self.folder / "pretrain.csv",
+                [
+                    {"epoch": epoch, "error": error}
+                    for epoch, error in enumerate(progress["errors"], 1)
+                ],
+            )
             self._save_latest()
 
         self.distiller.pretrain(self.train_loader, state, keep)
@@ -125,7 +153,11 @@ class BaseTrainer:
         # Sums stay on the device: reading a number every step would stall a GPU.
         loss_sum = torch.zeros((), device=self.train_loader.device)
         hits = torch.zeros((), device=self.train_loader.device)
-        bar = {"desc": f"epoch {epoch}/{cfg.SOLVER.EPOCHS}", "unit": " images", "unit_scale": self.train_loader.batch_size}
+        bar = {
+            "desc": f"epoch {epoch}/{cfg.SOLVER.EPOCHS}",
+            "unit": " images",
+            "unit_scale": self.train_loader.batch_size,
+        }
         for batch in tqdm(self.train_loader, **bar, leave=False, mininterval=1.0):
             logits, loss = self.train_step(batch, epoch)
             loss_sum += loss.detach() * len(logits)
@@ -133,8 +165,15 @@ class BaseTrainer:
         count = self.train_loader.num_images
         train_loss, seconds = loss_sum.item() / count, time.perf_counter() - started
         if not math.isfinite(train_loss):
-            raise DJIPError(f"the training loss is {train_loss} in epoch {epoch}; lower SOLVER.LR or the loss weights of {cfg.DISTILLER.TYPE}")
-        row = {"epoch": epoch, "lr": lr, "train_loss": train_loss, "train_acc": 100 * hits.item() / count}
+            raise DJIPError(
+                f"the training loss is {train_loss} in epoch {epoch}; lower SOLVER.LR or the loss weights of {cfg.DISTILLER.TYPE}"
+            )
+        row = {
+            "epoch": epoch,
+            "lr": lr,
+            "train_loss": train_loss,
+            "train_acc": 100 * hits.item() / count,
+        }
         if epoch % cfg.BENCH.EVAL_EVERY == 0 or epoch == cfg.SOLVER.EPOCHS:
             row |= evaluate(self.distiller.student, self.test_loader, cfg.BENCH.PRECISION)
         return row | {"seconds": seconds, "images_per_second": count / seconds}
@@ -162,7 +201,9 @@ class BaseTrainer:
     @property
     def best(self) -> dict[str, float]:
         """The row of the best evaluated epoch, the first one among equals."""
-        return max((row for row in self.history if "test_acc" in row), key=lambda row: row["test_acc"])
+        return max(
+            (row for row in self.history if "test_acc" in row), key=lambda row: row["test_acc"]
+        )
 
     def _save(self, row: dict[str, float]) -> None:
         """Record one epoch.  ``latest.pth`` goes last: whatever is lost before it is simply done again."""
@@ -189,18 +230,33 @@ class BaseTrainer:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             known = state["record"]  # by an older version perhaps, which kept less
-            differing = [key for key, value in self.record.items() if key not in ("code", "environment", "config") and known.get(key, value) != value]
+            differing = [
+                key
+                for key, value in self.record.items()
+                if key not in ("code", "environment", "config") and known.get(key, value) != value
+            ]
             if "config" in self.record:
                 differing += differing_settings(self.record["config"], known["config"])
             if differing:
-                raise DJIPError(f"{path} was written with another {', '.join(differing)}; resume with the same settings or choose another EXPERIMENT.NAME")
+                raise DJIPError(
+                    f"{path} was written with another {', '.join(differing)}; resume with the same settings or choose another EXPERIMENT.NAME"
+                )
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.history, self.pretraining = state["history"], state.get("pretraining")
-        except (RuntimeError, KeyError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        except (
+            RuntimeError,
+            KeyError,
+            EOFError,
+            OSError,
+            ValueError,
+            pickle.UnpicklingError,
+        ) as error:
             if isinstance(error, DJIPError):
                 raise
-            raise DJIPError(f"{path} cannot be resumed ({first_line(error)}); delete the folder to start afresh") from error
+            raise DJIPError(
+                f"{path} cannot be resumed ({first_line(error)}); delete the folder to start afresh"
+            ) from error
 
     def _write_csv(self, path: Path) -> None:
         with open(path, "w", newline="") as file:
@@ -237,16 +293,26 @@ class CRDTrainer(BaseTrainer):
             raise DJIPError(f"CRD.MODE is '{crd.MODE}'; choose exact or relax")
         device = self.train_loader.device
         self.labels = self.train_loader.data.labels.to(device)
-        self.repeat = crd.NCE.K > len(self.labels) - int(self.labels.bincount().max())
-        self.generator = torch.Generator(device).manual_seed(self._epoch_seed(epoch) + 500_000)  # not the stream of the order
+        self.repeat = len(self.labels) - int(self.labels.bincount().max()) < crd.NCE.K
+        self.generator = torch.Generator(device).manual_seed(
+            self._epoch_seed(epoch) + 500_000
+        )  # not the stream of the order
         return super().train_epoch(epoch)
 
     def distiller_input(self, batch: tuple[Tensor, ...], epoch: int) -> dict[str, Any]:
         _, target, index = batch
         same = (self.labels == target[:, None]).float()
-        positive = index[:, None] if self.cfg.CRD.MODE == "exact" else torch.multinomial(same, 1, generator=self.generator)
-        negative = torch.multinomial(1 - same, self.cfg.CRD.NCE.K, self.repeat, generator=self.generator)
-        return super().distiller_input(batch, epoch) | {"contrastive_index": torch.cat([positive, negative], dim=1)}
+        positive = (
+            index[:, None]
+            if self.cfg.CRD.MODE == "exact"
+            else torch.multinomial(same, 1, generator=self.generator)
+        )
+        negative = torch.multinomial(
+            1 - same, self.cfg.CRD.NCE.K, self.repeat, generator=self.generator
+        )
+        return super().distiller_input(batch, epoch) | {
+            "contrastive_index": torch.cat([positive, negative], dim=1)
+        }
 
 
 trainer_dict: dict[str, type[BaseTrainer]] = {"base": BaseTrainer, "crd": CRDTrainer}

@@ -38,7 +38,9 @@ def checkpoint_path(name: str) -> str:
     The root is ``$DJIP_CKPT_ROOT``, else the working directory. The file need not exist.
     """
     root = os.environ.get("DJIP_CKPT_ROOT", "")
-    return os.path.join(root, "download_ckpts", "cifar_teachers", f"{name}_vanilla", "ckpt_epoch_240.pth")
+    return os.path.join(
+        root, "download_ckpts", "cifar_teachers", f"{name}_vanilla", "ckpt_epoch_240.pth"
+    )
 
 
 _teachers: dict[str, Callable[..., nn.Module]] = {

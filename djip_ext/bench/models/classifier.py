@@ -22,7 +22,11 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module, name: str, num_classes: int) -> None:
         super().__init__()
         self.network, self.name = network, name
-        heads = [key for key, module in network.named_modules() if isinstance(module, nn.Linear) and module.out_features == num_classes]
+        heads = [
+            key
+            for key, module in network.named_modules()
+            if isinstance(module, nn.Linear) and module.out_features == num_classes
+        ]
         self.head = heads[-1] if heads else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
@@ -50,7 +54,7 @@ class Classifier(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for key in [key for key in state_dict if key.startswith(prefix)]:
-            state_dict[f"{prefix}network.{key[len(prefix):]}"] = state_dict.pop(key)
+            state_dict[f"{prefix}network.{key[len(prefix) :]}"] = state_dict.pop(key)
 
 
 class _PooledOnly(dict):
@@ -60,4 +64,6 @@ class _PooledOnly(dict):
 
     def __missing__(self, key: str) -> Any:
         has = " and ".join(["logits", *self])
-        raise DJIPError(f"this method needs {key}, {self.name} gives {has}; take KD, DKD, DIST, WTTM, LSKD or a network of the benchmark")
+        raise DJIPError(
+            f"this method needs {key}, {self.name} gives {has}; take KD, DKD, DIST, WTTM, LSKD or a network of the benchmark"
+        )

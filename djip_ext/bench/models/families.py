@@ -35,7 +35,9 @@ def input_spec(name: str, download: bool = False) -> InputSpec:
     return family.spec(network, download)
 
 
-def build(name: str, num_classes: int, pretrained: bool = False, download: bool = False) -> Classifier:
+def build(
+    name: str, num_classes: int, pretrained: bool = False, download: bool = False
+) -> Classifier:
     """The network ``name`` on the benchmark's surface.
 
     Args:
@@ -73,12 +75,16 @@ def _library(name: str, extra: str) -> ModuleType:
 
 def _check_classes(name: str, found: int, num_classes: int) -> None:
     if found != num_classes:
-        raise DJIPError(f"the published weights of {name} know {found} classes, the data have {num_classes}; name weights for these data")
+        raise DJIPError(
+            f"the published weights of {name} know {found} classes, the data have {num_classes}; name weights for these data"
+        )
 
 
 def _no_weights(name: str, error: BaseException | str) -> DJIPError:
     reason = error if isinstance(error, str) else first_line(error)
-    return DJIPError(f"no weights for {name} here ({reason}); name a file with BENCH.TEACHER_CHECKPOINT or add BENCH.DOWNLOAD True")
+    return DJIPError(
+        f"no weights for {name} here ({reason}); name a file with BENCH.TEACHER_CHECKPOINT or add BENCH.DOWNLOAD True"
+    )
 
 
 # --- torchvision: NETWORK or NETWORK@WEIGHTS, for example resnet50@IMAGENET1K_V1 -------------------------------------------
@@ -93,8 +99,14 @@ def torchvision_weights(network: str) -> tuple[str, Any]:
         known = models.get_model_weights(network)
         return network, known[version or "DEFAULT"]
     except (ValueError, KeyError) as error:
-        what = f"weights '{version}' of {network}" if isinstance(error, KeyError) else f"network '{network}'"
-        raise DJIPError(f"torchvision has no {what}; see torchvision.models.list_models()") from error
+        what = (
+            f"weights '{version}' of {network}"
+            if isinstance(error, KeyError)
+            else f"network '{network}'"
+        )
+        raise DJIPError(
+            f"torchvision has no {what}; see torchvision.models.list_models()"
+        ) from error
 
 
 def torchvision_state(network: str, download: bool) -> dict[str, Tensor]:
@@ -116,10 +128,18 @@ def _torchvision_spec(network: str, download: bool) -> InputSpec:
     preset = weights.transforms()
     height, width = 2 * preset.crop_size if len(preset.crop_size) == 1 else preset.crop_size
     scale = tuple(preset.mean), tuple(preset.std)
-    return InputSpec(*scale, (height, width), preset.resize_size[0], preset.interpolation.value, f"torchvision's {weights}")
+    return InputSpec(
+        *scale,
+        (height, width),
+        preset.resize_size[0],
+        preset.interpolation.value,
+        f"torchvision's {weights}",
+    )
 
 
-def _torchvision_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
+def _torchvision_build(
+    network: str, num_classes: int, pretrained: bool, download: bool
+) -> nn.Module:
     from torchvision import models
 
     name, weights = torchvision_weights(network)
@@ -145,7 +165,9 @@ def _timm_spec(network: str, download: bool) -> InputSpec:
     resize = (height, width) if whole else math.floor(min(height, width) / data["crop_pct"])
     interpolation = data["interpolation"] if data["interpolation"] != "random" else "bilinear"
     origin = f"timm's pretrained_cfg, tag {config.tag or 'none'}"
-    return InputSpec(tuple(data["mean"]), tuple(data["std"]), (height, width), resize, interpolation, origin)
+    return InputSpec(
+        tuple(data["mean"]), tuple(data["std"]), (height, width), resize, interpolation, origin
+    )
 
 
 def _timm_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
@@ -165,29 +187,60 @@ def _timm_build(network: str, num_classes: int, pretrained: bool, download: bool
 
 # --- Hugging Face: a folder with config.json and preprocessor_config.json, or a hub id --------------------------------------
 
-RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
+RESAMPLE = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}  # PIL's numbers
 
 
 def _hf_spec(network: str, download: bool) -> InputSpec:
     transformers = _library("transformers", "hf")
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(network, local_files_only=not download).to_dict()
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            network, local_files_only=not download
+        ).to_dict()
     except (OSError, ValueError, ImportError) as error:
         cure = "set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself, or add BENCH.DOWNLOAD True for a hub id"
-        raise DJIPError(f"hf:{network} does not say how its images are prepared ({first_line(error)}); {cure}") from error
+        raise DJIPError(
+            f"hf:{network} does not say how its images are prepared ({first_line(error)}); {cure}"
+        ) from error
     factor = processor.get("rescale_factor", 1 / 255)
-    if not processor.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-3 or processor.get("rescale_offset"):
-        raise DJIPError(f"hf:{network} takes pixels in a range other than [0, 1]; set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself")
+    if (
+        not processor.get("do_rescale", True)
+        or abs(factor * 255 - 1) > 1e-3
+        or processor.get("rescale_offset")
+    ):
+        raise DJIPError(
+            f"hf:{network} takes pixels in a range other than [0, 1]; set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself"
+        )
     normalised = processor.get("do_normalize", True)
-    mean, std = (processor["image_mean"], processor["image_std"]) if normalised else ((0, 0, 0), (1, 1, 1))
+    mean, std = (
+        (processor["image_mean"], processor["image_std"]) if normalised else ((0, 0, 0), (1, 1, 1))
+    )
     size, resize = _hf_size(network, processor)
     interpolation = RESAMPLE[int(processor.get("resample") or 2)]
-    return InputSpec(tuple(map(float, mean)), tuple(map(float, std)), size, resize, interpolation, "its image processor")
+    return InputSpec(
+        tuple(map(float, mean)),
+        tuple(map(float, std)),
+        size,
+        resize,
+        interpolation,
+        "its image processor",
+    )
 
 
-def _hf_size(network: str, processor: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
+def _hf_size(
+    network: str, processor: dict[str, Any]
+) -> tuple[tuple[int, int], int | tuple[int, int]]:
     """Final (H, W), and the shorter side or the (H, W) before it."""
-    size, crop = ({key: value for key, value in dict(processor.get(name) or {}).items() if value} for name in ("size", "crop_size"))
+    size, crop = (
+        {key: value for key, value in dict(processor.get(name) or {}).items() if value}
+        for name in ("size", "crop_size")
+    )
     if processor.get("do_center_crop") and crop:
         final = (crop["height"], crop["width"])
         return final, size.get("shortest_edge") or (size["height"], size["width"])
@@ -196,9 +249,15 @@ def _hf_size(network: str, processor: dict[str, Any]) -> tuple[tuple[int, int], 
     if "shortest_edge" in size:
         side = size["shortest_edge"]
         # ConvNeXt's rule: below 384 a central crop of crop_pct, from there on the whole image
-        resize = int(side / processor["crop_pct"]) if processor.get("crop_pct") and side < 384 else (side, side)
+        resize = (
+            int(side / processor["crop_pct"])
+            if processor.get("crop_pct") and side < 384
+            else (side, side)
+        )
         return (side, side), resize
-    raise DJIPError(f"hf:{network} has no fixed input size ({size}); set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself")
+    raise DJIPError(
+        f"hf:{network} has no fixed input size ({size}); set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself"
+    )
 
 
 def _hf_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
@@ -210,14 +269,18 @@ def _hf_build(network: str, num_classes: int, pretrained: bool, download: bool) 
             config.num_labels = num_classes
             return auto.from_config(config).float()
         _check_classes(f"hf:{network}", config.num_labels, num_classes)
-        model, report = auto.from_pretrained(network, local_files_only=not download, output_loading_info=True)
+        model, report = auto.from_pretrained(
+            network, local_files_only=not download, output_loading_info=True
+        )
     except DJIPError:
         raise
     except (OSError, ValueError, ImportError) as error:
         raise _no_weights(f"hf:{network}", error) from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise DJIPError(f"the weights in hf:{network} lack {missing[0]} and {len(missing) - 1} more; is this a trained classifier?")
+        raise DJIPError(
+            f"the weights in hf:{network} lack {missing[0]} and {len(missing) - 1} more; is this a trained classifier?"
+        )
     return model.float()
 
 

@@ -73,7 +73,11 @@ class ResNet(torchvision_resnet.ResNet):
             preact.append(h)
         feats = [stem, *(F.relu(f) for f in preact)]
         pooled = self.avgpool(feats[-1]).flatten(1)
-        return self.fc(pooled), {"feats": feats, "preact_feats": [stem, *preact], "pooled_feat": pooled}
+        return self.fc(pooled), {
+            "feats": feats,
+            "preact_feats": [stem, *preact],
+            "pooled_feat": pooled,
+        }
 
 
 imagenet_model_dict: dict[str, tuple[Callable[..., nn.Module], str | None]] = {

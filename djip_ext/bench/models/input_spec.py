@@ -24,13 +24,21 @@ class InputSpec:
 
     def at(self, side: int) -> "InputSpec":
         """The same for square images of another ``side``, with the crop in proportion."""
-        resize = side * self.resize // self.size[0] if isinstance(self.resize, int) else (side, side)
+        resize = (
+            side * self.resize // self.size[0] if isinstance(self.resize, int) else (side, side)
+        )
         return replace(self, size=(side, side), resize=resize)
 
     def __str__(self) -> str:
         height, width = self.size
-        crop = f"cut from a shorter side of {self.resize}" if isinstance(self.resize, int) else "of the whole image"
-        mean, std = (", ".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std))
+        crop = (
+            f"cut from a shorter side of {self.resize}"
+            if isinstance(self.resize, int)
+            else "of the whole image"
+        )
+        mean, std = (
+            ", ".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std)
+        )
         return f"{height}x{width} {crop}, {self.interpolation}, mean ({mean}), std ({std}) [{self.origin}]"
 
 

@@ -20,8 +20,12 @@ SETTING = (
 STAGE_ENDS = (0, 3, 5, 11, 13)  # the stem, then the last block at stride 4, 8, 16, 32
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+def _conv_bn_relu(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+    )
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 

@@ -21,7 +21,9 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; returns the sum *before* its ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, downsample: nn.Module | None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, downsample: nn.Module | None
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, out_channels, stride)
         self.bn1 = nn.BatchNorm2d(out_channels)
@@ -62,7 +64,9 @@ class ResNet(nn.Module):
         ValueError: ``depth`` is not 6n + 2.
     """
 
-    def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int = 100) -> None:
+    def __init__(
+        self, depth: int, widths: tuple[int, int, int, int], num_classes: int = 100
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2, got {depth}")
@@ -83,14 +87,19 @@ class ResNet(nn.Module):
         downsample = None
         if stride != 1 or in_channels != out_channels:
             downsample = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
             )
         first = BasicBlock(in_channels, out_channels, stride, downsample)
-        return Stage(first, *(BasicBlock(out_channels, out_channels, 1, None) for _ in range(blocks - 1)))
+        return Stage(
+            first, *(BasicBlock(out_channels, out_channels, 1, None) for _ in range(blocks - 1))
+        )
 
     def get_feat_modules(self) -> nn.ModuleList:
         """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.bn1, self.relu, self.layer1, self.layer2, self.layer3])
+        return nn.ModuleList(
+            [self.conv1, self.bn1, self.relu, self.layer1, self.layer2, self.layer3]
+        )
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""

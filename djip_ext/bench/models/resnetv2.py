@@ -15,7 +15,9 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
     """The identity where the shape allows it, else a 1x1 projection."""
     if stride == 1 and in_channels == out_channels:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
 
 
 class BasicBlock(nn.Module):
@@ -80,7 +82,10 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, block: type[BasicBlock] | type[Bottleneck], depths: tuple[int, int, int, int], num_classes: int = 100
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        num_classes: int = 100,
     ) -> None:
         super().__init__()
         outs = [block.expansion * width for width in (64, 128, 256, 512)]
@@ -88,7 +93,9 @@ class ResNet(nn.Module):
 
         def stage(in_channels: int, width: int, depth: int, stride: int) -> Stage:
             first = block(in_channels, width, stride)
-            return Stage(first, *(block(block.expansion * width, width, 1) for _ in range(depth - 1)))
+            return Stage(
+                first, *(block(block.expansion * width, width, 1) for _ in range(depth - 1))
+            )
 
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -102,7 +109,9 @@ class ResNet(nn.Module):
 
     def get_feat_modules(self) -> nn.ModuleList:
         """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4])
+        return nn.ModuleList(
+            [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
+        )
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""

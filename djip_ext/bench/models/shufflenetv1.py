@@ -24,7 +24,9 @@ class Bottleneck(nn.Module):
         branch = out_channels - in_channels if stride == 2 else out_channels
         mid = branch // 4
         self.stride = stride
-        self.groups = 1 if in_channels == STEM else GROUPS  # the paper leaves the narrow first layer ungrouped
+        self.groups = (
+            1 if in_channels == STEM else GROUPS
+        )  # the paper leaves the narrow first layer ungrouped
         self.conv1 = nn.Conv2d(in_channels, mid, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(mid)
         self.conv2 = nn.Conv2d(mid, mid, 3, stride, padding=1, groups=mid, bias=False)

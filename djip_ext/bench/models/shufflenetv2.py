@@ -125,7 +125,9 @@ class ShuffleNetV2(nn.Module):
 
 
 def _stage(in_channels: int, out_channels: int, depth: int) -> ShuffleStage:
-    return ShuffleStage(DownBlock(in_channels, out_channels), *(BasicBlock(out_channels) for _ in range(depth)))
+    return ShuffleStage(
+        DownBlock(in_channels, out_channels), *(BasicBlock(out_channels) for _ in range(depth))
+    )
 
 
 ShuffleV2 = ShuffleNetV2

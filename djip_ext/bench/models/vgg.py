@@ -67,7 +67,9 @@ class VGG(nn.Module):
         f2 = F.relu(f2_pre)
         f3_pre = self.block3(self.pool2(f2))
         f3 = F.relu(f3_pre)
-        f4_pre = self.block4(self.pool3(f3) if x.shape[2] >= 64 else f3)  # 4x4 maps of 32x32 images stay whole
+        f4_pre = self.block4(
+            self.pool3(f3) if x.shape[2] >= 64 else f3
+        )  # 4x4 maps of 32x32 images stay whole
         f4 = F.relu(f4_pre)
         pooled = self.pool4(f4).flatten(1)
         feats: Features = {
@@ -82,7 +84,11 @@ def _block(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
     """``depth`` 3x3 convolutions with batch normalisation, without the ReLU of the last."""
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers += [nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()]
+        layers += [
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        ]
         in_channels = out_channels
     return nn.Sequential(*layers[:-1])
 

@@ -20,7 +20,9 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.convShortcut = (
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if in_channels != out_channels else None
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            if in_channels != out_channels
+            else None
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,9 @@ class Stage(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blocks: int, stride: int) -> None:
         super().__init__()
         first = PreActBlock(in_channels, out_channels, stride)
-        self.layer = nn.Sequential(first, *(PreActBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+        self.layer = nn.Sequential(
+            first, *(PreActBlock(out_channels, out_channels, 1) for _ in range(blocks - 1))
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, *rest = self.layer
