@@ -6,7 +6,7 @@ from djip_ext.bench.engine.run import behind_lens, train
 from djip_ext.cli.options import add_benchmark_arguments, benchmark_cfg
 from djip_ext.errors import DJIPError
 from djip_ext.hosts.registry import install, uninstall
-from djip_ext.lens.io import lens_id, load_lens
+from djip_ext.lens.io import lens_name, read_lens
 
 HOST = "djip_ext.bench"
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--djip-lens",
         metavar="LENS",
-        help="lens file in front of the teacher, or 'identity': the fair baseline",
+        help="lens file in front of the teacher, 'identity': the fair baseline, or 'temperature:K': its logits / K",
     )
     parser.add_argument(
         "--djip-any-teacher",
@@ -33,14 +33,12 @@ def run(args: argparse.Namespace) -> None:
     cfg = benchmark_cfg(args)
     try:
         if args.djip_lens:
-            lens = "identity" if args.djip_lens == "identity" else load_lens(args.djip_lens)
+            lens = read_lens(args.djip_lens)
             if cfg.DISTILLER.TYPE == "NONE":
                 raise DJIPError(
                     "--djip-lens goes in front of a teacher, but DISTILLER.TYPE is NONE; name a distiller, or a file that does with --cfg"
                 )
-            cfg.EXPERIMENT.PROJECT = behind_lens(
-                cfg.EXPERIMENT.PROJECT, "identity" if lens == "identity" else lens_id(lens)
-            )
+            cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, lens_name(lens))
             print(install(lens, HOST, args.djip_any_teacher))
         result = train(cfg, args.resume)
     finally:

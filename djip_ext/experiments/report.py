@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from djip_ext.experiments.axes import axes_of, split
 from djip_ext.experiments.records import KEYS, Pair, Results, all_runs, mean_difference
 from djip_ext.experiments.statistics import Summary
 
@@ -20,10 +21,20 @@ def pair_table(
         key: "last_acc" or "best_acc".
     """
     baseline = arms[0]
-    header = ["distiller", "n", *arms, *(f"{arm} − {baseline}" for arm in arms[1:]), "published"]
+    axes = axes_of(results[pair])
+    header = [
+        "distiller",
+        *axes,
+        "n",
+        *arms,
+        *(f"{arm} − {baseline}" for arm in arms[1:]),
+        "published",
+    ]
     lines = []
-    for distiller in results[pair]:
-        place = {**vars(pair), "distiller": distiller}
+    for name in results[pair]:
+        distiller, values_of = split(name)
+        columns = {axis: values_of.get(axis, "") for axis in axes}
+        place = {**vars(pair), "distiller": distiller, **columns}
         own = {row["arm"]: row for row in rows if place.items() <= row.items()}
         counts = sorted(
             {own[arm]["n"] for arm in arms if arm in own}
@@ -48,6 +59,7 @@ def pair_table(
         lines.append(
             [
                 distiller,
+                *map(str, columns.values()),
                 " to ".join(map(str, [counts[0], counts[-1]] if len(counts) > 1 else counts)),
                 *values,
                 *gains,
@@ -55,7 +67,9 @@ def pair_table(
             ]
         )
     means = [mean_difference(results[pair], arm, baseline, key) for arm in arms[1:]]
-    if any(means):
+    if (
+        any(means) and not axes
+    ):  # the values of an axis are there to be compared, not to be averaged
         lines.append(
             ["mean of all", "", *[""] * len(arms), *(_summary(mean) for mean in means), ""]
         )
@@ -102,7 +116,7 @@ def markdown_report(
         f"differences to {arms[0]} in points, paired by seed, ± half of the 95 % t-interval."
     )
     if any(
-        mean_difference(results[pair], arm, arms[0], key)
+        not axes_of(results[pair]) and mean_difference(results[pair], arm, arms[0], key)
         for pair in results
         for arm in arms[1:]
         for key in KEYS

@@ -9,8 +9,9 @@ import yaml
 
 from djip_ext.bench.distillers import distiller_dict
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.axes import combinations, word, words_of
 
-ARM = re.compile(r"identity|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
+ARM = re.compile(r"identity|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
 COMMANDS = (
     "all",
     "teacher",
@@ -29,13 +30,15 @@ class Table:
         pairs: what stands for ``{pair}``; the configuration itself names teacher and student.
         distillers: keys of ``distiller_dict``.
         arms: name -> what is in front of the teacher: ``identity``, a lens file (``{teacher}`` in it stands for the network),
-            ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or ``random:MEDIAN``. The first arm is the baseline.
+            ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or ``random:MEDIAN``; or ``temperature:K``, no lens, but the plain
+            teacher's logits divided by K. The first arm is the baseline.
         teachers: network -> a checkpoint, or the configuration to train it with; a network that is not named has its
             checkpoint where mdistiller keeps it.
         seeds: how many, from 0.
         epochs: of the students, when not the configurations'; the stages of the learning rate move in proportion.
         options: section -> KEY VALUE pairs for every command ("all"), those of one kind ("teacher", "lens", "student"), or
             the students of one distiller (its name). Later ones in this order win.
+        vary: KEY -> values: every combination makes students of its own, with these options before all others.
     """
 
     name: str
@@ -47,6 +50,18 @@ class Table:
     seeds: int = 3
     epochs: int | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def students(self) -> int:
+        """How many the table plans."""
+        return (
+            len(self.pairs)
+            * len(self.distillers)
+            * len(combinations(self.vary))
+            * len(self.arms)
+            * self.seeds
+        )
 
     def config(self, pair: str, distiller: str) -> str:
         """The path of that student's configuration."""
@@ -57,11 +72,7 @@ class Table:
         merged: dict[str, Any] = {}
         for section in sections:
             merged |= self.options.get(section) or {}
-        return [
-            word
-            for key, value in merged.items()
-            for word in (key, value if isinstance(value, str) else repr(value).replace(" ", ""))
-        ]
+        return words_of(merged)
 
 
 def load_table(path: str | Path) -> Table:
@@ -88,6 +99,7 @@ def load_table(path: str | Path) -> Table:
         seeds=int,
         epochs=int,
         options=dict,
+        vary=dict,
     )
     if not isinstance(content, dict):
         raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(kinds)}")
@@ -126,7 +138,7 @@ def _check(path: Path, table: Table) -> None:
     for name, arm in table.arms.items():
         if not isinstance(arm, str) or not ARM.fullmatch(arm):
             raise DJIPError(
-                f"{path}: arm {name} is {arm!r}; give identity, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN"
+                f"{path}: arm {name} is {arm!r}; give identity, temperature:K, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN"
             )
         if not re.fullmatch(r"[\w.-]+", str(name)) or name == "teachers":
             raise DJIPError(
@@ -140,6 +152,23 @@ def _check(path: Path, table: Table) -> None:
         if not isinstance(options, dict):
             raise DJIPError(
                 f"{path}: options of {section} is {options!r}; it takes KEY: VALUE pairs"
+            )
+    for key, values in table.vary.items():
+        if key == "BENCH.SEED" or key.startswith(("EXPERIMENT.", "DISTILLER.", "LOG.")):
+            raise DJIPError(
+                f"{path}: vary cannot take {key}; pairs, distillers and seeds are axes already"
+            )
+        if (
+            not isinstance(values, list)
+            or not values
+            or not all(isinstance(value, (str, int, float)) for value in values)
+        ):
+            raise DJIPError(f"{path}: vary of {key} is {values!r}; it takes a list of values")
+        if len(set(values)) < len(values):
+            raise DJIPError(f"{path}: vary of {key} names one value twice")
+        if not all(re.fullmatch(r"[\w.+-]+", word(value)) for value in values):
+            raise DJIPError(
+                f"{path}: vary of {key} is {values!r}; the values name folders: letters, digits, dot, plus and minus"
             )
     for key, least in (("seeds", 1), ("epochs", 1)):
         value = getattr(table, key)

@@ -13,7 +13,7 @@ from djip_ext.errors import DJIPError
 from djip_ext.hosts.registry import count_teachers, install
 from djip_ext.hosts.spawn import follow_spawn
 from djip_ext.hosts.workarounds import CURES, Host, apply_cures
-from djip_ext.lens.io import lens_id, load_lens
+from djip_ext.lens.io import lens_name, read_lens
 from djip_ext.lens.jpeg_lens import JPEGLens
 
 
@@ -22,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
     parser.add_argument(
         "--djip-lens",
         metavar="LENS",
-        help="lens file in front of the teacher, or 'identity': the fair baseline",
+        help="lens file in front of the teacher, 'identity': the fair baseline, or 'temperature:K': its logits / K",
     )
     parser.add_argument(
         "--djip-any-teacher",
@@ -58,9 +58,9 @@ def activate(
         DJIPError: as :func:`~djip_ext.hosts.registry.install` and :func:`~djip_ext.hosts.workarounds.apply_cures` do.
     """
     lens: JPEGLens | str | None = flags.djip_lens
-    if isinstance(lens, str) and lens != "identity":
-        lens = load_lens(lens)
-    tag = [] if lens is None else [f"djip-{lens if isinstance(lens, str) else lens_id(lens)}"]
+    if isinstance(lens, str):
+        lens = read_lens(lens)
+    tag = [] if lens is None else [f"djip-{lens_name(lens)}"]
     tag += [] if flags.seed is None else [f"seed-{flags.seed}"]
     again = functools.partial(_activate_spawned, flags, package, script, arguments)
     follow_spawn(again, functools.partial(count_teachers, package))

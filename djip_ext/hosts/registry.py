@@ -16,7 +16,7 @@ from torch import nn
 
 from djip_ext.errors import DJIPError
 from djip_ext.hosts.extra_distillers import add_missing, module_name
-from djip_ext.lens.io import lens_id, load_lens
+from djip_ext.lens.io import lens_id, read_lens
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import NORMALISATIONS
 from djip_ext.teacher import DJIPTeacher
@@ -40,7 +40,8 @@ def install(
     Also registers the distillers of this project that the package lacks, with their configuration nodes.
 
     Args:
-        lens: a path, a :class:`JPEGLens`, or ``"identity"``, the fair baseline: the same wrapper, no change of the images.
+        lens: a path, a :class:`JPEGLens`, or ``"identity"``, the fair baseline: the same wrapper, no change of the images; or
+            ``"temperature:K"``, which divides the plain teacher's logits by K.
         package: the benchmark, imported if need be; it must have ``<package>.distillers.distiller_dict``.  "." is one whose
             ``distillers`` is no part of a package.
         any_teacher: accept a lens that was fitted for other weights or another data set.
@@ -51,8 +52,8 @@ def install(
     Raises:
         DJIPError: the package or its registry is missing, or the lens cannot be read.
     """
-    if isinstance(lens, (str, os.PathLike)) and str(lens) != "identity":
-        lens = load_lens(lens)
+    if isinstance(lens, (str, os.PathLike)):
+        lens = read_lens(lens)
     registry = find_registry(package)
     uninstall(package)
     installation = _INSTALLED[package] = _Installation(
@@ -105,9 +106,8 @@ def find_registry(package: str) -> dict[str, Any]:
 def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
     """The line that says a lens is active: its id, CMI and the teacher's accuracy without and with it."""
     if isinstance(lens, str):
-        return (
-            f"djip: identity lens in front of the teacher of {distillers} distillers of {package}"
-        )
+        what = "identity lens in front of" if lens == "identity" else f"no lens, but {lens} behind"
+        return f"djip: {what} the teacher of {distillers} distillers of {package}"
     line = f"djip: lens {lens_id(lens)} in front of the teacher of {distillers} distillers of {package}"
     before, after = lens.metadata.get("before"), lens.metadata.get("after")
     if before and after:
@@ -148,7 +148,7 @@ def put_behind(
         mean, std = NORMALISATIONS[dataset]
     elif "mean" in about:
         mean, std = about["mean"], about["std"]
-    elif lens == "identity":
+    elif isinstance(lens, str):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # never used: the images pass untouched
     else:
         raise DJIPError(

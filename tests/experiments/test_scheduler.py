@@ -141,12 +141,12 @@ def test_an_interruption_ends_the_jobs_under_way() -> None:
 
 
 def test_a_lock_is_for_one_and_is_free_afterwards(tmp_path: Path) -> None:
-    with claimed(tmp_path / "a.lock", "the run"):
-        with (
-            pytest.raises(Busy, match="at work on the run"),
-            claimed(tmp_path / "a.lock", "the run"),
-        ):
-            pass
+    with (
+        claimed(tmp_path / "a.lock", "the run"),
+        pytest.raises(Busy, match="at work on the run"),
+        claimed(tmp_path / "a.lock", "the run"),
+    ):
+        pass
     with claimed(tmp_path / "a.lock", "the run"):
         pass
 
