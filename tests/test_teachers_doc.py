@@ -64,7 +64,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert scope["logits"].shape == (20, 5)
     with torch.no_grad():
         images = torch.randn(2, 3, 32, 32)
-        seen = scope["teacher"].look(images)
+        seen = scope["teacher"].apply_lens(images)
         assert torch.equal(
             scope["teacher"](images).logits, scope["teacher"].djip_teacher(pixel_values=seen).logits
         ) and not torch.equal(seen, images)

@@ -153,7 +153,7 @@ def identity_text(lens: JPEGLens) -> str:
     )
     fit = about.get("fit") or {}
     facts = {
-        "quantizer": f"{quantizer}, index range L = {lens.max_index}, output {'clamped to [0, 255]' if lens.clamp else 'not clamped'}",
+        "quantizer": f"{quantizer}, index range L = {lens.max_index}, output not clamped",
         "fitted for": made_for(about),
         "weights": about.get("teacher_hash", "unknown"),
         "pixels": f"mean {tuple(about['mean'])}, std {tuple(about['std'])}"
