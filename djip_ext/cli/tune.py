@@ -59,11 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--temperatures",
-        type=float,
-        nargs="+",
+        type=read_temperatures,
         default=[],
-        metavar="T",
-        help="temperatures of the distiller to try as well; default: its own alone",
+        metavar="T,T,...",
+        help="temperatures of the distiller to try as well, e.g. 1,2,8; default: its own alone",
     )
     parser.add_argument(
         "--budget",
@@ -133,6 +132,14 @@ def default_arms(cfg: CfgNode) -> dict[str, str]:
         "jpeg": "jpeg:75",
         "softer": "temperature:2",
     }
+
+
+def read_temperatures(text: str) -> list[float]:
+    """``1,2,8`` as numbers; a list with commas, since KEY VALUE pairs may follow."""
+    found = [float(word) for word in text.split(",")]
+    if not all(value > 0 for value in found):
+        raise ValueError(f"{text}: a temperature is positive")
+    return found
 
 
 def read_arms(words: Iterable[str]) -> dict[str, str]:
