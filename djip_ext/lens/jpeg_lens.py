@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
 from djip_ext.lens.file_format import SETTINGS, write_lens_file
+from djip_ext.ops import exportable
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 from djip_ext.ops.fused import FusedLens, KernelConstants
 from djip_ext.ops.quantizer import hard_quantize, soft_quantize
@@ -91,6 +92,9 @@ class JPEGLens(nn.Module):
         self._compiled = False
         self._kept: _Kept | None = None
 
+    # Of a frozen lens, for tracers; with the tensor they were made from and its count of changes.
+    _graph_constants: tuple[exportable.Constants, Tensor, int] | None = None
+
     @classmethod
     def jpeg_dl(
         cls, q: float | Tensor = 1.0, dataset: Literal["cifar", "imagenet"] = "cifar"
@@ -125,8 +129,45 @@ class JPEGLens(nn.Module):
         """
         if gain is None or offset is None:
             self._check(image)
-            return self._codec(image, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-        return self._codec(image, gain, offset)
+            gain = (1.0, 1.0, 1.0)
+            offset = (0.0, 0.0, 0.0)
+        if exportable.is_tracing():
+            return self._traced(image, gain, offset)
+        seen: Tensor = self._codec(image, gain, offset)
+        return seen
+
+    def _traced(self, x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
+        """As :meth:`_codec`, in operations that a tracer can record; tables become constants."""
+        x = x if x.dtype == torch.float64 else x.float()
+        pixels = _affine(pad_to_blocks(x), gain, offset)
+        if self.hard:
+            seen = exportable.through_hard(pixels, self.q, self.max_index)
+        else:
+            seen = exportable.through(pixels, self._known_graph_constants())
+        seen = seen[:, :, : x.shape[2], : x.shape[3]]
+        inverse_gain = [1 / g for g in gain]
+        inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
+        return _affine(seen, inverse_gain, inverse_offset)
+
+    def _known_graph_constants(self) -> exportable.Constants:
+        if self._graph_constants is None:
+            raise DJIPError(
+                "an exported lens holds its tables as constants; call lens.freeze() first"
+            )
+        constants, q, version = self._graph_constants
+        if not torch.compiler.is_dynamo_compiling() and _changes(q) > version:
+            raise DJIPError(
+                "the tables were changed after lens.freeze(); call it again, then export"
+            )
+        return constants
+
+    def _keep_graph_constants(self) -> None:
+        q = self._buffers.get("q")
+        if q is None or self.hard or q.is_meta:
+            self._graph_constants = None
+        else:
+            made = exportable.Constants.of(q, self.alpha, self.kappa, self.max_index, self.window)
+            self._graph_constants = (made, q, _changes(q))
 
     # A network compiled around the lens goes on behind it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -176,6 +217,8 @@ class JPEGLens(nn.Module):
         return table.to(z)[[0, 1, 1]].repeat(1, rows, columns)
 
     def _check(self, image: Tensor) -> None:
+        if exportable.is_tracing():
+            return
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise DJIPError(
                 f"a lens takes float images (B, 3, H, W) in [0, 255], got {image.dtype} "
@@ -236,7 +279,12 @@ class JPEGLens(nn.Module):
         super()._apply(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.q.dtype in (torch.float16, torch.bfloat16):
             self.q.data = before.to(self.q.device)
+        self._keep_graph_constants()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._keep_graph_constants()  # a copy counts its changes anew
 
     def freeze(self) -> "JPEGLens":
         """Turn the tables from a parameter into a buffer that is not saved with the network.
@@ -246,6 +294,7 @@ class JPEGLens(nn.Module):
         tables = self._parameters.pop("q", None)
         if tables is not None:
             self.register_buffer("q", tables.detach(), persistent=False)
+        self._keep_graph_constants()
         return self
 
     def unfreeze(self) -> "JPEGLens":
@@ -257,6 +306,7 @@ class JPEGLens(nn.Module):
             tables = self.q
             del self.q
             self.q = nn.Parameter(tables)
+        self._graph_constants = None
         return self.requires_grad_(True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -292,6 +342,11 @@ def _mark(q: Tensor) -> Any:
     if q.device.type == "cpu":
         return q.clone()
     return None if q.is_inference() else (q.data_ptr(), q._version)
+
+
+def _changes(q: Tensor) -> int:
+    """How often torch saw q change; 0 where it does not count."""
+    return 0 if q.is_inference() else q._version
 
 
 def _unchanged(mark: Any, q: Tensor) -> bool:
