@@ -106,6 +106,35 @@ def test_applying_the_lens_keeps_the_dtype_of_the_images(network: Network, image
     assert teacher.apply_lens(images.bfloat16()).dtype == torch.bfloat16
 
 
+def test_look_is_the_former_name_of_apply_lens(network: Network, images: Tensor) -> None:
+    teacher = DJIPTeacher(network, lens(), MEAN, STD)
+    assert torch.equal(teacher.look(images), teacher.apply_lens(images))
+
+
+@pytest.mark.parametrize("hard", (False, True))
+def test_the_lens_is_called_as_a_module_once_per_image_batch(
+    network: Network, images: Tensor, hard: bool
+) -> None:
+    """So that hooks, profilers and summaries see it."""
+    teacher = DJIPTeacher(network, JPEGLens(30.0, hard=hard), MEAN, STD)
+    calls: list[tuple[Tensor, Tensor]] = []
+    teacher.djip_lens.register_forward_hook(
+        lambda module, args, output: calls.append((args[0], output))
+    )
+    teacher(images)
+    assert len(calls) == 1
+    image, output = calls[0]
+    assert torch.equal(image, images) and torch.equal(output, teacher.apply_lens(images))
+
+
+def test_a_hook_on_the_lens_can_replace_what_the_teacher_sees(
+    network: Network, images: Tensor
+) -> None:
+    teacher = DJIPTeacher(network, lens(), MEAN, STD)
+    teacher.djip_lens.register_forward_hook(lambda module, args, output: args[0])
+    assert torch.equal(teacher(images)[0], network(images)[0])
+
+
 @pytest.mark.parametrize(
     "wrap",
     (

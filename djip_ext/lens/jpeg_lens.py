@@ -23,7 +23,7 @@ Q_MAX = 255.0
 
 
 class JPEGLens(nn.Module):
-    """J_d(x, w): images through colour transform, 8x8 DCT, soft quantization and back (arXiv 2410.07081).
+    """J_d(x, w): colour transform, 8x8 DCT, soft quantization and back (arXiv 2410.07081).
 
     Args:
         q: the tables w: a number (all steps equal) or a tensor (2, 8, 8), luma first, chroma second
@@ -32,7 +32,8 @@ class JPEGLens(nn.Module):
         alpha: sharpness of the soft quantizer, the same for all steps.  JPEG-DL has 5 on CIFAR.
         max_index: L; coefficient (v, u) saturates at L q[v, u].
         window: ``None`` for the exact sum, 5 for the bins that JPEG-DL's code sums.
-        kappa: when given, alpha is tied to the step, alpha = kappa / q^2 (JPEG-DL has 0.7 on ImageNet).
+        kappa: when given, alpha is tied to the step, alpha = kappa / q^2 (JPEG-DL has 0.7 on
+            ImageNet).
         hard: round instead (alpha -> infinity); the tables then receive no gradient.
 
     Shape: float (B, 3, H, W) in [0, 255], any H and W -> the same, not clamped to [0, 255], which
@@ -212,7 +213,7 @@ class JPEGLens(nn.Module):
 
     @staticmethod
     def _tile(table: Tensor, z: Tensor) -> Tensor:
-        """Lay (2, 8, 8) out over the coefficients: (3, H, W), the second table for Cb and for Cr."""
+        """Lay (2, 8, 8) out over the coefficients (3, H, W); the second table is of Cb and Cr."""
         rows, columns = z.shape[2] // BLOCK, z.shape[3] // BLOCK
         return table.to(z)[[0, 1, 1]].repeat(1, rows, columns)
 
@@ -283,7 +284,7 @@ class JPEGLens(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._keep_graph_constants()  # a copy counts its changes anew
 
     def freeze(self) -> "JPEGLens":

@@ -16,7 +16,13 @@ from djip_ext.utils.networks import autocast, device_of, logits_of
 
 @dataclass(frozen=True)
 class Measurement:
-    """``cmi``: the full statistics; ``ce``: cross entropy in nats at T = 1; ``accuracy``: top-1 in percent."""
+    """How a network does on a set of images.
+
+    Attributes:
+        cmi: the full statistics.
+        ce: cross entropy in nats at T = 1.
+        accuracy: top-1, in percent.
+    """
 
     cmi: CMI
     ce: float

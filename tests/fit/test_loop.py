@@ -19,6 +19,21 @@ from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.measurement import measure
 
 
+class Stop(Exception):
+    """Interrupts a fit."""
+
+
+def interrupted(checkpoint: Path, **settings: object) -> None:
+    """Leave the checkpoint of a fit that was stopped in its third round."""
+
+    def stop(row: dict[str, float]) -> None:
+        if row["round"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(checkpoint=checkpoint, log=stop, **settings)
+
+
 def test_cmi_rises_when_the_cross_entropy_is_off() -> None:
     result = fit(ce_weight=0.0, lam=1.0, rounds=4, cmi_gain=(1e-4, 10.0))
     cmi = [row["cmi"] for row in result.history]
@@ -130,16 +145,8 @@ def test_centres_are_refreshed_every_so_many_rounds() -> None:
 
 
 def test_a_fit_with_stale_centres_resumes_to_the_same_lens(tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(row: dict[str, float]) -> None:
-        if row["round"] == 2:
-            raise Stop
-
     settings = {"rounds": 4, "refresh": 3, "lam": 1.0}
-    with pytest.raises(Stop):
-        fit(checkpoint=tmp_path / "fit.pth", log=stop, **settings)
+    interrupted(tmp_path / "fit.pth", **settings)
     assert torch.equal(
         fit(checkpoint=tmp_path / "fit.pth", **settings).lens.q, fit(**settings).lens.q
     )
@@ -176,7 +183,6 @@ def test_a_refresh_that_means_nothing_is_refused(value: int) -> None:
     "name, value",
     [
         ("tables", "three"),
-        ("optimizer", "lion"),
         ("variant", "stale"),
         ("precision", "int8"),
         ("cmi_gain", (0.3, 0.1)),
@@ -396,3 +402,39 @@ def test_an_impatient_fit_resumed_stops_where_it_stopped(tmp_path: Path) -> None
     }
     whole, resumed = fit(**settings), fit(**settings)
     assert torch.equal(whole.lens.q, resumed.lens.q) and len(whole.history) == len(resumed.history)
+
+
+def as_the_last_version_wrote_it(checkpoint: Path, optimizer: str) -> None:
+    """Version 0.1.0 had a setting ``optimizer`` and wrote everything into one flat dictionary."""
+    state = torch.load(checkpoint, weights_only=True)
+    assert set(state) == {
+        "identity",
+        "ln_q",
+        "q",
+        "optimizer",
+        "history",
+        "before",
+        "centres",
+        "best",
+    }
+    assert set(state["best"]) == {"rank", "index", "tables", "measured"}
+    assert set(state["before"]) == {"cmi", "ce", "accuracy"}
+    assert set(state["before"]["cmi"]) == {"total", "per_class", "gamma", "centres", "counts"}
+    assert state["identity"]["quantizer"]["clamp"] is False
+    state["identity"]["settings"]["optimizer"] = optimizer
+    torch.save(state, checkpoint)
+
+
+def test_a_fit_begun_by_the_last_version_resumes_to_the_same_lens(tmp_path: Path) -> None:
+    interrupted(tmp_path / "fit.pth", rounds=5)
+    as_the_last_version_wrote_it(tmp_path / "fit.pth", "adam")
+    resumed, whole = fit(checkpoint=tmp_path / "fit.pth", rounds=5), fit(rounds=5)
+    assert torch.equal(resumed.lens.q, whole.lens.q)
+    assert [row["cmi"] for row in resumed.history] == [row["cmi"] for row in whole.history]
+
+
+def test_a_fit_begun_with_an_optimizer_that_is_gone_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path / "fit.pth", rounds=5)
+    as_the_last_version_wrote_it(tmp_path / "fit.pth", "sgd")
+    with pytest.raises(DJIPError, match="begun with optimizer sgd, which fits no longer have"):
+        fit(checkpoint=tmp_path / "fit.pth", rounds=5)
