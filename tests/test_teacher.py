@@ -17,7 +17,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 class Network(nn.Module):
-    """A teacher in mdistiller's manner: logits and a dictionary of features, plus what distillers ask for."""
+    """A teacher in mdistiller's manner: logits, a dictionary of features, and its channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -280,7 +280,10 @@ def test_deep_copy_shares_nothing(network: Network) -> None:
 
 @pytest.mark.parametrize("chosen", (lens(), "identity"))
 def test_data_parallel_replica_answers_alike(network: Network, images: Tensor, chosen: Any) -> None:
-    """What torch.nn.parallel.replicate does on GPUs: shallow copies whose parameters and buffers are plain tensors."""
+    """What torch.nn.parallel.replicate does on GPUs.
+
+    It makes shallow copies whose parameters and buffers are plain tensors.
+    """
     teacher = DJIPTeacher(network, chosen, MEAN, STD)
     replicas = {module: module._replicate_for_data_parallel() for module in teacher.modules()}
     for module, replica in replicas.items():

@@ -66,7 +66,8 @@ def mean_all(value: Tensor, weight: int) -> Tensor:
 def in_step(batches: Iterable[T]) -> Iterator[T | None]:
     """Yield batches until every process has run out.
 
-    A process that has run out earlier gets ``None`` meanwhile.  A sum between two batches then always finds all processes.
+    A process that has run out earlier gets ``None`` meanwhile.  A sum between two batches then
+    always finds all processes.
     """
     if processes() == 1:
         yield from batches

@@ -1,4 +1,4 @@
-"""The fit: it raises CMI, meets its band, leaves the teacher alone, and survives any interruption."""
+"""The fit: it raises CMI, meets its band, leaves the teacher alone, survives interruptions."""
 
 import os
 import signal
@@ -102,7 +102,7 @@ def test_equal_seeds_give_equal_lenses() -> None:
 
 
 def test_a_shuffling_loader_is_read_in_an_order_that_only_the_seed_sets() -> None:
-    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
 
     def shuffled() -> torch.utils.data.DataLoader:
         return torch.utils.data.DataLoader(
@@ -213,7 +213,10 @@ def test_an_empty_loader_is_refused() -> None:
 
 
 class Changing:
-    """Another set from the third pass on: the first two measure the teacher, without the lens and with it."""
+    """Another set from the third pass on.
+
+    The first two measure the teacher, without the lens and with it.
+    """
 
     def __init__(self) -> None:
         self.passes, self.batches = 0, data(indexed=True)
@@ -262,7 +265,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path: Path) -> None:
     def loader(images: int, batch: int) -> DataLoader:
-        x, labels = (torch.cat(parts) for parts in zip(*data(images)))
+        x, labels = (torch.cat(parts) for parts in zip(*data(images), strict=True))
         return DataLoader(TensorDataset(x, labels), batch)
 
     path = tmp_path / "fit.pth"
@@ -277,7 +280,9 @@ def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path
     others = [(image + 1, label) for image, label in data()]
     with pytest.raises(DJIPError, match="begun on other images"):
         fit(
-            DataLoader(TensorDataset(*(torch.cat(parts) for parts in zip(*others))), 8),
+            DataLoader(
+                TensorDataset(*(torch.cat(parts) for parts in zip(*others, strict=True))), 8
+            ),
             rounds=3,
             checkpoint=path,
         )
@@ -294,7 +299,7 @@ def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path
 
 
 def test_a_fit_leaves_the_callers_random_numbers_and_the_loader_as_they_were() -> None:
-    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
     loader = DataLoader(
         TensorDataset(x, labels), 8, shuffle=True, generator=torch.Generator().manual_seed(5)
     )

@@ -1,4 +1,4 @@
-"""A lens on disk: what goes in comes out, and whatever else is found there is refused in one line."""
+"""A lens on disk: what goes in comes out, and anything else found there is refused in one line."""
 
 import errno
 import json
