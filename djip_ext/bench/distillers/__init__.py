@@ -6,14 +6,12 @@ defaults of that node.
 
 from typing import Any
 
-from torch import nn
-
 from . import at, cc, crd, dist, dkd, fitnet, ft, itrd, kd, lskd, rkd, sp, wttm
-from ._base import Distiller, Vanilla
+from ._base import Distiller, Training, Vanilla
 
-__all__ = ["Distiller", "distiller_defaults", "distiller_dict"]
+__all__ = ["Distiller", "Training", "Vanilla", "distiller_defaults", "distiller_dict"]
 
-distiller_dict: dict[str, type[nn.Module]] = {
+distiller_dict: dict[str, type[Training]] = {
     "NONE": Vanilla,
     "KD": kd.KD,
     "AT": at.AT,

@@ -20,7 +20,7 @@ class Output(NamedTuple):
     features: Features
 
 
-class _Training(nn.Module):
+class Training(nn.Module):
     """Dispatch between a training step, which returns losses, and inference, which returns logits."""
 
     student: nn.Module
@@ -52,7 +52,7 @@ class _Training(nn.Module):
         return self.student(image)[0]
 
 
-class Vanilla(_Training):
+class Vanilla(Training):
     """Training on the labels alone."""
 
     def __init__(self, student: nn.Module) -> None:
@@ -66,7 +66,7 @@ class Vanilla(_Training):
         return logits, {"ce": cross_entropy(logits, target)}
 
 
-class Distiller(_Training):
+class Distiller(Training):
     """A student, a frozen teacher and ``ce_loss_weight * CE + distillation_loss``.
 
     A method sets ``ce_loss_weight`` and defines :meth:`distillation_loss`; modules it adds are trained with the student.

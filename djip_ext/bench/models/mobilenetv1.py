@@ -53,10 +53,6 @@ class MobileNetV1(nn.Module):
         self.model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1))
         self.fc = nn.Linear(channels, num_classes)
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList(self.model[:-1])
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends each stage after the stem."""
         return [self.model[i][-2] for i in STAGE_ENDS[1:]]

@@ -77,10 +77,6 @@ class MobileNetV2(nn.Module):
         small_linear_(self.classifier[0])
         self.stage_channels = [int(width * width_mult) for width in (32, 24, 32, 96, 320)]
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.blocks])
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the linear bottleneck of each map after the stem's."""
         return [self.blocks[i][-1].conv[-1] for i in (1, 2, 4, 6)]

@@ -95,12 +95,6 @@ class ResNet(nn.Module):
             first, *(BasicBlock(out_channels, out_channels, 1, None) for _ in range(blocks - 1))
         )
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList(
-            [self.conv1, self.bn1, self.relu, self.layer1, self.layer2, self.layer3]
-        )
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
         return [stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3)]

@@ -107,12 +107,6 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(outs[3], num_classes)
         he_fan_out_(self)
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList(
-            [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
-        )
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
         return [stage[-1].last_bn for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]

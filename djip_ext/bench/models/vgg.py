@@ -45,12 +45,6 @@ class VGG(nn.Module):
         he_fan_out_(self)
         small_linear_(self.classifier)
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the pooled feature, in order of execution."""
-        blocks = (self.block0, self.block1, self.block2, self.block3, self.block4)
-        pools = (self.pool0, self.pool1, self.pool2, self.pool3, self.pool4)
-        return nn.ModuleList([module for pair in zip(blocks, pools) for module in pair])
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends each block after the first."""
         return [block[-1] for block in (self.block1, self.block2, self.block3, self.block4)]

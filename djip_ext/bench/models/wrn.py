@@ -83,10 +83,6 @@ class WideResNet(nn.Module):
         he_fan_out_(self)
         nn.init.zeros_(self.fc.bias)
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.block1, self.block2, self.block3])
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that reads the output of each stage."""
         return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
