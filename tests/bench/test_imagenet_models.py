@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from djip_ext.bench.models.imagenet import PUBLISHED, imagenet_model_dict
 
-# parameters and digest of the sorted "key:shape" lines with 1000 classes, taken from mdistiller a08d46f
+# parameters and digest of the sorted "key:shape" lines with 1000 classes, taken from mdistiller
+# a08d46f
 PINNED = {
     "ResNet18": (11_689_512, "1dcde4b21afa712c"),
     "ResNet34": (21_797_672, "c9e0bf87b4391ad8"),

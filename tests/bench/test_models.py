@@ -16,7 +16,8 @@ from djip_ext.bench.models import checkpoint_path, cifar_model_dict
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
-# parameters and digest of the sorted "key:shape" lines with 100 classes, taken from mdistiller a08d46f
+# parameters and digest of the sorted "key:shape" lines with 100 classes, taken from mdistiller
+# a08d46f
 PINNED = {
     "resnet8": (83_892, "166d31a811b31c5f"),
     "resnet14": (181_108, "8525efa6fc491f19"),

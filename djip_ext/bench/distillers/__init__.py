@@ -1,7 +1,7 @@
 """Distillation methods, by the names and with the configuration nodes of mdistiller.
 
-Each module holds the loss of one paper as pure functions, a small class that reads its configuration node, and the
-defaults of that node.
+Each module holds the loss of one paper as pure functions, a small class that reads its
+configuration node, and the defaults of that node.
 """
 
 from typing import Any
@@ -30,8 +30,8 @@ distiller_dict: dict[str, type[Training]] = {
 }
 """``DISTILLER.TYPE -> class``, called with ``(student, teacher, cfg)``.
 
-``NONE`` takes the student alone, ``CRD`` also the number of training images. A method with a ``pretrain`` method needs
-it called, with the training loader, before its first step.
+``NONE`` takes the student alone, ``CRD`` also the number of training images. A method with a
+``pretrain`` method needs it called, with the training loader, before its first step.
 """
 
 distiller_defaults: dict[str, dict[str, Any]] = {

@@ -36,8 +36,9 @@ class Training(nn.Module):
     def forward(self, **batch: Any) -> Any:
         """Logits ``(B, C)`` of ``image`` in eval mode; in training mode ``(logits, losses)``.
 
-        The batch holds ``image`` (normalised, ``(B, 3, H, W)``), ``target`` (``(B,)``), ``epoch`` (from 1) and, where a
-        method needs them, ``index`` and ``contrastive_index``. The losses are to be summed.
+        The batch holds ``image`` (normalised, ``(B, 3, H, W)``), ``target`` (``(B,)``), ``epoch``
+        (from 1) and, where a method needs them, ``index`` and ``contrastive_index``. The losses are
+        to be summed.
         """
         if self.training:
             return self.forward_train(**batch)
@@ -69,9 +70,10 @@ class Vanilla(Training):
 class Distiller(Training):
     """A student, a frozen teacher and ``ce_loss_weight * CE + distillation_loss``.
 
-    A method sets ``ce_loss_weight`` and defines :meth:`distillation_loss`; modules it adds are trained with the student.
-    The teacher may be any module that returns ``(logits, Features)``. It stays in eval mode, runs without gradients, and
-    its parameters are never handed to the optimiser.
+    A method sets ``ce_loss_weight`` and defines :meth:`distillation_loss`; modules it adds are
+    trained with the student. The teacher may be any module that returns ``(logits, Features)``. It
+    stays in eval mode, runs without gradients, and its parameters are never handed to the
+    optimiser.
     """
 
     ce_loss_weight: float

@@ -2,9 +2,9 @@
 
 May use ``djip_ext.utils`` and ``djip_ext.errors`` only.
 
-``cifar_model_dict`` and ``tiny_imagenet_model_dict`` hold ``name -> (factory, checkpoint or None)``,
-``imagenet_model_dict`` (which imports torchvision when it is asked for) ``name -> factory``.  Every
-factory takes ``num_classes`` and returns a module that maps normalised images to
+``cifar_model_dict`` and ``tiny_imagenet_model_dict`` hold ``name -> (factory, checkpoint or
+None)``, ``imagenet_model_dict`` (which imports torchvision when it is asked for) ``name ->
+factory``.  Every factory takes ``num_classes`` and returns a module that maps normalised images to
 ``(logits, Features)``.  Names, state-dict keys, initialisation and features follow mdistiller (Zhao
 et al., *Decoupled Knowledge Distillation*, CVPR 2022) and RepDistiller (Tian et al., ICLR 2020),
 whose published teachers load strictly from ``torch.load(path)["model"]``.

@@ -1,7 +1,7 @@
 """The ImageNet classifiers of mdistiller: its names and, for the residual ones, torchvision's own state-dict keys.
 
-torchvision builds and initialises the residual networks, so that its published weights load strictly; the forward passes here
-differ only in keeping each stage's map before its last ReLU.
+torchvision builds and initialises the residual networks, so that its published weights load
+strictly; the forward passes here differ only in keeping each stage's map before its last ReLU.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,8 @@ class ResNet(torchvision_resnet.ResNet):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 224.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16, 32.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16,
+          32.
     """
 
     def _stages(self) -> list[nn.Sequential]:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from .features import Features
 from .init import he_fan_out_, small_linear_
 
-# expansion t, channels c, repeats n, first stride s: table 2, with stride 1 instead of 2 at 24 channels
+# expansion t, channels c, repeats n, first stride s: table 2, with stride 1 instead of 2 at 24
+# channels
 SETTING = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -55,8 +56,9 @@ class MobileNetV2(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 32.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 2, 4, 8, 16. The bottlenecks
-          are linear, so a map is its own pre-activation: ``preact_feats`` holds the same tensors as ``feats``.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 2, 4, 8,
+          16. The bottlenecks are linear, so a map is its own pre-activation: ``preact_feats`` holds
+          the same tensors as ``feats``.
     """
 
     def __init__(self, width_mult: float, num_classes: int = 100) -> None:

@@ -1,7 +1,8 @@
 """CIFAR ResNets of depth 6n + 2 (He et al., *Deep Residual Learning*, CVPR 2016, section 4.2).
 
-``resnetD`` has widths 16-32-64 as in the paper; ``resnetDx4`` quadruples the stages and doubles the stem,
-as the distillation benchmarks do (Tian et al., *Contrastive Representation Distillation*, ICLR 2020).
+``resnetD`` has widths 16-32-64 as in the paper; ``resnetDx4`` quadruples the stages and doubles the
+stem, as the distillation benchmarks do (Tian et al., *Contrastive Representation Distillation*,
+ICLR 2020).
 """
 
 from collections.abc import Callable

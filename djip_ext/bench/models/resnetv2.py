@@ -78,7 +78,8 @@ class ResNet(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 32.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4, 8.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4,
+          8.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """VGG with batch normalisation for small images (Simonyan & Zisserman, ICLR 2015, table 1).
 
-Five blocks and one linear classifier; the fully connected layers of the paper are replaced by average pooling.
-``vgg8`` keeps one convolution per block (Tian et al., *Contrastive Representation Distillation*, ICLR 2020).
+Five blocks and one linear classifier; the fully connected layers of the paper are replaced by
+average pooling. ``vgg8`` keeps one convolution per block (Tian et al., *Contrastive Representation
+Distillation*, ICLR 2020).
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ class VGG(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised, H >= 16.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 2, 4, 8, 8; from H = 64 on
-          the last block has stride 16.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 2, 4, 8,
+          8; from H = 64 on the last block has stride 16.
     """
 
     def __init__(self, depths: tuple[int, int, int, int, int], num_classes: int = 100) -> None:

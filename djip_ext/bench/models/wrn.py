@@ -60,8 +60,9 @@ class WideResNet(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 32.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4. ``feats`` are the
-          raw sums, ``preact_feats`` the same after the batch normalisation that reads them.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4.
+          ``feats`` are the raw sums, ``preact_feats`` the same after the batch normalisation that
+          reads them.
 
     Raises:
         ValueError: ``depth`` is not 6n + 4.
