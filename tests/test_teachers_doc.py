@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.folders import make_folders
+from helpers.folders import hf_folder, make_folders
 from helpers.textures import CLASSES, MEAN, STD, Teacher, data
-from test_families import hf_folder
 from torch import nn
 
 from djip_ext.bench.models import families

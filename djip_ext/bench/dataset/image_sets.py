@@ -9,7 +9,7 @@ import torch
 from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.cifar100 import load_cifar100
-from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.imageset import ImageSet, few_shot
 from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 from djip_ext.bench.dataset.synthetic import make_synthetic
@@ -26,6 +26,7 @@ __all__ = [
     "folder_spec",
     "get_dataset",
     "get_test_loader",
+    "hold_out",
     "load_cifar100",
     "load_image_sets",
     "load_run_sets",
@@ -40,6 +41,8 @@ def load_image_sets(
     cfg: CfgNode, network: str | None = None
 ) -> tuple[LabelledImages, LabelledImages]:
     """Load the training set (cut to ``BENCH.FRACTION``) and the test set that ``cfg`` names.
+
+    With ``BENCH.HOLDOUT`` a part of that training set takes the test set's place.
 
     Args:
         network: whose input size and normalisation the images of a folder get; ``None``: the
@@ -75,7 +78,33 @@ def load_image_sets(
             f"note: {network} gets {kind}'s own {height}x{width} images and scale, not those it "
             "was published with"
         )
-    return train.subset(cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED), test
+    train = train.subset(cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED)
+    if cfg.BENCH.HOLDOUT:
+        return hold_out(train, cfg.BENCH.HOLDOUT, cfg.BENCH.FRACTION_SEED)
+    return train, test
+
+
+def hold_out(
+    data: LabelledImages, fraction: float, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Split ``data`` into (what is left, ``fraction`` of every class), drawn with ``seed``.
+
+    Raises:
+        DJIPError: a fraction outside (0, 1), or one that takes all images of a class.
+    """
+    if not 0 < fraction < 1:
+        raise DJIPError(f"BENCH.HOLDOUT is {fraction}; it must lie in (0, 1), or be 0 for none")
+    held = few_shot(data.labels, data.num_classes, fraction, seed)
+    left = torch.ones(len(data.labels), dtype=torch.bool)
+    left[held] = False
+    before = data.labels.bincount(minlength=data.num_classes)
+    after = data.labels[left].bincount(minlength=data.num_classes)
+    if bool(((before > 0) & (after == 0)).any()):
+        raise DJIPError(
+            f"BENCH.HOLDOUT {fraction} takes every image of a class; hold out less, or use more "
+            "images of each class"
+        )
+    return data.select(left.nonzero().flatten()), data.select(held)
 
 
 def folder_root(cfg: CfgNode) -> Path:

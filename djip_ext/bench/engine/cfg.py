@@ -70,6 +70,9 @@ CFG = CfgNode(
             "FRACTION_SEED": 0,
             # False: the training images in random order, neither cropped nor flipped
             "AUGMENT": True,
+            # part of each class of the (few-shot) training set that takes the test set's place, so
+            # that settings are chosen without the test images
+            "HOLDOUT": 0.0,
             # K > 0: K fixed augmentations of each image, and the teacher is asked once for each
             # (logit methods)
             "VIEWS": 0,
