@@ -42,7 +42,8 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a checkpoint (:func:`read_weights`) into ``model``, strictly.
 
     Raises:
-        DJIPError: the file is missing, damaged, of another architecture or for another number of classes.
+        DJIPError: the file is missing, damaged, of another architecture or for another number of
+            classes.
     """
     try:
         model.load_state_dict(read_weights(path))
