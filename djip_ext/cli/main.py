@@ -18,6 +18,8 @@ COMMANDS = {
     "compare": "compare arms of students over paired seeds",
     "reproduce": "make a whole table from its file: teachers, lenses, students; "
     "skips what is done, resumes what was interrupted",
+    "tune": "choose what goes before a teacher by short paired students on held-out training "
+    "images",
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
