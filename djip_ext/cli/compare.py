@@ -1,9 +1,11 @@
 """``djip compare``: students of several arms over paired seeds, as Markdown, CSV and a picture."""
 
 import argparse
+from typing import Any
 
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.statistics import compare, markdown, read_arm
+from djip_ext.experiments.runs import read_arm
+from djip_ext.experiments.statistics import compare, markdown
 from djip_ext.utils.files import atomic_write, write_csv
 
 
@@ -12,14 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "arms",
         nargs="+",
         metavar="NAME=FOLDER",
-        help="folders with seed-N/result.json; the first arm is the baseline",
+        help="folders with seed-N/result.json, or that had them before djip collect; the first arm "
+        "is the baseline",
     )
     parser.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.csv and FILE.png")
     parser.add_argument("--title", default="Students", help="heading of the picture")
 
 
 def run(args: argparse.Namespace) -> None:
-    arms: dict[str, dict[int, dict]] = {}
+    arms: dict[str, dict[int, dict[str, Any]]] = {}
     for arm in args.arms:
         name, found, folder = arm.partition("=")
         if not found:
@@ -28,11 +31,15 @@ def run(args: argparse.Namespace) -> None:
             )
         arms[name] = read_arm(folder)
     rows = compare(arms)
-    note = "Mean ± standard deviation over seeds, %; paired difference to the first arm ± half of its 95 % t-interval."
+    note = (
+        "Mean ± standard deviation over seeds, %; "
+        "paired difference to the first arm ± half of its 95 % t-interval."
+    )
     table = f"{markdown(rows)}\n\n{note}\n"
     print(table)
     if args.out:
-        from djip_ext.plots.style import comparison_figure, save_figure
+        from djip_ext.plots.comparison import comparison_figure
+        from djip_ext.plots.style import save_figure
 
         atomic_write(f"{args.out}.md", lambda path: path.write_text(table))
         write_csv(f"{args.out}.csv", rows)

@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from djip_ext.plots.lens import lens_figures
-    from djip_ext.plots.style import images_figure, save_figure
+    from djip_ext.plots.images import images_figure
+    from djip_ext.plots.style import save_figure
 
     if args.images < 1:
         raise DJIPError(f"--images is {args.images}; show at least one")
@@ -94,7 +95,8 @@ def inspect_teacher(
     Returns the numbers for ``summary.json`` and the pictures' paths.
     """
     from djip_ext.plots.lens import simplex_figure
-    from djip_ext.plots.style import cmi_figure, save_figure
+    from djip_ext.plots.cmi import cmi_figure
+    from djip_ext.plots.style import save_figure
 
     device = resolve_device(cfg.BENCH.DEVICE)
     teacher = build_teacher(cfg, data.num_classes).to(device, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""``djip demo | train | fit | compare | reproduce | report | inspect``: the console command; ``tools/`` holds the same as scripts."""
+"""``djip demo | train | fit | compare | reproduce | report | collect | inspect``: the console command; ``tools/`` holds the same as scripts."""
 
 import argparse
 import errno
@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "compare arms of students over paired seeds",
     "reproduce": "make a whole table from its file: teachers, lenses, students; skips what is done, resumes what was interrupted",
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
+    "collect": "the records of finished runs as a few files to keep: runs.csv, curves.csv, configs/, lenses/",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
 MODULES = {name: name for name in COMMANDS} | {"fit": "train_lens", "inspect": "inspect_lens"}
