@@ -10,6 +10,7 @@ from djip_ext.utils.files import atomic_write, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip compare``."""
     parser.add_argument(
         "arms",
         nargs="+",
@@ -18,10 +19,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is the baseline",
     )
     parser.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.csv and FILE.png")
-    parser.add_argument("--title", default="Students", help="heading of the picture")
+    parser.add_argument(
+        "--title", default="Students", help="heading of the picture (default: %(default)s)"
+    )
+
+
+NOTE = (
+    "Mean ± standard deviation over seeds, %; "
+    "paired difference to the first arm ± half of its 95 % t-interval."
+)
 
 
 def run(args: argparse.Namespace) -> None:
+    """Print the comparison and, with ``--out``, write it.
+
+    Raises:
+        DJIPError: an argument that is not ``NAME=FOLDER``, or a folder without finished runs.
+    """
     arms: dict[str, dict[int, dict[str, Any]]] = {}
     for arm in args.arms:
         name, found, folder = arm.partition("=")
@@ -31,11 +45,7 @@ def run(args: argparse.Namespace) -> None:
             )
         arms[name] = read_arm(folder)
     rows = compare(arms)
-    note = (
-        "Mean ± standard deviation over seeds, %; "
-        "paired difference to the first arm ± half of its 95 % t-interval."
-    )
-    table = f"{markdown(rows)}\n\n{note}\n"
+    table = f"{markdown(rows)}\n\n{NOTE}\n"
     print(table)
     if args.out:
         from djip_ext.plots.comparison import comparison_figure

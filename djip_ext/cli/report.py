@@ -1,11 +1,14 @@
-"""``djip report``: a table of results from its records: Markdown, CSV, LaTeX and pictures."""
+"""``djip report``: the table of results of a file, or of a folder of records.
+
+It is written as Markdown, CSV, LaTeX and pictures; nothing is trained.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import axes_of
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip report``."""
     parser.add_argument(
         "what",
         metavar="TABLE|FOLDER",
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or collected (runs.csv)",
     )
     parser.add_argument(
-        "--runs", metavar="FOLDER", help="where the runs of a table lie, if not in output/NAME"
+        "--runs", metavar="FOLDER", help="where the runs of a table lie (default: output/NAME)"
     )
     parser.add_argument(
         "--baseline",
@@ -49,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Write the report and print its text; raises DJIPError as :func:`write_report` does."""
     table = load_table(args.what) if Path(args.what).suffix in (".yaml", ".yml") else None
     folder = Path(args.runs or (f"output/{table.name}" if table else args.what))
     print(write_report(folder, table, Path(args.out or folder / "report"), args.baseline))
@@ -147,9 +152,9 @@ def draw_lens(lens: TableLens, out: Path) -> list[str]:
 
 
 def save(figures: Mapping[str, Figure], names: Sequence[str], out: Path) -> list[str]:
-    """Write ``figures`` to ``out``, without what an earlier report left there under ``names``.
+    """Write ``figures`` to ``out``; return their file names.
 
-    Returns the names of the figures.
+    Of ``names``, those that are not among the figures are deleted: an earlier report left them.
     """
     from djip_ext.plots.style import save_figure
 
