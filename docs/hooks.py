@@ -1,9 +1,10 @@
-"""Hooks of mkdocs: pages from outside docs/ join the site, and links mean there what they mean in the repository.
+"""Hooks of mkdocs: pages from outside docs/ join the site, and links work as in the repository.
 
-On disk every link is relative to its file, so that it works in the repository.  The site has README.md as its
-first page and the pages and pictures of results/; a link to any other file leads to the repository.
+On disk every link is relative to its file.  The site has README.md as its first page, and the pages
+and pictures of results/; a link to any other file leads to the repository.
 """
 
+import functools
 import os
 import posixpath
 import re
@@ -22,6 +23,7 @@ LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):<code>~?([\w.]+)</code>")
 
 
+@functools.cache
 def pages() -> dict[str, str]:
     """Path in the repository -> path in the site, of every file from outside docs/."""
     results = [*(ROOT / "results").rglob("*.md"), *(ROOT / "results").rglob("*.png")]
@@ -55,5 +57,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Show the cross references of docstrings, which are reStructuredText's, as the names that they end in."""
+    """Show a cross reference of a docstring, ``:class:`Name```, as the name alone."""
     return ROLE.sub(lambda match: f"<code>{match[1].removeprefix('djip_ext.')}</code>", html)
