@@ -1,7 +1,8 @@
 """A lens on disk: one safetensors file of about a kilobyte, tables plus everything needed to trust them.
 
 The tensor ``q`` (2, 8, 8) holds the steps; the metadata entry ``djip`` holds a JSON object with ``format`` (the version of
-this layout), ``lens`` (the codec's settings) and ``about`` (normalisation, teacher, data, CMI and accuracy, the fit).
+this layout), ``lens`` (the codec's settings), ``about`` (normalisation, teacher, data, CMI and accuracy, the fit) and ``digest`` (SHA-256
+over the tables and all of the header but itself; files written before it existed have none).
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from torch import nn
 from djip_ext.errors import DJIPError
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.utils.files import atomic_write
+from djip_ext.utils.wrappers import plain_state, precision_of
 
 FORMAT = 1
 SETTINGS = ("alpha", "kappa", "max_index", "window", "hard", "clamp")
@@ -34,6 +36,7 @@ def save_lens(lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
     """Write ``lens`` and its ``metadata`` atomically; raises DJIPError when the place cannot be written."""
     header = {"format": FORMAT, "lens": settings_of(lens), "about": lens.metadata}
     tensors = {"q": lens.q.detach().cpu().float().contiguous()}
+    header["digest"] = _file_digest(tensors["q"], json.dumps(header))
     content = save(
         tensors, metadata={"djip": json.dumps(header)}
     )  # bytes: a full disk then is a plain OSError
@@ -70,6 +73,11 @@ def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
         raise DJIPError(
             f"{path} has lens format {version}, this djip_ext reads up to {FORMAT}; upgrade djip_ext"
         )
+    known = header.pop("digest", None)  # files of before there was one are taken as they are
+    if known is not None and known != _file_digest(q, json.dumps(header)):
+        raise DJIPError(
+            f"{path} is damaged: its tables or its header are not those that were written; copy it again or fit the lens again"
+        )
     try:
         lens = JPEGLens(q, **{name: header["lens"][name] for name in SETTINGS})
         lens.metadata = dict(header["about"])
@@ -77,6 +85,12 @@ def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
         reason = str(error) if isinstance(error, DJIPError) else repr(error)
         raise DJIPError(f"{path} does not describe a lens: {reason}; fit the lens again") from error
     return lens
+
+
+def _file_digest(q: torch.Tensor, header: str) -> str:
+    """SHA-256 over the tables and the header of a lens file, the header without its digest."""
+    content = str(q.dtype).encode() + q.contiguous().numpy().tobytes() + header.encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def lens_id(lens: JPEGLens) -> str:
@@ -134,11 +148,12 @@ def lens_digest(lens: JPEGLens) -> bytes:
 
 
 def weight_hash(network: nn.Module | Mapping[str, Any]) -> str:
-    """Sixteen hex digits over the names and values of a network's state: how a lens knows its teacher."""
+    """Sixteen hex digits over the names and values of a network's state: how a lens knows its teacher.
+
+    Wrappers such as torch.compile's and DataParallel do not enter; rounding to half precision does.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(
-        (network.state_dict() if isinstance(network, nn.Module) else network).items()
-    ):
+    for name, value in sorted(plain_state(network).items()):
         if not isinstance(value, torch.Tensor):
             continue
         digest.update(name.encode())
@@ -161,8 +176,27 @@ def check_belongs(lens: JPEGLens, network: nn.Module, mean: Any, std: Any) -> No
                 f"the lens was fitted with {name} {tuple(fitted)}, but the images are normalised with {tuple(value)}; use the same"
             )
     known = about.get("teacher_hash")
-    if known and known != (found := weight_hash(network)):
+    if not known:
+        return
+    found = weight_hash(network)
+    if known != found:
         raise DJIPError(
-            f"the lens was fitted for {about.get('teacher', 'a teacher')} with weights {known}, this teacher has {found}; "
-            "fit a lens for it, or insist with any_teacher=True (--djip-any-teacher)"
+            f"the lens was fitted for {about.get('teacher', 'a teacher')} with weights {known}, this teacher has "
+            f"{found}{_other_precision(network, known)}; fit a lens for it, or insist with any_teacher=True "
+            "(--djip-any-teacher)"
         )
+
+
+def _other_precision(network: nn.Module, known: str) -> str:
+    """Why the hashes may differ, where precision is the reason: the same weights, rounded, hash to another value."""
+    precision = precision_of(network)
+    state = plain_state(network)
+    for dtype in (torch.float16, torch.bfloat16):
+        if weight_hash({name: _rounded(value, dtype) for name, value in state.items()}) == known:
+            return f", which rounded to {str(dtype)[6:]} are those of the lens"
+    return "" if precision == "float32" else f" in {precision}, where rounded weights are others"
+
+
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value
