@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Words that only wrappers use; they may stand anywhere in a name, since a part can be wrapped alone.
+# Words that only wrappers use; they may stand anywhere, since a part can be wrapped alone.
 _WORDS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 _ANYWHERE = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(_WORDS)})\.")
 
@@ -37,9 +37,9 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def plain_state(network: nn.Module | Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a network, or a state that was saved, under the names that the plain network has.
+    """The state of a network, or a saved state, under the names that the plain network has.
 
-    Of a network, the wrappers are known by their classes, at any depth. Of a saved state, ``module.``
+    A network's wrappers are known by their classes, at any depth. Of a saved state, ``module.``
     goes when every name begins with it.
     """
     if not isinstance(network, nn.Module):
