@@ -1,4 +1,4 @@
-"""``djip demo | train | fit | compare | reproduce | report | inspect``: the console command; ``tools/`` holds the same as scripts."""
+"""``djip demo | train | fit | compare | reproduce | report | encode | inspect``: the console command; ``tools/`` holds the same as scripts."""
 
 import argparse
 import errno
@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "compare arms of students over paired seeds",
     "reproduce": "make a whole table from its file: teachers, lenses, students; skips what is done, resumes what was interrupted",
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
+    "encode": "write a folder of images as JPEG files with a lens's tables",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
 MODULES = {name: name for name in COMMANDS} | {"fit": "train_lens", "inspect": "inspect_lens"}
