@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.folders import make_folders
+from helpers.folders import hf_folder, make_folders
 from helpers.textures import CLASSES, MEAN, STD, Teacher, data
-from test_families import hf_folder
 from torch import nn
 
 from djip_ext.bench.models import families
@@ -128,7 +127,7 @@ def test_the_commands_run_in_their_order(
         asked.append((name, pretrained, download))
         return real(tiny if "vit_small" in name else "timm:test_vit", num_classes)
 
-    monkeypatch.setattr("djip_ext.bench.engine.run.build", build)
+    monkeypatch.setattr("djip_ext.bench.engine.networks.build", build)
     monkeypatch.setattr(
         "djip_ext.bench.dataset.image_sets.input_spec",
         lambda name, download: families.input_spec(tiny),

@@ -7,4 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from djip_ext.cli.main import main  # noqa: E402
 
-main(["train", *sys.argv[1:]])
+# The workers of a loader import this file again where processes are spawned.
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])

@@ -1,6 +1,7 @@
 """``djip compare``: students of several arms over paired seeds, as Markdown, CSV and a picture."""
 
 import argparse
+from typing import Any
 
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.statistics import compare, markdown, read_arm
@@ -8,6 +9,7 @@ from djip_ext.utils.files import atomic_write, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip compare``."""
     parser.add_argument(
         "arms",
         nargs="+",
@@ -15,11 +17,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders with seed-N/result.json; the first arm is the baseline",
     )
     parser.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.csv and FILE.png")
-    parser.add_argument("--title", default="Students", help="heading of the picture")
+    parser.add_argument(
+        "--title", default="Students", help="heading of the picture (default: %(default)s)"
+    )
+
+
+NOTE = (
+    "Mean ± standard deviation over seeds, %; "
+    "paired difference to the first arm ± half of its 95 % t-interval."
+)
 
 
 def run(args: argparse.Namespace) -> None:
-    arms: dict[str, dict[int, dict]] = {}
+    """Print the comparison and, with ``--out``, write it.
+
+    Raises:
+        DJIPError: an argument that is not ``NAME=FOLDER``, or a folder without finished runs.
+    """
+    arms: dict[str, dict[int, dict[str, Any]]] = {}
     for arm in args.arms:
         name, found, folder = arm.partition("=")
         if not found:
@@ -28,8 +43,7 @@ def run(args: argparse.Namespace) -> None:
             )
         arms[name] = read_arm(folder)
     rows = compare(arms)
-    note = "Mean ± standard deviation over seeds, %; paired difference to the first arm ± half of its 95 % t-interval."
-    table = f"{markdown(rows)}\n\n{note}\n"
+    table = f"{markdown(rows)}\n\n{NOTE}\n"
     print(table)
     if args.out:
         from djip_ext.plots.style import comparison_figure, save_figure

@@ -1,10 +1,12 @@
-"""``djip inspect``: what a lens is, what it does to images and, given the teacher, what it does to its predictions."""
+"""``djip inspect``: what a lens is and what it does to images.
+
+Given the teacher, also what it does to the teacher's predictions.
+"""
 
 from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,12 @@ from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.engine.run import build_teacher, resolve_device
 from djip_ext.cli.options import add_benchmark_arguments, benchmark_cfg
 from djip_ext.errors import DJIPError
-from djip_ext.fit.record import made_for, parse_record, record_of
+from djip_ext.fit.record import LensRecord, made_for, parse_record, record_of
 from djip_ext.lens.io import check_belongs, settings_of
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.class_simplex import most_raised_class
-from djip_ext.metrics.measurement import Measurement, measure
+from djip_ext.metrics.measurement import measure
 from djip_ext.utils.files import write_json
 
 if TYPE_CHECKING:
@@ -32,64 +34,90 @@ HEALTH_IMAGES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip inspect``."""
     parser.add_argument("lens", metavar="LENS", help="lens file (.safetensors)")
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where the pictures go; default: <stem>-inspect beside the lens",
+        help="where the pictures go (default: <stem>-inspect beside the lens)",
     )
     parser.add_argument(
-        "--images", type=int, default=8, metavar="N", help="test images to show (8)"
+        "--images",
+        type=int,
+        default=8,
+        metavar="N",
+        help="test images to show (default: %(default)s)",
     )
     add_benchmark_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from djip_ext.plots.lens import lens_figures
-    from djip_ext.plots.style import images_figure, save_figure
+    """Print what the lens is and does, draw it, and measure it where the teacher is named.
 
+    Raises:
+        DJIPError: no such lens, data or teacher.
+    """
     if args.images < 1:
         raise DJIPError(f"--images is {args.images}; show at least one")
     path = Path(args.lens)
-    record, cfg = parse_record(record_of(path), path.with_suffix(".json")), benchmark_cfg(args)
+    record = parse_record(record_of(path), path.with_suffix(".json"))
+    cfg = benchmark_cfg(args)
     lens = record.lens
     out = Path(args.out) if args.out else path.with_name(f"{path.stem}-inspect")
     print(f"{path}: lens {record.id}\n{identity_text(lens)}\n{tables_text(lens)}")
-    written = [
-        save_figure(figure, out / f"{name}.png") for name, figure in lens_figures(record).items()
-    ]
+    written = draw_lens(record, out)
 
     has_teacher = bool(
         args.cfg or cfg.BENCH.TEACHER_CHECKPOINT or "DISTILLER.TEACHER" in args.options
     )
-    train_set, test_set, dataset = (
-        image_sets(cfg)
-        if has_teacher or "DATASET.TYPE" in args.options
-        else image_sets_of(lens, cfg)
-    )
+    if has_teacher or "DATASET.TYPE" in args.options:
+        train_set, test_set, dataset = image_sets(cfg)
+    else:
+        train_set, test_set, dataset = image_sets_of(lens, cfg)
     images, _ = spread(test_set, HEALTH_IMAGES)
     health = lens.health(images) | {"dataset": dataset, "images": len(images)}
     print(health_text(health))
-    images, labels = spread(test_set, args.images)
-    with torch.no_grad():
-        figure = images_figure(images, lens(images), [test_set.classes[y] for y in labels.tolist()])
-    written.append(save_figure(figure, out / "images.png"))
+    written.append(draw_images(lens, test_set, args.images, out))
 
     if has_teacher:
         teacher, pictures = inspect_teacher(lens, cfg, train_set, out)
-        summary = {"id": record.id, "lens": settings_of(lens), "about": record.about}
-        summary |= {"tables": table_summary(lens), "health": health, "teacher": teacher}
-        written += [
-            *(picture for picture in pictures if picture not in written),
-            write_json(out / "summary.json", summary),
-        ]
+        summary = {
+            "id": record.id,
+            "lens": settings_of(lens),
+            "about": record.about,
+            "tables": table_summary(lens),
+            "health": health,
+            "teacher": teacher,
+        }
+        written += [picture for picture in pictures if picture not in written]
+        written.append(write_json(out / "summary.json", summary))
     print(f"written to {out}: {', '.join(file.name for file in written)}")
+
+
+def draw_lens(record: LensRecord, out: Path) -> list[Path]:
+    """Draw what the record of a lens allows; return the pictures' paths."""
+    from djip_ext.plots.lens import lens_figures
+    from djip_ext.plots.style import save_figure
+
+    figures = lens_figures(record)
+    return [save_figure(figure, out / f"{name}.png") for name, figure in figures.items()]
+
+
+def draw_images(lens: JPEGLens, data: ImageSet | FolderSet, count: int, out: Path) -> Path:
+    """Draw ``count`` images without and with the lens; return the picture's path."""
+    from djip_ext.plots.style import images_figure, save_figure
+
+    images, labels = spread(data, count)
+    names = [data.classes[label] for label in labels.tolist()]
+    with torch.no_grad():
+        figure = images_figure(images, lens(images), names)
+    return save_figure(figure, out / "images.png")
 
 
 def inspect_teacher(
     lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, out: Path
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Measure the teacher on ``data`` without and with the lens, draw CMI and one class' predictions.
+    """Measure the teacher on ``data`` without and with the lens; draw CMI and one class.
 
     Returns the numbers for ``summary.json`` and the pictures' paths.
     """
@@ -97,40 +125,40 @@ def inspect_teacher(
     from djip_ext.plots.style import cmi_figure, save_figure
 
     device = resolve_device(cfg.BENCH.DEVICE)
-    teacher = build_teacher(cfg, data.num_classes).to(device, memory_format=torch.channels_last)
+    teacher = build_teacher(cfg, data.num_classes).to(device).to(memory_format=torch.channels_last)
     try:
         check_belongs(lens, teacher, data.mean, data.std)
     except DJIPError as error:
         print(f"note: {str(error).split(';')[0]}; measured all the same")
     temperature = (lens.metadata.get("fit") or {}).get("temperature", 1.0)
-    normalisation, lens = Normalisation(data.mean, data.std), lens.to(device)
+    precision = cfg.BENCH.PRECISION
+    normalisation = Normalisation(data.mean, data.std)
+    lens = lens.to(device)
 
     def load(part: ImageSet | FolderSet) -> Any:
         return make_loader(part, 250, device)
 
-    def measured(look: Callable[[Tensor], Tensor] | None) -> Measurement:
-        return measure(
-            teacher, load(data), data.num_classes, look, temperature, cfg.BENCH.PRECISION
-        )
-
-    def through(image: Tensor) -> Tensor:
+    def with_lens(image: Tensor) -> Tensor:
         return normalisation.through(lens, image)
 
-    before, after = measured(None), measured(through)
+    before = measure(teacher, load(data), data.num_classes, None, temperature, precision)
+    after = measure(teacher, load(data), data.num_classes, with_lens, temperature, precision)
     # The predictions of one class are drawn; those of all would be N x C numbers.
-    view = most_raised_class(
-        teacher, data, load, through, before.cmi, after.cmi, temperature, cfg.BENCH.PRECISION
+    one_class = most_raised_class(
+        teacher, data, load, with_lens, before.cmi, after.cmi, temperature, precision
     )
     print(
-        f"{cfg.DISTILLER.TEACHER} on {len(data.labels)} {cfg.DATASET.TYPE} training images, T = {temperature:g}:"
+        f"{cfg.DISTILLER.TEACHER} on {len(data.labels)} {cfg.DATASET.TYPE} training images, "
+        f"T = {temperature:g}:"
     )
     print(f"  {change_text(before.summary(), after.summary())}")
     pictures = [save_figure(cmi_figure(before.cmi, after.cmi, data.classes), out / "cmi.png")]
-    if view is not None:
+    if one_class is not None:
         print(
-            f"  CMI rises most in class {view.corners[0]}: {view.before.cmi:.4f} -> {view.after.cmi:.4f} nats (simplex.png)"
+            f"  CMI rises most in class {one_class.corners[0]}: "
+            f"{one_class.before.cmi:.4f} -> {one_class.after.cmi:.4f} nats (simplex.png)"
         )
-        pictures.append(save_figure(simplex_figure(view), out / "simplex.png"))
+        pictures.append(save_figure(simplex_figure(one_class), out / "simplex.png"))
     numbers = {
         "name": cfg.DISTILLER.TEACHER,
         "dataset": cfg.DATASET.TYPE,
@@ -143,44 +171,55 @@ def inspect_teacher(
 
 
 def identity_text(lens: JPEGLens) -> str:
-    """What the lens is and what it was made for, one fact a line; ``unknown`` where the file does not say."""
+    """What the lens is and what it was made for, one fact a line.
+
+    A fact is ``unknown`` where the file does not say it.
+    """
     about = lens.metadata
-    sharpness = f"alpha = {lens.alpha:g}" if lens.kappa is None else f"alpha = {lens.kappa:g} / q^2"
-    quantizer = (
-        "hard rounding"
-        if lens.hard
-        else f"soft, {sharpness}, {f'{lens.window} nearest bins' if lens.window else 'all bins'}"
-    )
     fit = about.get("fit") or {}
     facts = {
-        "quantizer": f"{quantizer}, index range L = {lens.max_index}, output {'clamped to [0, 255]' if lens.clamp else 'not clamped'}",
+        "quantizer": quantizer_text(lens),
         "fitted for": made_for(about),
         "weights": about.get("teacher_hash", "unknown"),
-        "pixels": f"mean {tuple(about['mean'])}, std {tuple(about['std'])}"
-        if {"mean", "std"} <= about.keys()
-        else "unknown",
+        "pixels": "unknown",
         "training": change_text(about.get("before"), about.get("after")),
         "test": change_text(about.get("test_before"), about.get("test_after")),
         "fit": ", ".join(f"{key} {value}" for key, value in fit.items()) or "unknown",
-        "took": f"{about['seconds']:.0f} s on {about.get('images', 'unknown')} images"
-        if "seconds" in about
-        else "unknown",
+        "took": "unknown",
     }
+    if {"mean", "std"} <= about.keys():
+        facts["pixels"] = f"mean {tuple(about['mean'])}, std {tuple(about['std'])}"
+    if "seconds" in about:
+        facts["took"] = f"{about['seconds']:.0f} s on {about.get('images', 'unknown')} images"
     return "\n".join(
         textwrap.fill(f"  {name:<11}{fact}", 120, subsequent_indent=13 * " ")
         for name, fact in facts.items()
     )
 
 
+def quantizer_text(lens: JPEGLens) -> str:
+    """The settings of the codec, apart from its tables."""
+    sharpness = f"alpha = {lens.alpha:g}" if lens.kappa is None else f"alpha = {lens.kappa:g} / q^2"
+    bins = f"{lens.window} nearest bins" if lens.window else "all bins"
+    rounding = "hard rounding" if lens.hard else f"soft, {sharpness}, {bins}"
+    output = "clamped to [0, 255]" if lens.clamp else "not clamped"
+    return f"{rounding}, index range L = {lens.max_index}, output {output}"
+
+
 def change_text(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
+    """CMI, cross entropy and accuracy without and with the lens."""
     if not before or not after:
         return "unknown"
-    cmi = f"CMI {before['cmi']:.4f} -> {after['cmi']:.4f} nats"
-    return f"{cmi}, CE {before['ce']:.4f} -> {after['ce']:.4f} nats, accuracy {before['accuracy']:.2f} -> {after['accuracy']:.2f} %"
+    return (
+        f"CMI {before['cmi']:.4f} -> {after['cmi']:.4f} nats, "
+        f"CE {before['ce']:.4f} -> {after['ce']:.4f} nats, "
+        f"accuracy {before['accuracy']:.2f} -> {after['accuracy']:.2f} %"
+    )
 
 
 def table_summary(lens: JPEGLens) -> dict[str, dict[str, Any]]:
-    """Smallest, median and largest step, the number of dead steps and the steps themselves, for luma and chroma."""
+    """For luma and chroma: smallest, median and largest step, dead steps, and all steps."""
+    tables = zip(("luma", "chroma"), lens.q.detach(), lens.dead(), strict=True)
     return {
         name: {
             "min": q.min().item(),
@@ -189,7 +228,7 @@ def table_summary(lens: JPEGLens) -> dict[str, dict[str, Any]]:
             "dead": int(dead.sum()),
             "q": q.tolist(),
         }
-        for name, q, dead in zip(("luma", "chroma"), lens.q.detach(), lens.dead())
+        for name, q, dead in tables
     }
 
 
@@ -210,9 +249,12 @@ def health_text(health: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"on {health['images']} {health['dataset']} test images:",
-            f"  dead       {health['dead']} of 128 steps have alpha q^2 < 1: too small to round anything, and out of reach of a fit",
-            f"  saturated  {100 * health['saturated']:.2f} % of the coefficients exceed the range L q and are cut off there",
-            f"  zeroed     {100 * health['zeroed']:.2f} % of the visible coefficients (above half a grey level) vanish",
+            f"  dead       {health['dead']} of 128 steps have alpha q^2 < 1: "
+            "too small to round anything, and out of reach of a fit",
+            f"  saturated  {100 * health['saturated']:.2f} % of the coefficients exceed "
+            "the range L q and are cut off there",
+            f"  zeroed     {100 * health['zeroed']:.2f} % of the visible coefficients "
+            "(above half a grey level) vanish",
         ]
     )
 
@@ -225,23 +267,27 @@ def image_sets(cfg: CfgNode) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet
 def image_sets_of(
     lens: JPEGLens, cfg: CfgNode
 ) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
-    """The same for the data that ``lens`` was fitted for; the synthetic set where these are unknown or not there."""
+    """The same for the data that ``lens`` was fitted for.
+
+    The synthetic set stands in where these are unknown or not there.
+    """
     cfg = cfg.clone()
     cfg.DATASET.TYPE = lens.metadata.get("dataset", "unknown")
     try:
         return image_sets(cfg)
     except DJIPError as error:
-        reason = (
-            error
-            if "dataset" in lens.metadata
-            else "the lens does not say which images it was fitted for"
-        )
+        reason = str(error)
+        if "dataset" not in lens.metadata:
+            reason = "the lens does not say which images it was fitted for"
         print(f"note: {reason}; showing synthetic ones")
         cfg.DATASET.TYPE = "synthetic"
         return image_sets(cfg)
 
 
 def spread(data: ImageSet | FolderSet, count: int) -> tuple[Tensor, Tensor]:
-    """Up to ``count`` images, float (N, 3, H, W) in [0, 255], and their labels, evenly spread over the set."""
+    """Up to ``count`` images, evenly spread over the set, and their labels (N,).
+
+    The images are float (N, 3, H, W) in [0, 255].
+    """
     index = torch.linspace(0, len(data.labels) - 1, min(count, len(data.labels))).long()
     return data.pixels(index).permute(0, 3, 1, 2).float(), data.labels[index]

@@ -1,4 +1,4 @@
-"""``djip demo | train | fit | compare | reproduce | report | encode | inspect``: the console command; ``tools/`` holds the same as scripts."""
+"""The console command ``djip COMMAND``; ``tools/`` holds some commands as scripts."""
 
 import argparse
 import errno
@@ -6,15 +6,20 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from djip_ext.errors import Busy, DJIPError
 
 COMMANDS = {
-    "demo": "train a teacher, fit its lens, distil students with and without it, draw the pictures: five minutes, offline",
+    "demo": "train a teacher, fit its lens, distil students with and without it, "
+    "draw the pictures: five minutes, offline",
     "train": "train a teacher or distil a student on the embedded benchmark",
     "fit": "fit a lens for a teacher (tools/train_lens.py)",
     "compare": "compare arms of students over paired seeds",
-    "reproduce": "make a whole table from its file: teachers, lenses, students; skips what is done, resumes what was interrupted",
+    "reproduce": "make a whole table from its file: teachers, lenses, students; "
+    "skips what is done, resumes what was interrupted",
+    "tune": "choose what goes before a teacher by short paired students on held-out training "
+    "images",
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
     "encode": "write a folder of images as JPEG files with a lens's tables",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
@@ -23,7 +28,7 @@ MODULES = {name: name for name in COMMANDS} | {"fit": "train_lens", "inspect": "
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; what the user can mend ends as one line on stderr and exit status 2."""
+    """Run one command; an error that the user can fix is one line on stderr and exit status 2."""
     try:
         run_command(sys.argv[1:] if argv is None else argv)
     except DJIPError as error:
@@ -33,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.errno != errno.ENOSPC:
             raise
         print(
-            "error: No space left on device; free some, then go on with --resume: what was finished is safe",
+            "error: No space left on device; free some, then go on with --resume: "
+            "what was finished is safe",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -43,23 +49,37 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_command(argv: Sequence[str]) -> None:
-    """Parse ``argv`` and run the command that it names; raises DJIPError for anything the user can mend."""
+    """Parse ``argv`` and run the command that it names.
+
+    Raises:
+        DJIPError: anything the user can fix.
+    """
     argv = list(argv)
-    parser = argparse.ArgumentParser(
-        "djip", description="Amplify a frozen teacher with a fitted JPEG lens."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, description in COMMANDS.items():
-        command = commands.add_parser(name, help=description, description=description)
-        if argv[:1] == [name]:  # the others' imports would only delay this one
-            module = importlib.import_module(f".{MODULES[name]}", __package__)
-            module.add_arguments(command)
+    parser, module = command_parser(argv[0] if argv else None)
     args, rest = parser.parse_known_args(argv)
     if rest:  # KEY VALUE pairs may stand on either side of a flag
         if not hasattr(args, "options") or any(word.startswith("-") for word in rest):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         args.options += rest
     module.run(args)
+
+
+def command_parser(chosen: str | None) -> tuple[argparse.ArgumentParser, Any]:
+    """The parser of all commands, and the module of the command ``chosen``.
+
+    Only the chosen command has its arguments: the imports of the others would delay it.
+    """
+    module = None
+    parser = argparse.ArgumentParser(
+        "djip", description="Amplify a frozen teacher with a fitted JPEG lens."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, description in COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=description)
+        if name == chosen:
+            module = importlib.import_module(f".{MODULES[name]}", __package__)
+            module.add_arguments(command)
+    return parser, module
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""``djip report``: the table of a file, or of a folder of records, as Markdown, CSV, LaTeX and pictures; nothing is trained."""
+"""``djip report``: the table of results of a file, or of a folder of records.
+
+It is written as Markdown, CSV, LaTeX and pictures; nothing is trained.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import axes_of
@@ -31,13 +34,14 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip report``."""
     parser.add_argument(
         "what",
         metavar="TABLE|FOLDER",
         help="a table's YAML file (its runs lie in output/NAME), or a folder of records",
     )
     parser.add_argument(
-        "--runs", metavar="FOLDER", help="where the runs of a table lie, if not in output/NAME"
+        "--runs", metavar="FOLDER", help="where the runs of a table lie (default: output/NAME)"
     )
     parser.add_argument(
         "--baseline",
@@ -50,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Write the report and print its text; raises DJIPError as :func:`write_report` does."""
     table = load_table(args.what) if Path(args.what).suffix in (".yaml", ".yml") else None
     folder = Path(args.runs or (f"output/{table.name}" if table else args.what))
     print(write_report(folder, table, Path(args.out or folder / "report"), args.baseline))
@@ -59,14 +64,16 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     """Write the report on the runs below ``folder`` to ``out``; returns its text.
 
     Raises:
-        DJIPError: no finished student, no arm of that name, or an arm of the table with runs of several lenses.
+        DJIPError: no finished student, no arm of that name, or an arm of the table with runs of
+            several lenses.
     """
     results = read_results(folder)
     if table is not None:
         for arm, ids in several_lenses(results).items():
             if arm in table.arms:
                 raise DJIPError(
-                    f"the arm {arm} has runs with several lenses in {folder}: {', '.join(ids)}; move away those that the table no longer has"
+                    f"the arm {arm} has runs with several lenses in {folder}: {', '.join(ids)}; "
+                    "move away those that the table no longer has"
                 )
         results = in_order(results, table.distillers, list(table.arms))
     arms = (
@@ -95,7 +102,7 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     return text
 
 
-def draw(results: Results, rows: list[dict], arms: list[str], out: Path) -> list[str]:
+def draw(results: Results, rows: list[dict[str, Any]], arms: list[str], out: Path) -> list[str]:
     """The pictures of the whole table that the records allow; returns their names."""
     from djip_ext.plots.table import axis_figure, cmi_change_figure, differences_figure, gain_figure
 
@@ -139,7 +146,10 @@ def draw_lens(lens: TableLens, out: Path) -> list[str]:
 
 
 def save(figures: Mapping[str, Figure], names: Sequence[str], out: Path) -> list[str]:
-    """Write ``figures`` to ``out`` and take away what an earlier report left there under other ``names``; returns their names."""
+    """Write ``figures`` to ``out``; return their file names.
+
+    Of ``names``, those that are not among the figures are deleted: an earlier report left them.
+    """
     from djip_ext.plots.style import save_figure
 
     for name in names:

@@ -1,4 +1,7 @@
-"""``djip reproduce``: a table from its file: data, teachers, lenses, students, report; stopped and started anywhere."""
+"""``djip reproduce``: a table of results from its file: data, teachers, lenses, students, report.
+
+It may be stopped and started again anywhere.
+"""
 
 import argparse
 import dataclasses
@@ -23,19 +26,20 @@ from djip_ext.experiments.scheduler import (
     run_plan,
     threads_of,
 )
-from djip_ext.experiments.table import load_table
+from djip_ext.experiments.table import Table, load_table
 from djip_ext.fit.record import record_of
 from djip_ext.utils.files import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip reproduce``."""
     parser.add_argument(
         "table",
         metavar="TABLE",
         help="YAML file, see docs/tables.md and results/cifar100/fewshot13.yaml",
     )
     parser.add_argument(
-        "--seeds", type=int, metavar="N", help="seeds 0 to N-1 instead of the table's"
+        "--seeds", type=int, metavar="N", help="seeds 0 to N-1 (default: the table's)"
     )
     parser.add_argument(
         "--out", metavar="FOLDER", help="where everything goes (default: output/NAME_OF_TABLE)"
@@ -44,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-root",
         metavar="DIR",
         default="",
-        help="folder that holds cifar-100-python (BENCH.DATA_ROOT)",
+        help="folder that holds cifar-100-python (default: BENCH.DATA_ROOT)",
     )
     parser.add_argument(
         "--workers",
@@ -72,11 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    table = load_table(args.table)
-    if args.seeds is not None:
-        if args.seeds < 1:
-            raise DJIPError(f"--seeds is {args.seeds}; it must be at least 1")
-        table = dataclasses.replace(table, seeds=args.seeds)
+    """Make the table, or print what that would take.
+
+    Raises:
+        DJIPError: anything wrong with the table or its data, or a command of it that failed.
+    """
+    table = table_of(args)
     out = args.out or f"output/{table.name}"
     steps = make_plan(table, out, args.data_root)
     check_data(steps)
@@ -99,8 +104,18 @@ def run(args: argparse.Namespace) -> None:
     finish(outcome, out)
 
 
+def table_of(args: argparse.Namespace) -> Table:
+    """The table that the arguments name; raises DJIPError when it cannot be read."""
+    table = load_table(args.table)
+    if args.seeds is None:
+        return table
+    if args.seeds < 1:
+        raise DJIPError(f"--seeds is {args.seeds}; it must be at least 1")
+    return dataclasses.replace(table, seeds=args.seeds)
+
+
 def check_data(steps: list[Step]) -> None:
-    """Load what the commands will read, once each, before the first of them is started; prints what was found."""
+    """Load what the commands will read, before the first is started; print what was found."""
     seen = set()
     for step in steps:
         cfg = step.settings()
@@ -116,7 +131,10 @@ def check_data(steps: list[Step]) -> None:
 
 
 def keep_lens_records(steps: list[Step], out: str) -> None:
-    """Leave the record of every lens that is there already below ``out``/lenses, where ``djip fit`` leaves those of the table's own fits."""
+    """Write the record of every lens that is there already into ``out``/lenses.
+
+    ``djip fit`` leaves those of the table's own fits there.
+    """
     fitted = {step.makes: step for step in steps if step.kind == "lens"}
     for path, step in {step.lens: step for step in steps if step.lens_file}.items():
         if path not in fitted:
@@ -132,23 +150,25 @@ def keep_lens_records(steps: list[Step], out: str) -> None:
 
 
 def dry_run(steps: list[Step], workers: int) -> None:
-    """Print every command with its state and cost, then the sums; timed with the threads that each of ``workers`` would get."""
+    """Print every command with its state and cost, then the sums.
+
+    The passes are timed with the threads that each of ``workers`` would get.
+    """
     if (threads := threads_of(workers)) and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
     costs = Estimate()(steps)
-    for step, cost in zip(steps, costs):
+    for step, cost in zip(steps, costs, strict=True):
         epochs = 0 if step.result() else step.epochs_done()
-        state = (
-            "done"
-            if step.result()
-            else f"{epochs} epochs done, {_cost(cost)} left"
-            if epochs
-            else _cost(cost)
-        )
+        if step.result():
+            state = "done"
+        elif epochs:
+            state = f"{epochs} epochs done, {_cost(cost)} left"
+        else:
+            state = _cost(cost)
         print(f"\n# {step.name}: {state}\n{step}")
     print()
     for kind in ("teacher", "lens", "student"):
-        own = [cost for step, cost in zip(steps, costs) if step.kind == kind]
+        own = [cost for step, cost in zip(steps, costs, strict=True) if step.kind == kind]
         print(f"{len(own)} {kind} commands: {_cost(sum(own, Cost()))}")
     whole = sum(costs, Cost())
     several = (
@@ -160,7 +180,8 @@ def dry_run(steps: list[Step], workers: int) -> None:
 
 
 def _cost(cost: Cost) -> str:
-    return f"{cost.teacher:,} teacher and {cost.student:,} student passes, {cost.seconds / 3600:.2f} hours"
+    hours = cost.seconds / 3600
+    return f"{cost.teacher:,} teacher and {cost.student:,} student passes, {hours:.2f} hours"
 
 
 def parameters(pairs: list[str]) -> dict[str, object]:
@@ -174,7 +195,8 @@ def parameters(pairs: list[str]) -> dict[str, object]:
 def finish(outcome: Outcome, out: str) -> None:
     """Say what was done; raise DJIPError when something failed."""
     print(
-        f"{len(outcome.here)} commands run here, {len(outcome.found)} done before or elsewhere, all below {out}"
+        f"{len(outcome.here)} commands run here, {len(outcome.found)} done before or elsewhere, "
+        f"all below {out}"
     )
     if outcome.failed:
         first = outcome.failed[0]
@@ -183,5 +205,6 @@ def finish(outcome: Outcome, out: str) -> None:
         )
         where = f"the first: {first.name}, see {log_file(first, out)}"
         raise DJIPError(
-            f"{len(outcome.failed)} commands failed{rest}; {where}. Mend it and start the same command again"
+            f"{len(outcome.failed)} commands failed{rest}; {where}. "
+            "Correct it and start the same command again"
         )

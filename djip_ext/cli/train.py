@@ -12,31 +12,44 @@ HOST = "djip_ext.bench"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip train``."""
     add_benchmark_arguments(parser)
     parser.add_argument(
         "--djip-lens",
         metavar="LENS",
-        help="lens file in front of the teacher, 'identity': the fair baseline, or 'temperature:K': its logits / K",
+        help="lens file in front of the teacher, 'identity': the fair baseline, "
+        "or 'temperature:K': its logits / K",
     )
     parser.add_argument(
         "--djip-any-teacher",
         action="store_true",
         help="accept a lens that was fitted for other weights",
     )
-    parser.add_argument("--seed", type=int, help="of weights, order and augmentation (BENCH.SEED)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of weights, order and augmentation (default: BENCH.SEED)",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted run, to the same numbers"
     )
 
 
 def run(args: argparse.Namespace) -> None:
+    """Train, behind the lens if there is one.
+
+    Raises:
+        DJIPError: anything wrong with configuration, data, teacher or lens.
+    """
     cfg = benchmark_cfg(args)
     try:
         if args.djip_lens:
             lens = read_lens(args.djip_lens)
             if cfg.DISTILLER.TYPE == "NONE":
                 raise DJIPError(
-                    "--djip-lens goes in front of a teacher, but DISTILLER.TYPE is NONE; name a distiller, or a file that does with --cfg"
+                    "--djip-lens goes in front of a teacher, but DISTILLER.TYPE is NONE; "
+                    "name a distiller, or a file that does with --cfg"
                 )
             cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, lens_name(lens))
             print(install(lens, HOST, args.djip_any_teacher))
@@ -44,5 +57,6 @@ def run(args: argparse.Namespace) -> None:
     finally:
         uninstall(HOST)
     print(
-        f"last {result['last_acc']:.2f} %, best {result['best_acc']:.2f} % (epoch {result['best_epoch']} of {result['epochs']}): {result['folder']}"
+        f"last {result['last_acc']:.2f} %, best {result['best_acc']:.2f} % "
+        f"(epoch {result['best_epoch']} of {result['epochs']}): {result['folder']}"
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensorboardX import SummaryWriter
@@ -18,9 +18,14 @@ from djip_ext.bench.dataset.image_sets import load_image_sets, make_loader
 from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.bench.engine.run import build_teacher, code_version, resolve_device, run_record
-from djip_ext.cli.options import add_benchmark_arguments, benchmark_cfg
+from djip_ext.cli.options import (
+    add_benchmark_arguments,
+    add_fit_arguments,
+    benchmark_cfg,
+    fit_settings,
+)
 from djip_ext.errors import DJIPError
-from djip_ext.fit.loop import default_start, fit_lens
+from djip_ext.fit.loop import FitResult, default_start, fit_lens
 from djip_ext.fit.record import describe
 from djip_ext.fit.settings import FitSettings
 from djip_ext.hosts.task import HostTask, read_host
@@ -36,11 +41,17 @@ from djip_ext.utils.files import claimed, write_json
 if TYPE_CHECKING:
     from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet
 
+    Images = ImageSet | FolderSet
+    Loader = DeviceLoader | FolderLoader
+    Transform = Callable[[Tensor], Tensor]
+
 
 HOST_BENCH = ("BENCH.DEVICE", "BENCH.PRECISION")
+MEASURING_BATCH = 250
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of ``djip fit``; those of the fit itself come from :class:`FitSettings`."""
     add_benchmark_arguments(parser)
     parser.add_argument(
         "--out", required=True, metavar="LENS", help="where to write the lens (.safetensors)"
@@ -54,206 +65,300 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host-package",
         default="mdistiller",
         metavar="PACKAGE",
-        help="its package (default: %(default)s)",
+        help="its package; . when its distillers are no part of one (default: %(default)s)",
     )
+    default = default_start()
     parser.add_argument(
         "--start",
         default="",
         metavar="TABLES",
-        help="start: a number, jpeg:QUALITY, magnitude, sensitivity:QMAX or random:MEDIAN",
-    )
-    parser.add_argument("--alpha", type=float, help="fixed sharpness of the soft quantizer")
-    parser.add_argument(
-        "--kappa", type=float, help="tie the sharpness to the step instead: alpha = kappa / q^2"
-    )
-    parser.add_argument("--max-index", type=int, help="index range L")
-    parser.add_argument(
-        "--window", type=int, help="bins to sum (5 is JPEG-DL's code); default: the exact sum"
+        help="tables to start from: a number, jpeg:QUALITY, magnitude, sensitivity:QMAX "
+        "or random:MEDIAN (default: 8)",
     )
     parser.add_argument(
-        "--images", type=int, default=0, metavar="N", help="fit on N training images; 0: all"
+        "--alpha",
+        type=float,
+        metavar="ALPHA",
+        help="fixed sharpness of the soft quantizer (default: none, see --kappa)",
     )
-    parser.add_argument("--batch-size", type=int, default=64)
-    for field in dataclasses.fields(FitSettings):
-        flag = "--" + field.name.replace("_", "-")
-        if field.name == "cmi_gain":
-            parser.add_argument(flag, type=float, nargs=2, metavar=("LOW", "HIGH"))
-        else:
-            kind = {"int": int, "float": float}.get(
-                getattr(field.type, "__name__", ""), float if field.name == "lam" else str
-            )
-            parser.add_argument(flag, type=kind)
+    parser.add_argument(
+        "--kappa",
+        type=float,
+        metavar="KAPPA",
+        help="tie the sharpness to the step instead: alpha = kappa / q^2 "
+        f"(default: {default.kappa:g}, unless --alpha is given)",
+    )
+    parser.add_argument(
+        "--max-index", type=int, metavar="L", help=f"index range L (default: {default.max_index})"
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="bins to sum, 5 is JPEG-DL's code (default: all, the exact sum)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fit on N training images; 0: all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="images in a step of the fit (default: %(default)s)",
+    )
+    add_fit_arguments(parser)
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted fit, to the same lens"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fit as the flags say, alone or with the other processes of a torchrun, of which the first writes and prints."""
+    """Fit as the flags say, alone or with the other processes of a torchrun.
+
+    The first process writes and prints.
+
+    Raises:
+        DJIPError: anything the user can change.
+    """
     out = Path(args.out)
     if out.suffix != ".safetensors" or out.is_dir():
         raise DJIPError(
-            f"--out is {out}; name a file that ends in .safetensors, beside which the fit's record and checkpoint go"
+            f"--out is {out}; name a file that ends in .safetensors, "
+            "beside which the fit's record and checkpoint go"
         )
-    record, checkpoint = out.with_suffix(".json"), out.with_suffix(".fit.pth")
     with joined():
         first = rank() == 0
         with claimed(out.with_suffix(".lock"), str(out)) if first else nullcontext():
-            # one answer for all: a process on another machine may not see the file
-            if args.resume and by_first(
-                lambda: out.exists() and record.exists() and not checkpoint.exists()
-            ):
+            # One answer for all: a process on another machine may not see the file.
+            if args.resume and by_first(lambda: finished(out)):
                 say(f"{out} is finished; delete it or leave out --resume to fit it again")
             else:
                 fit(args, out, first)
 
 
+def finished(out: Path) -> bool:
+    """Whether the fit that writes ``out`` has ended."""
+    record, checkpoint = out.with_suffix(".json"), out.with_suffix(".fit.pth")
+    return out.exists() and record.exists() and not checkpoint.exists()
+
+
 def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
-    cfg, task = read_task(args)
-    checkpoint = out.with_suffix(".fit.pth")
+    """Read teacher and images, fit, measure without and with the lens, and write it."""
+    cfg, host_options = configuration(args)
+    settings = fit_settings(args, cfg.BENCH.PRECISION)
+    task = read_task(args, cfg, host_options)
     if first and not args.resume:
-        checkpoint.unlink(missing_ok=True)
-        out.with_suffix(".json").unlink(
-            missing_ok=True
-        )  # else a fit killed before its first round would pass for the finished one
+        forget_earlier_fit(out)
     device = resolve_device(cfg.BENCH.DEVICE)
-    train_set, test_set = task.train, task.test
-    teacher = task.teacher.to(device, memory_format=torch.channels_last)
-    given = {
-        f.name: getattr(args, f.name)
-        for f in dataclasses.fields(FitSettings)
-        if getattr(args, f.name) is not None
-    }
-    if "cmi_gain" in given:
-        given["cmi_gain"] = tuple(given["cmi_gain"])
-    settings = FitSettings(**{"precision": cfg.BENCH.PRECISION, **given})
-    part = (
-        train_set.subset(min(1.0, args.images / len(train_set.labels)), seed=settings.seed)
-        if args.images
-        else train_set
-    )
+    task.teacher.to(device).to(memory_format=torch.channels_last).eval()
+    part = images_of_the_fit(task.train, args.images, settings.seed)
+    fitting = Fitting(task, part, settings, device)
+
     loader = make_loader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
-    start = starting_lens(args, teacher.eval(), loader, part)
+    start = starting_lens(args, task.teacher, loader, part)
     loader.shard = shard()
-
-    with SummaryWriter(str(out.with_suffix(".events"))) if first else nullcontext() as writer:
-
-        def log(row: dict[str, float]) -> None:
-            for key, value in row.items():
-                writer.add_scalar(f"fit/{key}", value, int(row["round"]))
-
-        result = fit_lens(
-            teacher,
-            loader,
-            train_set.num_classes,
-            mean=train_set.mean,
-            std=train_set.std,
-            lens=start,
-            settings=settings,
-            checkpoint=checkpoint,
-            log=log,
-        )
-
-    lens, normalisation = result.lens, Normalisation(train_set.mean, train_set.std)
-
-    def measured(
-        data: ImageSet | FolderSet, look: Callable[[Tensor], Tensor] | None
-    ) -> Measurement:
-        whole = make_loader(data, 250, device, shard=shard())
-        return measure(
-            teacher, whole, data.num_classes, look, settings.temperature, settings.precision
-        )
-
-    def look(image: Tensor) -> Tensor:
-        return normalisation.through(lens, image)
-
-    seen, before, after = part, result.before, result.after
-    if part is not train_set and isinstance(
-        train_set, ImageSet
-    ):  # two passes over all of a folder would cost more than the fit
-        seen, before, after = train_set, measured(train_set, None), measured(train_set, look)
-    lens.metadata |= {
+    result = fitting.fit(start, loader, out, first)
+    measured = fitting.measure(result)
+    result.lens.metadata |= {
         "dataset": task.dataset,
         "fraction": cfg.BENCH.FRACTION,
-        "input_size": list(train_set.size),
+        "input_size": list(task.train.size),
         "teacher": task.teacher_name,
-        "fit_before": result.before.summary(),  # on the images of the fit, where the band and the floor were measured
-        "before": before.summary(),
-        "after": after.summary(),
-        "test_before": measured(test_set, None).summary(),
-        "test_after": measured(test_set, look).summary(),
+        # On the images of the fit, where the band and the floor were measured
+        "fit_before": result.before.summary(),
+        **measured.summaries(),
         "start": args.start,
         "host": args.host_package if args.host else "",
         "processes": processes(),
         "code": code_version(),
     }
     if first:
-        view = most_raised_class(
-            teacher,
-            seen,
-            lambda samples: make_loader(samples, 250, device),
-            look,
-            before.cmi,
-            after.cmi,
-            settings.temperature,
-            settings.precision,
+        lens = fitting.write(result, measured, out, run_record(cfg))
+        out.with_suffix(".fit.pth").unlink(missing_ok=True)
+        report(out, lens, result.in_band)
+
+
+def configuration(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
+    """Our configuration, and the ``KEY VALUE`` words that are for the host's.
+
+    With ``--host``, pairs of the node ``BENCH`` are ours (:data:`HOST_BENCH`), all others the
+    host's, and so is the file that ``--cfg`` names.
+
+    Raises:
+        DJIPError: an option that means nothing with a host, or one without a value.
+    """
+    if not args.host:
+        return benchmark_cfg(args), []
+    if args.data_root:
+        raise DJIPError(
+            "--data-root is the embedded benchmark's; "
+            "with --host the images are where the host keeps them"
         )
-        lens.save(out)
-        saved = load_lens(
-            out
-        )  # as all others read it, its steps clamped to the range: the id is of that
-        record = describe(saved) | {"history": result.history, "one_class": view and view.to_json()}
-        record["data"] = {"fit": part.fingerprint(), "test": test_set.fingerprint()}
-        write_json(out.with_suffix(".json"), record | run_record(cfg))
-        checkpoint.unlink(missing_ok=True)
-        report(out, saved, result.in_band)
+    if len(args.options) % 2:
+        raise DJIPError(f"options: {args.options[-1]} has no value; they are KEY VALUE pairs")
+    ours: list[str] = []
+    theirs: list[str] = []
+    for key, value in zip(args.options[::2], args.options[1::2], strict=True):
+        if key.startswith("BENCH.") and key not in HOST_BENCH:
+            raise DJIPError(
+                f"{key} is the embedded benchmark's and means nothing with --host, "
+                f"which takes {' and '.join(HOST_BENCH)} of it"
+            )
+        (ours if key in HOST_BENCH else theirs).extend((key, value))
+    own = argparse.Namespace(**{**vars(args), "cfg": None, "options": ours})
+    return benchmark_cfg(own), theirs
 
 
-def read_task(args: argparse.Namespace) -> tuple[CfgNode, HostTask]:
-    """Teacher and images: from the host's checkout with ``--host``, else from the embedded benchmark.
+def read_task(args: argparse.Namespace, cfg: CfgNode, host_options: list[str]) -> HostTask:
+    """Teacher and images: from the host's checkout with ``--host``, else from the benchmark.
 
-    With ``--host``, ``KEY VALUE`` pairs of the node ``BENCH`` are ours (:data:`HOST_BENCH`), all others the host's.
+    With a host, ``cfg`` gets its names of data set and teacher, for the record.
     """
     if args.host:
-        if args.data_root:
-            raise DJIPError(
-                "--data-root is the embedded benchmark's; with --host the images are where the host keeps them"
-            )
-        if len(args.options) % 2:
-            raise DJIPError(f"options: {args.options[-1]} has no value; they are KEY VALUE pairs")
-        pairs = list(zip(args.options[::2], args.options[1::2]))
-        for key, _ in pairs:
-            if key.startswith("BENCH.") and key not in HOST_BENCH:
-                raise DJIPError(
-                    f"{key} is the embedded benchmark's and means nothing with --host, which takes {' and '.join(HOST_BENCH)} of it"
-                )
-        theirs = [word for pair in pairs for word in pair if not pair[0].startswith("BENCH.")]
-        task = read_host(args.host, args.cfg or "", args.host_package, args.images, theirs)
-        args.cfg, args.options = (
-            None,
-            [word for pair in pairs for word in pair if pair[0].startswith("BENCH.")],
-        )
-        cfg = benchmark_cfg(args)
-        cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER = task.dataset, task.teacher_name
-        return cfg, task
-    cfg = benchmark_cfg(args)
+        task = read_host(args.host, args.cfg or "", args.host_package, args.images, host_options)
+        cfg.DATASET.TYPE = task.dataset
+        cfg.DISTILLER.TEACHER = task.teacher_name
+        return task
     train_set, test_set = load_image_sets(cfg)
-    return cfg, HostTask(
-        build_teacher(cfg, train_set.num_classes),
-        train_set,
-        test_set,
-        cfg.DATASET.TYPE,
-        cfg.DISTILLER.TEACHER,
-    )
+    teacher = build_teacher(cfg, train_set.num_classes)
+    return HostTask(teacher, train_set, test_set, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)
+
+
+def forget_earlier_fit(out: Path) -> None:
+    """Delete checkpoint and record of an earlier fit.
+
+    Without this a fit that is killed before its first round would pass for the finished one.
+    """
+    out.with_suffix(".fit.pth").unlink(missing_ok=True)
+    out.with_suffix(".json").unlink(missing_ok=True)
+
+
+def images_of_the_fit(data: Images, count: int, seed: int) -> Images:
+    """``count`` images of ``data``, the same share of every class; all of them when it is 0."""
+    return data.subset(min(1.0, count / len(data.labels)), seed=seed) if count else data
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The teacher without and with the lens, on training images ``seen`` and on test images."""
+
+    seen: Images
+    before: Measurement
+    after: Measurement
+    test_before: Measurement
+    test_after: Measurement
+
+    def summaries(self) -> dict[str, dict[str, float]]:
+        """CMI, cross entropy and accuracy of each, as the lens' metadata keep them."""
+        names = ("before", "after", "test_before", "test_after")
+        return {name: getattr(self, name).summary() for name in names}
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A fit of ``task`` on its training images ``part``."""
+
+    task: HostTask
+    part: Images
+    settings: FitSettings
+    device: torch.device
+
+    def fit(self, start: JPEGLens, loader: Loader, out: Path, first: bool) -> FitResult:
+        """Fit from ``start``, with a checkpoint and TensorBoard events beside ``out``."""
+        events: Any = SummaryWriter(str(out.with_suffix(".events"))) if first else nullcontext()
+        with events as writer:
+
+            def log(row: dict[str, float]) -> None:
+                for key, value in row.items():
+                    writer.add_scalar(f"fit/{key}", value, int(row["round"]))
+
+            return fit_lens(
+                self.task.teacher,
+                loader,
+                self.task.train.num_classes,
+                mean=self.task.train.mean,
+                std=self.task.train.std,
+                lens=start,
+                settings=self.settings,
+                checkpoint=out.with_suffix(".fit.pth"),
+                log=log,
+            )
+
+    def measure(self, result: FitResult) -> Measured:
+        """Measure on all training images, where these are in memory, and on the test images."""
+        lens = self.transform(result.lens)
+        train, test = self.task.train, self.task.test
+        seen = self.part
+        before = result.before
+        after = result.after
+        # Two passes over all of a folder would cost more than the fit.
+        if self.part is not train and isinstance(train, ImageSet):
+            seen = train
+            before = self.measure_on(train, None)
+            after = self.measure_on(train, lens)
+        return Measured(
+            seen, before, after, self.measure_on(test, None), self.measure_on(test, lens)
+        )
+
+    def measure_on(self, data: Images, transform: Transform | None) -> Measurement:
+        """CMI, cross entropy and accuracy on ``data``, each process on its share."""
+        return measure(
+            self.task.teacher,
+            make_loader(data, MEASURING_BATCH, self.device, shard=shard()),
+            data.num_classes,
+            transform,
+            self.settings.temperature,
+            self.settings.precision,
+        )
+
+    def transform(self, lens: JPEGLens) -> Transform:
+        """``lens`` for images that are normalised as those of the task are."""
+        normalisation = Normalisation(self.task.train.mean, self.task.train.std)
+        return lambda image: normalisation.through(lens, image)
+
+    def write(
+        self, result: FitResult, measured: Measured, out: Path, run: dict[str, Any]
+    ) -> JPEGLens:
+        """Write lens and record, with ``run`` in it; return the lens as others will read it."""
+        one_class = most_raised_class(
+            self.task.teacher,
+            measured.seen,
+            lambda samples: make_loader(samples, MEASURING_BATCH, self.device),
+            self.transform(result.lens),
+            measured.before.cmi,
+            measured.after.cmi,
+            self.settings.temperature,
+            self.settings.precision,
+        )
+        result.lens.save(out)
+        saved = load_lens(out)  # its steps are clamped to the range: the id is of that
+        record: dict[str, Any] = describe(saved) | {
+            "history": result.history,
+            "one_class": one_class and one_class.to_json(),
+            "data": {"fit": self.part.fingerprint(), "test": self.task.test.fingerprint()},
+        }
+        write_json(out.with_suffix(".json"), record | run)
+        return saved
 
 
 def starting_lens(
     args: argparse.Namespace,
     teacher: nn.Module,
-    loader: DeviceLoader | FolderLoader,
-    data: ImageSet | FolderSet,
+    loader: Loader,
+    data: Images,
 ) -> JPEGLens:
-    """The start that ``--start`` and the codec's flags describe; what they leave open is the default start's."""
+    """The start that ``--start`` and the codec's flags describe.
+
+    What they leave open is that of :func:`~djip_ext.fit.loop.default_start`.
+
+    Raises:
+        DJIPError: ``--start`` names no tables.
+    """
     default = default_start()
     codec = {
         name: getattr(args, name)
@@ -278,23 +383,28 @@ def starting_lens(
         if isinstance(error, DJIPError):
             raise
         raise DJIPError(
-            f"--start is '{args.start}'; give a number, jpeg:QUALITY, magnitude, sensitivity:QMAX or random:MEDIAN"
+            f"--start is '{args.start}'; give a number, jpeg:QUALITY, magnitude, "
+            "sensitivity:QMAX or random:MEDIAN"
         ) from error
     return JPEGLens(q, **codec)
 
 
 def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
+    """Print what the lens does to the teacher, and whether the fit met its goal."""
     about = lens.metadata
     print(f"{out}: lens {lens_id(lens)} for {about['teacher']}, {about['seconds']:.0f} s")
     for where, before, after in (
         ("fitted on", "before", "after"),
         ("test set", "test_before", "test_after"),
     ):
-        plain, lensed = about[before], about[after]
+        plain = about[before]
+        lensed = about[after]
         print(
-            f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %"
+            f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, "
+            f"accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %"
         )
     if not in_band:
         print(
-            "  note: no round met both the CMI band and the accuracy floor; this is the nearest. Try more --rounds or another --cmi-gain"
+            "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "
+            "Try more --rounds or another --cmi-gain"
         )

@@ -1,9 +1,16 @@
 """How a lens is fitted: every number that a fit depends on, checked before it starts."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from djip_ext.errors import DJIPError
+
+T = TypeVar("T")
+
+
+def setting(default: T, help: str) -> T:
+    """A field with ``default`` whose metadata hold ``help``, the text of its flag."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -32,22 +39,36 @@ class FitSettings:
         seed: of the order in which a shuffling loader is read.
     """
 
-    cmi_gain: tuple[float, float] = (0.2, 0.4)
-    max_accuracy_drop: float = 10.0
-    lam: float | None = None
-    lam_max: float = 2.0
-    rounds: int = 20
-    patience: int = 0
-    lr: float = 0.1
-    optimizer: Literal["adam", "sgd"] = "adam"
-    variant: Literal["fresh", "literal", "fixed"] = "fresh"
-    refresh: int = 1
-    tables: Literal["two", "one"] = "two"
-    temperature: float = 1.0
-    q_min: float = 1.01
-    ce_weight: float = 1.0
-    precision: str = "float32"
-    seed: int = 0
+    cmi_gain: tuple[float, float] = setting(
+        (0.2, 0.4), "band to reach, in nats of CMI above the plain teacher's"
+    )
+    max_accuracy_drop: float = setting(
+        10.0, "percentage points of accuracy that the teacher may lose on the images of the fit"
+    )
+    lam: float | None = setting(None, "a fixed lambda; without it a controller sets lambda")
+    lam_max: float = setting(2.0, "the controller's largest lambda")
+    rounds: int = setting(20, "alternations of a pass for the class centres and one for the tables")
+    patience: int = setting(
+        0, "stop when this many rounds after the best were not better; 0: never"
+    )
+    lr: float = setting(0.1, "learning rate for ln q, with cosine decay over the rounds")
+    optimizer: Literal["adam", "sgd"] = setting("adam", "what moves the tables")
+    variant: Literal["fresh", "literal", "fixed"] = setting(
+        "fresh",
+        "class centres from the current predictions, from those of the last pass, "
+        "or from the plain teacher",
+    )
+    refresh: int = setting(1, "rounds from one refresh of the class centres to the next")
+    tables: Literal["two", "one"] = setting(
+        "two", "tables for luma and chroma, or one for all channels"
+    )
+    temperature: float = setting(1.0, "T at which CMI is raised and measured")
+    q_min: float = setting(1.01, "smallest quantization step")
+    ce_weight: float = setting(1.0, "weight of the cross entropy; 0 leaves CMI alone")
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", "of the network; the lens is always float32"
+    )
+    seed: int = setting(0, "of the order in which the images are read")
 
     def __post_init__(self) -> None:
         low, high = self.cmi_gain

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
+from djip_ext.ops import exportable
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 from djip_ext.ops.fused import Lens, Plan
 from djip_ext.ops.quantizer import hard_quantize, soft_quantize
@@ -79,6 +80,9 @@ class JPEGLens(nn.Module):
         self._compiled = False
         self._made: tuple[Any, Any, Plan] | None = None
 
+    # Of a frozen lens, for tracers; with the tensor they were made from and its count of changes.
+    _constants: tuple[exportable.Constants, Tensor, int] | None = None
+
     @classmethod
     def jpeg_dl(
         cls, q: float | Tensor = 1.0, dataset: Literal["cifar", "imagenet"] = "cifar"
@@ -125,9 +129,47 @@ class JPEGLens(nn.Module):
         self._check(image)
         return self.look(image, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
 
-    @torch.compiler.disable  # a network compiled around the lens goes on behind it
     def look(self, x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
         """What a network sees of x (B, 3, H, W), where ``gain x + offset``, by channel, are the pixels in [0, 255]."""
+        if exportable.is_tracing():
+            return self._traced(x, gain, offset)
+        return self._look(x, gain, offset)
+
+    def _traced(self, x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
+        """As :meth:`look`, in operations that a tracer can record; the tables become constants."""
+        x = x if x.dtype == torch.float64 else x.float()
+        pixels = _affine(pad_to_blocks(x), gain, offset)
+        if self.hard:
+            seen = exportable.through_hard(pixels, self.q, self.max_index)
+        else:
+            seen = exportable.through(pixels, self._known_constants())
+        seen = seen[:, :, : x.shape[2], : x.shape[3]]
+        seen = seen.clamp(0, 255) if self.clamp else seen
+        inverse = [1 / g for g in gain]
+        return _affine(seen, inverse, [-o / g for g, o in zip(gain, offset, strict=True)])
+
+    def _known_constants(self) -> exportable.Constants:
+        if self._constants is None:
+            raise DJIPError(
+                "an exported lens holds its tables as constants; call lens.freeze() first"
+            )
+        constants, q, version = self._constants
+        if not torch.compiler.is_dynamo_compiling() and _changes(q) > version:
+            raise DJIPError(
+                "the tables were changed after lens.freeze(); call it again, then export"
+            )
+        return constants
+
+    def _keep_constants(self) -> None:
+        q = self._buffers.get("q")
+        if q is None or self.hard or q.is_meta:
+            self._constants = None
+        else:
+            made = exportable.Constants.of(q, self.alpha, self.kappa, self.max_index, self.window)
+            self._constants = (made, q, _changes(q))
+
+    @torch.compiler.disable  # a network compiled around the lens goes on behind it
+    def _look(self, x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             x = x if x.dtype == torch.float64 else x.float()
             height, width = x.shape[2:]
@@ -196,6 +238,8 @@ class JPEGLens(nn.Module):
         return table.to(z)[[0, 1, 1]].repeat(1, rows, columns)
 
     def _check(self, image: Tensor) -> None:
+        if exportable.is_tracing():
+            return
         if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
             raise DJIPError(
                 f"a lens takes float images (B, 3, H, W) in [0, 255], got {image.dtype} {tuple(image.shape)}"
@@ -249,13 +293,19 @@ class JPEGLens(nn.Module):
         super()._apply(fn, *args, **kwargs)
         if self.q.dtype in (torch.float16, torch.bfloat16):
             self.q.data = before.to(self.q.device)
+        self._keep_constants()
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._keep_constants()  # a copy counts its changes anew
 
     def freeze(self) -> "JPEGLens":
         """Turn the tables from a parameter into a buffer that is not saved with the network; returns the lens itself."""
         if "q" in self._parameters:
             tables = self._parameters.pop("q").detach()
             self.register_buffer("q", tables, persistent=False)
+        self._keep_constants()
         return self
 
     def unfreeze(self) -> "JPEGLens":
@@ -264,6 +314,7 @@ class JPEGLens(nn.Module):
             tables = self.q
             del self.q
             self.q = nn.Parameter(tables)
+        self._constants = None
         return self.requires_grad_(True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -284,6 +335,11 @@ def _mark(q: Tensor) -> Any:
     if q.device.type == "cpu":
         return q.clone()
     return None if q.is_inference() else (q.data_ptr(), q._version)
+
+
+def _changes(q: Tensor) -> int:
+    """How often torch saw q change; 0 where it does not count."""
+    return 0 if q.is_inference() else q._version
 
 
 def _unchanged(mark: Any, q: Tensor) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.folders import make_folders
+from helpers.folders import hf_folder, make_folders
 from safetensors.torch import save_file
 from torch import nn
 
@@ -23,29 +23,6 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.teacher import DJIPTeacher
 
 TIMM, TORCHVISION = "timm:vit_tiny_patch16_224", "torchvision:resnet18"
-
-
-def hf_folder(root: Path, weights: bool = True, **processor: object) -> str:
-    """A two-layer ViT with five classes for 32x32 images, as a folder that transformers reads; its name."""
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        num_labels=5,
-    )
-    torch.manual_seed(0)
-    folder = root / "tinyvit"
-    if weights:
-        transformers.ViTForImageClassification(config).save_pretrained(folder)
-    config.save_pretrained(folder)
-    transformers.ViTImageProcessor(
-        **{"size": {"height": 32, "width": 32}, **processor}
-    ).save_pretrained(folder)
-    return f"hf:{folder}"
 
 
 def test_torchvisions_input_is_that_of_its_weights() -> None:

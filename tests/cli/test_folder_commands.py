@@ -1,4 +1,4 @@
-"""fit, train and inspect on an ImageFolder, with networks of the benchmark and of other libraries."""
+"""fit, train and inspect on an ImageFolder, with networks of several libraries."""
 
 import json
 import subprocess
@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.folders import make_folders
+from helpers.folders import hf_folder, make_folders
 from helpers.together import environments
-from test_families import hf_folder
 
 from djip_ext import load_lens
 from djip_ext.bench.engine.run import build_model

@@ -1,15 +1,20 @@
-"""A tiny ImageFolder on the disk."""
+"""A tiny ImageFolder and a tiny Hugging Face network on the disk."""
 
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 
 def make_folders(
     root: Path, classes: int = 3, train: int = 4, val: int = 2, size: tuple[int, int] = (40, 30)
 ) -> Path:
-    """``root``/train and ``root``/val with smooth random images of (width, height) ``size``; class c is a tint."""
+    """Write ``root``/train and ``root``/val: smooth random images of (width, height) ``size``.
+
+    Class c is a tint.
+    """
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for label in range(classes):
@@ -23,3 +28,26 @@ def make_folders(
                 pixels[..., label % 3] += 100
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     return root
+
+
+def hf_folder(root: Path, weights: bool = True, **processor: object) -> str:
+    """Write a two-layer ViT, five classes, 32x32 images, as transformers reads it; return its name."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+    )
+    torch.manual_seed(0)
+    folder = root / "tinyvit"
+    if weights:
+        transformers.ViTForImageClassification(config).save_pretrained(folder)
+    config.save_pretrained(folder)
+    transformers.ViTImageProcessor(
+        **{"size": {"height": 32, "width": 32}, **processor}
+    ).save_pretrained(folder)
+    return f"hf:{folder}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from yacs.config import CfgNode
 
-from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.imageset import ImageSet, few_shot
 from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.models.families import input_spec, is_family
@@ -80,7 +80,32 @@ def load_image_sets(
         say(
             f"note: {network} gets {kind}'s own {train.size[0]}x{train.size[1]} images and scale, not those it was published with"
         )
-    return train.subset(cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED), test
+    train = train.subset(cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED)
+    if cfg.BENCH.HOLDOUT:
+        return hold_out(train, cfg.BENCH.HOLDOUT, cfg.BENCH.FRACTION_SEED)
+    return train, test
+
+
+def hold_out(data: Any, fraction: float, seed: int) -> Any:
+    """Split ``data`` into (what is left, ``fraction`` of every class), drawn with ``seed``.
+
+    Raises:
+        DJIPError: a fraction outside (0, 1), or one that takes all images of a class.
+    """
+    if not 0 < fraction < 1:
+        raise DJIPError(f"BENCH.HOLDOUT is {fraction}; it must lie in (0, 1), or be 0 for none")
+    held = few_shot(data.labels, data.num_classes, fraction, seed)
+    left = torch.ones(len(data.labels), dtype=torch.bool)
+    left[held] = False
+    before, after = (
+        labels.bincount(minlength=data.num_classes) for labels in (data.labels, data.labels[left])
+    )
+    if bool(((before > 0) & (after == 0)).any()):
+        raise DJIPError(
+            f"BENCH.HOLDOUT {fraction} takes every image of a class; hold out less, or use more "
+            "images of each class"
+        )
+    return data.select(left.nonzero().flatten()), data.select(held)
 
 
 def folder_spec(cfg: CfgNode, network: str) -> InputSpec:

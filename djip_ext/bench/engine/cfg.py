@@ -52,7 +52,10 @@ CFG = CfgNode(
             "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
             "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
             "AUGMENT": True,  # False: the training images in random order, neither cropped nor flipped
-            "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)
+            # Part of each class of the (few-shot) training set that takes the test set's place:
+        # settings are chosen without a look at the test images.
+        "HOLDOUT": 0.0,
+        "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)
             "TEACHER_CHECKPOINT": "",  # .pth or .safetensors; "" is mdistiller's path for that teacher
             "STUDENT_CHECKPOINT": "",  # where the student starts from; "": fresh weights
             "EVAL_EVERY": 1,  # epochs between two evaluations; the last epoch is always evaluated

@@ -1,0 +1,160 @@
+"""What to put before a teacher, chosen by short paired students on held-out training images.
+
+A candidate is an arm of a table (nothing, a lens, JPEG, a temperature of the answers) at one value
+of the distiller's temperature.  Every round trains one student per candidate that is left, all from
+the same seed, and compares each with the plain teacher at the configured temperature.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from djip_ext.experiments.statistics import Summary, summarise
+
+CONFIDENCE = 0.95
+DECISIVE_PAIRS = 3  # two pairs have one degree of freedom: their interval decides next to nothing
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """``arm`` of the table at ``temperature``; None where the distiller has no temperature."""
+
+    arm: str
+    temperature: float | None = None
+
+    def __str__(self) -> str:
+        at = "" if self.temperature is None else f" at T = {self.temperature:g}"
+        return f"{self.arm}{at}"
+
+
+Scores = Mapping[Candidate, Mapping[int, float]]
+"""Candidate -> seed -> accuracy of its student on the held-out images, in percent."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The outcome.
+
+    Attributes:
+        candidate: what to put before the teacher; the baseline when nothing beats it.
+        gain: its paired difference to the baseline in points; ``half_width`` is that of an
+            interval that holds for all candidates at once (95 %, Bonferroni).
+        differences: the same for every candidate, the dropped ones with the seeds that they had.
+    """
+
+    candidate: Candidate
+    gain: Summary | None
+    differences: dict[Candidate, Summary]
+
+
+def differences(scores: Scores, baseline: Candidate) -> dict[Candidate, Summary]:
+    """Paired difference of every candidate to ``baseline`` in points, for all of them at once.
+
+    The half-widths are Bonferroni's: with m candidates each interval has a confidence of
+    1 - 0.05 / m, so that all of them hold together with 95 %.
+    """
+    rivals = [candidate for candidate in scores if candidate != baseline]
+    found = {}
+    for candidate in rivals:
+        seeds = sorted(scores[candidate].keys() & scores[baseline].keys())
+        if seeds:
+            paired = [scores[candidate][seed] - scores[baseline][seed] for seed in seeds]
+            found[candidate] = widened(summarise(paired), len(rivals))
+    return found
+
+
+def widened(summary: Summary, comparisons: int) -> Summary:
+    """``summary`` with the half-width that holds for ``comparisons`` intervals at once."""
+    if summary.n < 2:
+        return summary
+    t = t_quantile(1 - (1 - CONFIDENCE) / comparisons, summary.n - 1)
+    half_width = t * summary.spread / math.sqrt(summary.n)
+    return Summary(summary.n, summary.mean, summary.spread, half_width)
+
+
+def still_open(scores: Scores, baseline: Candidate) -> list[Candidate]:
+    """The candidates that can still be chosen: neither decided to be worse than the baseline, nor
+    than the one that leads.  The baseline itself always stays."""
+    gains = differences(scores, baseline)
+    left = [
+        candidate
+        for candidate, gain in gains.items()
+        if gain.n < DECISIVE_PAIRS or gain.mean + gain.half_width >= 0
+    ]
+    if left:
+        leader = max(left, key=lambda candidate: gains[candidate].mean)
+        behind = differences({candidate: scores[candidate] for candidate in left}, leader)
+        left = [
+            candidate
+            for candidate in left
+            if candidate == leader
+            or behind[candidate].n < DECISIVE_PAIRS
+            or behind[candidate].mean + behind[candidate].half_width >= 0
+        ]
+    return [baseline, *left]
+
+
+def choose(scores: Scores, baseline: Candidate) -> Choice:
+    """The candidate of the largest mean among those whose interval lies above the baseline."""
+    gains = differences(scores, baseline)
+    better = {
+        candidate: gain
+        for candidate, gain in gains.items()
+        if gain.n >= DECISIVE_PAIRS and gain.mean - gain.half_width > 0
+    }
+    if not better:
+        return Choice(baseline, None, gains)
+    best = max(better, key=lambda candidate: better[candidate].mean)
+    return Choice(best, better[best], gains)
+
+
+def decided(scores: Scores, baseline: Candidate) -> bool:
+    """Whether more seeds cannot matter: only the baseline is left, or one that beats it."""
+    left = still_open(scores, baseline)
+    return len(left) == 1 or (len(left) == 2 and choose(scores, baseline).candidate == left[1])
+
+
+def candidates(arms: Iterable[str], temperatures: Sequence[float | None]) -> list[Candidate]:
+    """Every arm at every temperature."""
+    return [Candidate(arm, t) for arm, t in itertools.product(arms, temperatures)]
+
+
+def epochs_within(budget: float, fixed: float, per_epoch: float, most: int) -> int:
+    """How many epochs each short student can have, at most ``most``; 0 when not even one fits.
+
+    Args:
+        budget: seconds that the whole choice may take.
+        fixed: seconds of what does not depend on the epochs: fits, the teacher's kept answers.
+        per_epoch: seconds of one epoch of all planned students together.
+    """
+    return min(most, max(0, math.floor((budget - fixed) / per_epoch)))
+
+
+@lru_cache
+def t_quantile(confidence: float, freedom: int) -> float:
+    """t with P(|X| < t) = ``confidence`` for Student's t with ``freedom`` degrees of freedom."""
+    low, high = 0.0, 1.0
+    while _t_inside(high, freedom) < confidence:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_inside(middle, freedom) < confidence else (low, middle)
+    return high
+
+
+def _t_inside(t: float, freedom: int) -> float:
+    """P(|X| < t), by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine = math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine, cosine) if odd else (1.0, 1.0)
+    if freedom == 1:
+        return 2 * angle / math.pi
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine * cosine
+        total += term
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total

@@ -1,0 +1,118 @@
+"""``djip tune`` as real processes: what it says, leaves, refuses, and ends with after a kill."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = Path(__file__).with_name("small_djip.py")
+CONFIG = ROOT / "configs" / "cifar100" / "fewshot" / "kd_wrn_16_2_resnet8.yaml"
+TEACHER = "teachers/resnet8/seed-0/student_last.pth"
+OPTIONS = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "DISTILLER.TEACHER", "resnet8"]
+OPTIONS += ["SOLVER.BATCH_SIZE", "20", "SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]"]
+FLAGS = ["--cfg", str(CONFIG), "--out", "choice", "--holdout", "0.5", "--seeds", "3"]
+FLAGS += ["--arm", "jpeg=jpeg:60", "--arm", "soft=temperature:2"]
+
+
+def djip(folder: Path, *words: str, on: str = "") -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"ON": on, "HOW": "kill"} if on else {}
+    return subprocess.run(
+        [sys.executable, str(SMALL), *words],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        start_new_session=True,
+    )
+
+
+def tune(folder: Path, *words: str, on: str = "") -> "subprocess.CompletedProcess[str]":
+    options = [*OPTIONS, "BENCH.TEACHER_CHECKPOINT", str(folder.parent / "teacher" / TEACHER)]
+    return djip(folder, "tune", *FLAGS, *words, *options, on=on)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder beside a teacher."""
+    home = tmp_path_factory.mktemp("tune")
+    (home / "teacher").mkdir()
+    names = ["EXPERIMENT.PROJECT", "teachers", "EXPERIMENT.NAME", "resnet8", "LOG.PREFIX", "."]
+    config = str(ROOT / "configs" / "cifar100" / "vanilla" / "resnet8.yaml")
+    done = djip(home / "teacher", "train", "--cfg", config, "--seed", "0", *OPTIONS, *names)
+    assert (home / "teacher" / TEACHER).exists(), done.stderr
+    return home
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> "subprocess.CompletedProcess[str]":
+    (home / "whole").mkdir()
+    return tune(home / "whole", "--budget", "1000")
+
+
+def choice(folder: Path) -> dict:
+    return json.loads((folder / "choice" / "choice.json").read_text())
+
+
+def test_it_says_what_it_will_cost_and_leaves_choice_table_and_picture(
+    whole: "subprocess.CompletedProcess[str]", home: Path
+) -> None:
+    assert whole.returncode == 0, whole.stderr
+    first = whole.stdout.index("% of one full student")
+    assert "3 candidates, students of 2 epochs" in whole.stdout
+    assert first < whole.stdout.index("seed 0")
+    found = choice(home / "whole")
+    assert set(found["differences"]) == {"jpeg at T = 4", "soft at T = 4"}
+    assert found["arm"] in ("plain", "jpeg", "soft") and found["temperature"] == 4.0
+    text = (home / "whole" / "choice" / "choice.md").read_text()
+    assert "| soft at T = 4 | 3 |" in text and "held" not in text
+    assert (home / "whole" / "choice" / "choice.png").stat().st_size > 1000
+
+
+def test_killed_on_the_way_it_ends_with_the_same_choice(
+    whole: "subprocess.CompletedProcess[str]", home: Path
+) -> None:
+    (home / "killed").mkdir()
+    killed = tune(home / "killed", "--budget", "1000", on="jpeg/*/latest.pth")
+    assert killed.returncode < 0
+    again = tune(home / "killed", "--budget", "1000")
+    assert again.returncode == 0, again.stderr
+    assert "going on with the choice" in again.stdout
+    assert choice(home / "killed") == choice(home / "whole")
+
+
+def test_other_flags_do_not_go_on_with_a_choice(
+    whole: "subprocess.CompletedProcess[str]", home: Path
+) -> None:
+    other = tune(home / "whole", "--budget", "999")
+    assert other.returncode == 2 and "asked for otherwise" in other.stderr
+
+
+def test_a_budget_that_is_too_small_names_one_that_is_not(home: Path) -> None:
+    (home / "poor").mkdir()
+    poor = tune(home / "poor", "--budget", "0.001")
+    assert poor.returncode == 2 and "give --budget" in poor.stderr
+    assert not (home / "poor" / "choice" / "tune.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--arm", "plain=identity"], "none called plain"),
+        (["--arm", "lens"], "NAME=SOURCE"),
+        (["--seeds", "2"], "at least 3"),
+        (["--temperatures", "1", "DISTILLER.TYPE", "AT"], "AT has no temperature"),
+    ],
+)
+def test_what_cannot_be_is_refused(home: Path, words: list[str], message: str) -> None:
+    (home / "refused").mkdir(exist_ok=True)
+    flags, options = [w for w in words if "DISTILLER" not in w and w != "AT"], OPTIONS
+    if "AT" in words:
+        options = [*OPTIONS, "DISTILLER.TYPE", "AT"]
+    done = djip(home / "refused", "tune", *FLAGS, *flags, *options)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
