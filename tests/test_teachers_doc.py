@@ -1,4 +1,4 @@
-"""docs/teachers.md: its Python runs on tiny networks with random weights, its commands run on a tiny folder."""
+"""docs/teachers.md: its Python runs on tiny networks of random weights, its commands on a tiny folder."""
 
 import re
 import shlex
@@ -90,7 +90,7 @@ class Preset(nn.Module):
 
 
 def test_a_script_of_ones_own_in_a_group() -> None:
-    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{Path('group').resolve()}", rank=0, world_size=1
     )

@@ -5,6 +5,7 @@ It has two quantization tables, 128 numbers in all.
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
 from djip_ext.lens.file_format import SETTINGS, write_lens_file
+from djip_ext.lens.jpeg_file import jpeg_tables, read_jpeg_tables
 from djip_ext.ops import exportable
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 from djip_ext.ops.fused import FusedLens, KernelConstants
@@ -20,6 +22,8 @@ from djip_ext.ops.quantizer import hard_quantize, soft_quantize
 # JPEG-DL's range of a step.
 Q_MIN = 1e-5
 Q_MAX = 255.0
+
+SOFT_KAPPA = 5.0  # alpha q^2 of a soft lens read from a JPEG file: where fits start as well
 
 
 class JPEGLens(nn.Module):
@@ -35,9 +39,11 @@ class JPEGLens(nn.Module):
         kappa: when given, alpha is tied to the step, alpha = kappa / q^2 (JPEG-DL has 0.7 on
             ImageNet).
         hard: round instead (alpha -> infinity); the tables then receive no gradient.
+        clamp: clamp the result to [0, 255], as a decoder of JPEG files does; off by default, since
+            it zeroes gradients.
 
-    Shape: float (B, 3, H, W) in [0, 255], any H and W -> the same, not clamped to [0, 255], which
-    would zero gradients; float32 whatever autocast says (float64 stays).
+    Shape: float (B, 3, H, W) in [0, 255], any H and W -> the same; float32 whatever autocast says
+    (float64 stays).
 
     The steps may be changed at any time; on a GPU under ``torch.no_grad()``, not through ``.data``,
     whose changes torch does not count.
@@ -60,6 +66,7 @@ class JPEGLens(nn.Module):
         window: int | None = None,
         kappa: float | None = None,
         hard: bool = False,
+        clamp: bool = False,
     ) -> None:
         super().__init__()
         tables = torch.as_tensor(q, dtype=torch.float32).detach().clone()
@@ -88,6 +95,7 @@ class JPEGLens(nn.Module):
         self.max_index = max_index
         self.window = window
         self.hard = hard
+        self.clamp = clamp
         self.metadata: dict[str, Any] = {}  # what it was fitted for; written and read with the file
         self._range_checked = False
         self._compiled = False
@@ -110,6 +118,35 @@ class JPEGLens(nn.Module):
     def settings(self) -> dict[str, Any]:
         """The arguments that make this lens, but for its steps."""
         return {name: getattr(self, name) for name in SETTINGS}
+
+    @classmethod
+    def from_jpeg(cls, path: str | os.PathLike[str], hard: bool = True) -> "JPEGLens":
+        """The quantization tables of a JPEG file, a camera's or a service's, as a lens.
+
+        Progressive files have the same tables and are read alike.  The lens works 4:4:4: for a file
+        with subsampled chroma, or a grey one, a warning says what it cannot show.
+
+        Args:
+            hard: round as the file does and clamp to [0, 255] as its decoder does; otherwise soft
+                with alpha = 5 / q^2, where a fit can start.
+
+        Raises:
+            DJIPError: no JPEG file, no YCbCr in it, or different tables for Cb and Cr.
+        """
+        tables, about = read_jpeg_tables(path)
+        lens = cls(tables, kappa=None if hard else SOFT_KAPPA, hard=hard, clamp=hard)
+        lens.metadata = {"start": f"the tables of {Path(path).name}", "jpeg_file": about}
+        return lens
+
+    def jpeg_tables(self) -> list[list[int]]:
+        """The tables as a JPEG file holds them: luma and chroma, 64 integers in 1 .. 255 each.
+
+        In natural order (row by row, not zigzag), as the ``qtables`` of Pillow's ``Image.save``
+        takes them.  Steps are rounded to the nearest integer, a half to the nearest even one, and a
+        step below 1 becomes 1; so the file shows the *hard* lens of these integers, without
+        saturation.
+        """
+        return jpeg_tables(self.q)
 
     def sharpness(self) -> Tensor | float:
         """alpha of every step: the fixed number, or (2, 8, 8) when it is tied to q."""
@@ -146,6 +183,7 @@ class JPEGLens(nn.Module):
         else:
             seen = exportable.through(pixels, self._known_graph_constants())
         seen = seen[:, :, : x.shape[2], : x.shape[3]]
+        seen = seen.clamp(0, 255) if self.clamp else seen
         inverse_gain = [1 / g for g in gain]
         inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
         return _affine(seen, inverse_gain, inverse_offset)
@@ -186,7 +224,15 @@ class JPEGLens(nn.Module):
             else:
                 constants = self._kernel_constants(gain, offset, padded)
                 seen = FusedLens.apply(padded, self.q, constants, self._compiled)
-            return seen if padded is x else seen[:, :, :height, :width]
+            if padded is not x:
+                seen = seen[:, :, :height, :width]
+            if self.clamp:
+                black = [(0.0 - o) / g for g, o in zip(gain, offset, strict=True)]
+                white = [(255.0 - o) / g for g, o in zip(gain, offset, strict=True)]
+                seen = seen.clamp(
+                    x.new_tensor(black)[:, None, None], x.new_tensor(white)[:, None, None]
+                )
+            return seen
 
     def compile(self) -> "JPEGLens":  # type: ignore[override]
         """Let torch.compile fuse what happens to a coefficient; returns the lens itself.

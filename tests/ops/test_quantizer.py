@@ -1,5 +1,7 @@
 """The soft quantizer against the full sum over all bins in float64, and its properties."""
 
+import itertools
+
 import pytest
 import torch
 from helpers import reference
