@@ -1,4 +1,4 @@
-"""What a distiller sees at its temperature: CMI at T = 1, 2, 4 of the teachers of results/README.md.
+"""What a distiller sees at its temperature: CMI at T = 1, 2, 4 of each teacher of results/.
 
     python results/cifar100/temperature.py
 
