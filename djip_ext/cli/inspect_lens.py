@@ -204,8 +204,7 @@ def quantizer_text(lens: JPEGLens) -> str:
     sharpness = f"alpha = {lens.alpha:g}" if lens.kappa is None else f"alpha = {lens.kappa:g} / q^2"
     bins = f"{lens.window} nearest bins" if lens.window else "all bins"
     rounding = "hard rounding" if lens.hard else f"soft, {sharpness}, {bins}"
-    output = "clamped to [0, 255]" if lens.clamp else "not clamped"
-    return f"{rounding}, index range L = {lens.max_index}, output {output}"
+    return f"{rounding}, index range L = {lens.max_index}, output not clamped"
 
 
 def change_text(before: dict[str, float] | None, after: dict[str, float] | None) -> str:

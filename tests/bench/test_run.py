@@ -116,7 +116,7 @@ def test_a_lens_undoes_the_scale_of_the_loader(
     )
     seen = []
     monkeypatch.setattr(
-        DJIPTeacher, "look", lambda self, x: seen.append(self.djip_normalisation) or x
+        DJIPTeacher, "apply_lens", lambda self, x: seen.append(self.djip_normalisation) or x
     )
     lens = JPEGLens(q=5.0)
     lens.metadata = {"mean": list(scale[0]), "std": list(scale[1])}
