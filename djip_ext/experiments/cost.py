@@ -30,9 +30,7 @@ from djip_ext.hosts.registry import put_behind
 from djip_ext.utils.networks import autocast
 
 if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet
-    from djip_ext.bench.dataset.imageset import ImageSet
-    from djip_ext.bench.dataset.loader import DeviceLoader
+    from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 
 STEPS = 2  # training steps that are timed, after one that is not
 
@@ -95,16 +93,14 @@ class Estimate:
             pretrained = cfg.FT.PRETRAIN.EPOCHS * count
         return cost + Cost(epochs * count + pretrained, 0, pretrained * times.pretraining)
 
-    def _training_times(
-        self, cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet
-    ) -> Times:
+    def _training_times(self, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
         networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT}"
         key = f"run {networks} {cfg.BENCH.PRECISION} {cfg.BENCH.VIEWS} {len(train.labels)}"
         times: Times = self._once(key, lambda: time_training(cfg, train, test))
         return times
 
     def _cached_answers(
-        self, step: Step, cfg: CfgNode, train: ImageSet | FolderSet, shared: set[str]
+        self, step: Step, cfg: CfgNode, train: LabelledImages, shared: set[str]
     ) -> Cost:
         """The teacher's answers to all views, unless a student before this one asks for them."""
         checkpoint, views = cfg.BENCH.TEACHER_CHECKPOINT, cfg.BENCH.VIEWS
@@ -119,9 +115,7 @@ class Estimate:
         passes = views * len(train.labels)
         return Cost(passes, 0, passes * per_image)
 
-    def _fit(
-        self, step: Step, cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet
-    ) -> Cost:
+    def _fit(self, step: Step, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Cost:
         flags = list(step.flags)
 
         def number(flag: str, default: int) -> int:
@@ -171,7 +165,7 @@ def fit_passes(images: int, rounds: int) -> int:
 class _Few:
     """The first batches of a loader."""
 
-    def __init__(self, loader: DeviceLoader | FolderLoader, batches: int) -> None:
+    def __init__(self, loader: Loader, batches: int) -> None:
         self.loader = loader
         self.batches = batches
         self.batch_size = loader.batch_size
@@ -195,7 +189,7 @@ class Times:
     testing: float
 
 
-def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet) -> Times:
+def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
     """Time a run of ``cfg`` with random weights.
 
     The teacher is behind a lens, or its answers are kept when ``BENCH.VIEWS`` says so.
@@ -225,9 +219,7 @@ def time_training(cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | Fo
     return Times(training, pretraining, testing / tests.num_images)
 
 
-def _random_answers(
-    teacher: nn.Module, loader: DeviceLoader | FolderLoader, num_classes: int
-) -> CachedTeacher:
+def _random_answers(teacher: nn.Module, loader: Loader, num_classes: int) -> CachedTeacher:
     """Kept answers of the right size."""
     with torch.no_grad():
         _, features = teacher(next(iter(loader))[0][:1])
@@ -239,7 +231,7 @@ def _random_answers(
     return CachedTeacher({name: values.to(loader.device) for name, values in kept.items()}, "")
 
 
-def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
+def random_teacher(cfg: CfgNode, data: LabelledImages) -> nn.Module:
     """The teacher of ``cfg`` with random weights.
 
     Its batch normalisation has the statistics of noise, without which the numbers of a deep one
@@ -255,7 +247,7 @@ def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
     return teacher.eval()
 
 
-def lensed_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
+def lensed_teacher(cfg: CfgNode, data: LabelledImages) -> nn.Module:
     """:func:`random_teacher` behind the default lens."""
     teacher: nn.Module = put_behind(
         random_teacher(cfg, data), default_start(), cfg, any_teacher=True
@@ -264,7 +256,7 @@ def lensed_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
 
 
 @torch.no_grad()
-def time_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
+def time_teacher(cfg: CfgNode, data: LabelledImages) -> float:
     """Seconds per image of the teacher behind a lens."""
     teacher = lensed_teacher(cfg, data)
     few = _Few(make_loader(data, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
@@ -278,7 +270,7 @@ def time_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
     return _seconds(ask) / few.num_images
 
 
-def time_fit(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
+def time_fit(cfg: CfgNode, data: LabelledImages) -> float:
     """Seconds per pass of a fit, from one of a single round on a few images."""
     teacher = random_teacher(cfg, data)
     part = data.select(torch.arange(min(STEPS * 64, len(data.labels))))
