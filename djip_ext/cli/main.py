@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "train a teacher, fit its lens, distil students with and without it, "
     "draw the pictures: five minutes, offline",
     "train": "train a teacher or distil a student on the embedded benchmark",
+    "eval": "evaluate a network, plain or behind a lens, on the test images (tools/eval.py)",
     "fit": "fit a lens for a teacher (tools/train_lens.py)",
     "compare": "compare arms of students over paired seeds",
     "reproduce": "make a whole table from its file: teachers, lenses, students; "
@@ -21,9 +22,16 @@ COMMANDS = {
     "tune": "choose what goes before a teacher by short paired students on held-out training "
     "images",
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
+    "collect": "the records of finished runs as a few files to keep: runs.csv, curves.csv, "
+    "configs/, lenses/",
+    "encode": "write a folder of images as JPEG files with a lens's tables",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
-MODULES = {name: name for name in COMMANDS} | {"fit": "train_lens", "inspect": "inspect_lens"}
+MODULES = {name: name for name in COMMANDS} | {
+    "eval": "evaluate",
+    "fit": "train_lens",
+    "inspect": "inspect_lens",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

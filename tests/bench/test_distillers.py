@@ -363,7 +363,8 @@ def test_eval_mode_returns_the_logits_of_the_student(name: str) -> None:
     assert torch.equal(distiller(image=image), distiller.student(image)[0])
 
 
-# modules that a method trains with the student, and all numbers that it keeps, for resnet8 (64) and wrn_16_2 (128)
+# modules that a method trains with the student, and all numbers that it keeps, for resnet8 (64) and
+# wrn_16_2 (128)
 TRAINED = {
     "FITNET": ["conv_reg"],
     "CRD": ["embed_s", "embed_t"],

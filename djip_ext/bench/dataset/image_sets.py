@@ -1,84 +1,82 @@
-"""The image sets by name, and mdistiller's ``get_dataset``."""
+"""The image sets and loaders that a configuration names, and mdistiller's ``get_dataset``."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from yacs.config import CfgNode
 
+from djip_ext.bench.dataset.cifar100 import load_cifar100
 from djip_ext.bench.dataset.imageset import ImageSet, few_shot
 from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.bench.device import resolve_device
 from djip_ext.bench.models.families import input_spec, is_family
-from djip_ext.bench.models.input_spec import IMAGENET, InputSpec
-from djip_ext.errors import DJIPError, first_line
-from djip_ext.lens.normalisation import NORMALISATIONS
+from djip_ext.bench.models.input_spec import IMAGENET, TINY_IMAGENET, InputSpec
+from djip_ext.errors import DJIPError
 from djip_ext.utils.distributed import say
 
-if TYPE_CHECKING:  # torchvision and PIL are imported only when there are files to read
-    from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet
+# torchvision and PIL, which imagefolder.py needs, are imported only when there are files to read.
 
-FOLDERS = ("imagefolder", "imagenet")
+__all__ = [
+    "FOLDERS",
+    "folder_spec",
+    "get_dataset",
+    "get_test_loader",
+    "hold_out",
+    "load_cifar100",
+    "load_image_sets",
+    "load_run_sets",
+    "make_loader",
+]
 
-
-def load_cifar100(root: str, train: bool, download: bool = False) -> ImageSet:
-    """Read CIFAR-100 from ``root``/cifar-100-python; torchvision checks the MD5 of every file before it is opened."""
-    from torchvision.datasets import CIFAR100
-
-    try:
-        data = CIFAR100(root, train=train, download=download)
-    except OSError as error:  # URLError among them
-        raise DJIPError(
-            f"CIFAR-100 cannot be fetched or read ({first_line(error)}); put cifar-100-python into {Path(root).resolve()} by hand"
-        ) from error
-    except RuntimeError as error:
-        raise DJIPError(
-            f"CIFAR-100 is missing or damaged in {Path(root).resolve()}: put the official cifar-100-python folder there, "
-            "name its parent with --data-root, or add BENCH.DOWNLOAD True to fetch it"
-        ) from error
-    return ImageSet(
-        torch.from_numpy(data.data),
-        torch.tensor(data.targets),
-        100,
-        *NORMALISATIONS["cifar100"],
-        tuple(data.classes),
-    )
+FOLDERS = ("imagefolder", "imagenet", "tiny_imagenet")  # the DATASET.TYPEs read from image files
+SUBFOLDERS = {"imagenet": "imagenet", "tiny_imagenet": "tiny-imagenet-200"}  # mdistiller's places
 
 
 def load_image_sets(
     cfg: CfgNode, network: str | None = None
-) -> tuple[ImageSet, ImageSet] | tuple[FolderSet, FolderSet]:
-    """The training set (cut to ``BENCH.FRACTION``) and the test set that ``cfg`` names.
+) -> tuple[LabelledImages, LabelledImages]:
+    """Load the training set (cut to ``BENCH.FRACTION``) and the test set that ``cfg`` names.
+
+    With ``BENCH.HOLDOUT`` a part of that training set takes the test set's place.
 
     Args:
-        network: whose input size and normalisation the images of a folder get; ``None``: the teacher's.
+        network: whose input size and normalisation the images of a folder get; ``None``: the
+            teacher's.
 
     Raises:
         DJIPError: an unknown ``DATASET.TYPE``, or data that are missing or damaged.
     """
-    kind, root = cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT
+    kind = cfg.DATASET.TYPE
+    root = cfg.BENCH.DATA_ROOT
     network = network or cfg.DISTILLER.TEACHER
+    train: LabelledImages
+    test: LabelledImages
     if kind in FOLDERS:
         from djip_ext.bench.dataset.imagefolder import load_folders
 
-        if kind == "imagenet" and Path(root, "imagenet").is_dir():  # mdistiller's place for it
-            root = Path(root, "imagenet")
-        train, test = load_folders(root, folder_spec(cfg, network), cfg.DATASET.NUM_WORKERS)
+        spec = folder_spec(cfg, network)
+        train, test = load_folders(folder_root(cfg), spec, cfg.DATASET.NUM_WORKERS)
     elif kind == "cifar100":
         train = load_cifar100(root, True, cfg.BENCH.DOWNLOAD)
         test = load_cifar100(root, False, cfg.BENCH.DOWNLOAD)
     elif kind == "synthetic":
-        train, test = make_synthetic(per_class=200, seed=0), make_synthetic(per_class=100, seed=1)
+        train = make_synthetic(per_class=200, seed=0)
+        test = make_synthetic(per_class=100, seed=1)
     else:
         raise DJIPError(
-            f"DATASET.TYPE is '{kind}'; the embedded benchmark has cifar100, synthetic, imagenet and imagefolder"
+            f"DATASET.TYPE is '{kind}'; the embedded benchmark has cifar100, synthetic, imagenet, "
+            "tiny_imagenet and imagefolder"
         )
     if is_family(network) and kind not in FOLDERS:
+        height, width = train.size
         say(
-            f"note: {network} gets {kind}'s own {train.size[0]}x{train.size[1]} images and scale, not those it was published with"
+            f"note: {network} gets {kind}'s own {height}x{width} images and scale, not those it "
+            "was published with"
         )
     train = train.subset(cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED)
     if cfg.BENCH.HOLDOUT:
@@ -86,7 +84,9 @@ def load_image_sets(
     return train, test
 
 
-def hold_out(data: Any, fraction: float, seed: int) -> Any:
+def hold_out(
+    data: LabelledImages, fraction: float, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
     """Split ``data`` into (what is left, ``fraction`` of every class), drawn with ``seed``.
 
     Raises:
@@ -97,9 +97,8 @@ def hold_out(data: Any, fraction: float, seed: int) -> Any:
     held = few_shot(data.labels, data.num_classes, fraction, seed)
     left = torch.ones(len(data.labels), dtype=torch.bool)
     left[held] = False
-    before, after = (
-        labels.bincount(minlength=data.num_classes) for labels in (data.labels, data.labels[left])
-    )
+    before = data.labels.bincount(minlength=data.num_classes)
+    after = data.labels[left].bincount(minlength=data.num_classes)
     if bool(((before > 0) & (after == 0)).any()):
         raise DJIPError(
             f"BENCH.HOLDOUT {fraction} takes every image of a class; hold out less, or use more "
@@ -108,65 +107,104 @@ def hold_out(data: Any, fraction: float, seed: int) -> Any:
     return data.select(left.nonzero().flatten()), data.select(held)
 
 
+def folder_root(cfg: CfgNode) -> Path:
+    """The folder of ``train`` and ``val``: mdistiller's in the data root, else the root itself."""
+    root = Path(cfg.BENCH.DATA_ROOT)
+    place = root / SUBFOLDERS.get(cfg.DATASET.TYPE, "")
+    return place if place.is_dir() else root
+
+
 def folder_spec(cfg: CfgNode, network: str) -> InputSpec:
-    """How the images of a folder are prepared: as ``network``'s own configuration says, else as usual for ImageNet; then as
-    ``BENCH.INPUT_SIZE``, ``BENCH.MEAN`` and ``BENCH.STD`` say.  What came out is printed for a network of another library."""
-    bench, spec = cfg.BENCH, IMAGENET
+    """How the images of a folder are prepared.
+
+    As ``network``'s own configuration says, else as usual for the data set; then as
+    ``BENCH.INPUT_SIZE``, ``BENCH.MEAN`` and ``BENCH.STD`` say.  The result is printed for a network
+    of another library.
+    """
+    bench = cfg.BENCH
+    spec = TINY_IMAGENET if cfg.DATASET.TYPE == "tiny_imagenet" else IMAGENET
     if is_family(network) and not (bench.INPUT_SIZE and bench.MEAN and bench.STD):
         spec = input_spec(network, bench.DOWNLOAD)
     if bench.INPUT_SIZE:
         spec = spec.at(bench.INPUT_SIZE)
-    spec = replace(
-        spec,
-        **{
-            name: tuple(map(float, bench[name.upper()]))
-            for name in ("mean", "std")
-            if bench[name.upper()]
-        },
-    )
+    if bench.MEAN:
+        spec = replace(spec, mean=_triple(bench.MEAN))
+    if bench.STD:
+        spec = replace(spec, std=_triple(bench.STD))
     if is_family(network):
         say(f"note: images for {network}: {spec}")
     return spec
 
 
+def _triple(numbers: Sequence[float]) -> tuple[float, float, float]:
+    if len(numbers) != 3:
+        raise DJIPError(
+            f"BENCH.MEAN and BENCH.STD take three numbers each, not {list(numbers)}; for example "
+            '"[0.5, 0.5, 0.5]"'
+        )
+    red, green, blue = map(float, numbers)
+    return red, green, blue
+
+
 def make_loader(
-    data: ImageSet | FolderSet, batch_size: int, device: torch.device | str = "cpu", **how: Any
-) -> DeviceLoader | FolderLoader:
+    data: LabelledImages, batch_size: int, device: torch.device | str = "cpu", **how: Any
+) -> Loader:
     """The loader for that kind of set; ``how`` as :class:`DeviceLoader` takes it."""
     if isinstance(data, ImageSet):
         return DeviceLoader(data, batch_size, device, **how)
-    from djip_ext.bench.dataset.imagefolder import FolderLoader
+    from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet
 
+    assert isinstance(data, FolderSet)
     if how.pop("views", 0):
         raise DJIPError(
-            "BENCH.VIEWS keeps views of every image in memory, which a folder's images are too many for; set it to 0"
+            "BENCH.VIEWS keeps views of every image in memory, which a folder's images are too "
+            "many for; set it to 0"
         )
     return FolderLoader(data, batch_size, device, **how)
 
 
-def load_run_sets(cfg: CfgNode) -> tuple[ImageSet, ImageSet] | tuple[FolderSet, FolderSet]:
-    """The training set and the test set of a run: for its teacher, or for its student when it has none."""
-    return load_image_sets(
-        cfg, cfg.DISTILLER.STUDENT if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
-    )
+def load_run_sets(cfg: CfgNode) -> tuple[LabelledImages, LabelledImages]:
+    """Load both sets of a run: for its teacher, or for its student when it has none."""
+    alone = cfg.DISTILLER.TYPE == "NONE"
+    return load_image_sets(cfg, cfg.DISTILLER.STUDENT if alone else cfg.DISTILLER.TEACHER)
 
 
-def get_dataset(
-    cfg: CfgNode,
-) -> tuple[DeviceLoader | FolderLoader, DeviceLoader | FolderLoader, int, int]:
-    """mdistiller's entry: ``(train_loader, test_loader, num_data, num_classes)``."""
+def get_dataset(cfg: CfgNode) -> tuple[Loader, Loader, int, int]:
+    """mdistiller's entry point.
+
+    Returns:
+        ``(train_loader, test_loader, num_data, num_classes)``; the loaders make their batches on
+        ``BENCH.DEVICE``.
+
+    Raises:
+        DJIPError: as :func:`load_image_sets`, and for views without augmentation.
+    """
+    bench = cfg.BENCH
     train, test = load_run_sets(cfg)
-    device = cfg.BENCH.DEVICE
-    if cfg.BENCH.VIEWS and not cfg.BENCH.AUGMENT:
+    device = resolve_device(bench.DEVICE)
+    if bench.VIEWS and not bench.AUGMENT:
         raise DJIPError(
-            f"BENCH.VIEWS is {cfg.BENCH.VIEWS}, but without augmentation (BENCH.AUGMENT False) an image has one view; set BENCH.VIEWS 0"
+            f"BENCH.VIEWS is {bench.VIEWS}, but without augmentation (BENCH.AUGMENT False) an "
+            "image has one view; set BENCH.VIEWS 0"
         )
-    how = {
-        "shuffle": True,
-        "augment": cfg.BENCH.AUGMENT,
-        "seed": cfg.BENCH.SEED,
-        "views": cfg.BENCH.VIEWS,
-    }
-    train_loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, device, **how)
+    train_loader = make_loader(
+        train,
+        cfg.SOLVER.BATCH_SIZE,
+        device,
+        shuffle=True,
+        augment=bench.AUGMENT,
+        seed=bench.SEED,
+        views=bench.VIEWS,
+    )
     test_loader = make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, device)
     return train_loader, test_loader, train_loader.num_images, train.num_classes
+
+
+def get_test_loader(cfg: CfgNode, network: str) -> Loader:
+    """The test batches alone, with images prepared for ``network``.
+
+    Raises:
+        DJIPError: as :func:`load_image_sets`.
+    """
+    _, test = load_image_sets(cfg, network)
+    return make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, resolve_device(cfg.BENCH.DEVICE))

@@ -1,4 +1,4 @@
-"""Image sets that stay on the disk: ``train/CLASS/*`` and ``val/CLASS/*``, ImageNet's usual layout."""
+"""Image sets that stay on the disk: ``train/CLASS/*`` and ``val/CLASS/*``, as ImageNet's."""
 
 import os
 from collections.abc import Iterator
@@ -23,10 +23,13 @@ from djip_ext.lens.normalisation import Normalisation
 
 @dataclass(frozen=True)
 class FolderSet:
-    """A labelled image set of which only the file names are in memory; the counterpart of :class:`ImageSet`.
+    """A labelled image set of which only the file names are in memory.
+
+    The counterpart of :class:`ImageSet`.
 
     Attributes:
-        paths: (N,) bytes: an array, since a list of strings is copied piece by piece into every worker.
+        paths: (N,) bytes: an array, since a list of strings is copied piece by piece into every
+            worker.
         labels: int64 (N,).
         classes: the names of the class folders in sorted order; label y is ``classes[y]``.
         spec: how the images are prepared.
@@ -62,11 +65,9 @@ class FolderSet:
 
     def subset(self, fraction: float, seed: int = 0) -> "FolderSet":
         """Keep ``fraction`` of every class, as :meth:`ImageSet.subset` does."""
-        return (
-            self
-            if fraction == 1
-            else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
-        )
+        if fraction == 1:
+            return self
+        return self.select(few_shot(self.labels, self.num_classes, fraction, seed))
 
     def pixels(self, index: Tensor) -> Tensor:
         """The images ``index`` (K,) without augmentation, uint8 (K, H, W, 3)."""
@@ -74,28 +75,29 @@ class FolderSet:
         return torch.stack([files[i, 0][0] for i in index.tolist()])
 
     def fingerprint(self) -> dict[str, Any]:
-        """As :meth:`ImageSet.fingerprint`, over the files' names, ``CLASS/FILE``, instead of their pixels."""
-        return fingerprint(
-            b"\n".join(b"/".join(bytes(path).split(b"/")[-2:]) for path in self.paths), self.labels
-        )
+        """As :meth:`ImageSet.fingerprint`, over the files' names, ``CLASS/FILE``."""
+        names = (b"/".join(bytes(path).split(b"/")[-2:]) for path in self.paths)
+        return fingerprint(b"\n".join(names), self.labels)
 
 
-class _Files(Dataset):
+class _Files(Dataset[tuple[Tensor, int, int]]):
     """Reads, crops and scales; an item is asked for by (index, seed of its augmentation)."""
 
     def __init__(self, data: FolderSet, augment: bool) -> None:
-        self.data, spec = data, data.spec
+        self.data = data
+        spec = data.spec
         how = InterpolationMode(spec.interpolation)
-        if augment:
-            steps = [
-                transforms.RandomResizedCrop(spec.size, interpolation=how),
-                transforms.RandomHorizontalFlip(),
-            ]
+        whole = [
+            transforms.Resize(spec.resize, interpolation=how),
+            transforms.CenterCrop(spec.size),
+        ]
+        flip = transforms.RandomHorizontalFlip()
+        if not augment:
+            steps = whole
+        elif spec.train_view == "rotation":
+            steps = [*whole, transforms.RandomRotation(20), flip]
         else:
-            steps = [
-                transforms.Resize(spec.resize, interpolation=how),
-                transforms.CenterCrop(spec.size),
-            ]
+            steps = [transforms.RandomResizedCrop(spec.size, interpolation=how), flip]
         self.transform = transforms.Compose(steps)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
@@ -104,19 +106,22 @@ class _Files(Dataset):
         try:
             image = Image.open(path).convert("RGB")
         except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
+            reason = " ".join(str(error).split())
             raise DJIPError(
-                f"{path} cannot be read as an image ({' '.join(str(error).split())}); replace or remove it"
+                f"{path} cannot be read as an image ({reason}); replace or remove it"
             ) from error
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # what is drawn depends on the image and the epoch, not on who reads it
+        # what is drawn depends on the image and the epoch, not on who reads it
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             pixels = np.asarray(self.transform(image))
         return torch.from_numpy(pixels.copy()), int(self.data.labels[index]), index
 
 
-class _Plan:
-    """The batches of the coming epoch, as (index, seed) pairs; the workers' loader iterates it anew every epoch."""
+class _BatchSampler:
+    """The batches of the coming epoch, as (index, seed) pairs.
+
+    The workers' loader iterates it anew every epoch.
+    """
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
@@ -131,16 +136,19 @@ class _Plan:
 
 
 class FolderLoader:
-    """Batches of a :class:`FolderSet` with the surface and the laws of :class:`DeviceLoader`.
+    """Batches of a :class:`FolderSet`; the counterpart of :class:`DeviceLoader`.
 
-    Epoch ``e`` of seed ``s`` yields the same batches whatever ran before and however many workers read.
+    Epoch ``e`` of seed ``s`` yields the same batches whatever ran before and however many workers
+    read.
 
     Args:
         data: the images.
         batch_size: images in a batch, over all processes; the last batch may be smaller.
         device: where the batches go.
-        shuffle: fresh order every epoch, and ``(image, target, index)`` batches; ``augment`` implies it.
-        augment: random resized crop and horizontal flip, ImageNet's usual training view.
+        shuffle: another order every epoch, and ``(image, target, index)`` batches; ``augment``
+            implies it.
+        augment: the training view that the set's ``spec`` names.
+        seed: of order and augmentation.
         shard: (rank, processes): this process' share of every batch.
     """
 
@@ -156,20 +164,19 @@ class FolderLoader:
         seed: int = 0,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.data, self.batch_size, self.shuffle, self.augment, self.seed = (
-            data,
-            batch_size,
-            shuffle or augment,
-            augment,
-            seed,
-        )
-        self.device, self.shard = torch.device(device), shard
+        self.data = data
+        self.batch_size = batch_size
+        self.shuffle = shuffle or augment
+        self.augment = augment
+        self.seed = seed
+        self.device = torch.device(device)
+        self.shard = shard
         self.epoch = 0
         self._normalisation = Normalisation(data.mean, data.std)
-        self._plan = _Plan()
+        self._sampler = _BatchSampler()
         self._reader: DataLoader[Any] = DataLoader(
             _Files(data, augment),
-            batch_sampler=self._plan,  # type: ignore[arg-type]
+            batch_sampler=self._sampler,
             num_workers=data.workers,
             persistent_workers=data.workers > 0,
             pin_memory=self.device.type == "cuda",
@@ -178,6 +185,7 @@ class FolderLoader:
 
     @property
     def num_images(self) -> int:
+        """Images of the whole set, over all shards."""
         return len(self.data.labels)
 
     def __len__(self) -> int:
@@ -186,19 +194,16 @@ class FolderLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         order = torch.arange(self.num_images)
         if self.shuffle:
-            self._plan.seed = 1_000_003 * self.seed + self.epoch
-            order = torch.randperm(
-                self.num_images, generator=torch.Generator().manual_seed(self._plan.seed)
-            )
+            self._sampler.seed = 1_000_003 * self.seed + self.epoch
+            generator = torch.Generator().manual_seed(self._sampler.seed)
+            order = torch.randperm(self.num_images, generator=generator)
             self.epoch += 1
         rank, processes = self.shard
-        shares = (batch[rank::processes] for batch in order.split(self.batch_size))
-        self._plan.batches = [share for share in shares if len(share)]
+        shares = (batch[rank::processes] for batch in torch.split(order, self.batch_size))
+        self._sampler.batches = [share for share in shares if len(share)]
         try:
-            for pixels, label, index in self._reader:
-                pixels, label, index = (
-                    part.to(self.device, non_blocking=True) for part in (pixels, label, index)
-                )
+            for batch in self._reader:
+                pixels, label, index = (part.to(self.device, non_blocking=True) for part in batch)
                 image = self._normalisation.to_network(pixels.permute(0, 3, 1, 2).float())
                 yield (image, label, index) if self.shuffle else (image, label)
         except DJIPError as error:  # a worker's error comes wrapped in its traceback
@@ -206,34 +211,39 @@ class FolderLoader:
 
 
 def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[FolderSet, FolderSet]:
-    """``root``/train and ``root``/val (or ``root``/test), one folder a class.
+    """Find the images of ``root``/train and ``root``/val (or ``root``/test), a folder per class.
 
     Raises:
         DJIPError: a folder that is missing or empty, classes that differ between the two.
     """
     root = Path(root)
-    held_out = (
-        root / "val" if (root / "val").is_dir() or not (root / "test").is_dir() else root / "test"
-    )
-    train, test = (_scan(folder, spec, workers) for folder in (root / "train", held_out))
+    held_out = root / "val"
+    if not held_out.is_dir() and (root / "test").is_dir():
+        held_out = root / "test"
+    train = _scan(root / "train", spec, workers)
+    test = _scan(held_out, spec, workers)
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
         raise DJIPError(
-            f"{root / 'train'} and {held_out} hold different classes, for example {only[0]}; both need the same class folders"
+            f"{root / 'train'} and {held_out} hold different classes, for example {only[0]}; both "
+            "need the same class folders"
         )
     return train, test
 
 
 def _scan(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
     if not folder.is_dir():
-        cure = "--data-root (BENCH.DATA_ROOT) names the folder that holds train/CLASS/* and val/CLASS/*"
-        raise DJIPError(f"there is no folder {folder.resolve()}; {cure}")
+        raise DJIPError(
+            f"there is no folder {folder.resolve()}; --data-root (BENCH.DATA_ROOT) names the "
+            "folder that holds train/CLASS/* and val/CLASS/*"
+        )
     try:
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:
         reason = " ".join(str(error).split()).split(" Supported")[0].rstrip(".")
         raise DJIPError(
-            f"{folder} holds no images by class ({reason}); it needs a folder of image files for every class"
+            f"{folder} holds no images by class ({reason}); it needs a folder of image files for "
+            "every class"
         ) from error
     paths = np.array([os.fsencode(path) for path, _ in found.samples])
     return FolderSet(

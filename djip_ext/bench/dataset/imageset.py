@@ -12,9 +12,14 @@ from djip_ext.errors import DJIPError
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A labelled image set: images uint8 (N, H, W, 3), labels int64 (N,), and how a network expects them scaled.
+    """A labelled image set.
 
-    ``classes`` names them: label y is ``classes[y]``, its number where the names are not known.
+    Attributes:
+        images: uint8 (N, H, W, 3).
+        labels: int64 (N,).
+        num_classes: labels lie in [0, num_classes).
+        mean, std: how a network expects the images scaled, in units of [0, 1] pixels.
+        classes: label y is named ``classes[y]``; its number where the names are not known.
     """
 
     images: Tensor
@@ -38,34 +43,45 @@ class ImageSet:
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def subset(self, fraction: float, seed: int = 0) -> "ImageSet":
-        """Keep ``fraction`` of every class (at least one image of each), drawn with ``seed``: the few-shot setting."""
-        return (
-            self
-            if fraction == 1
-            else self.select(few_shot(self.labels, self.num_classes, fraction, seed))
-        )
+        """Keep ``fraction`` of every class, at least one image: the few-shot setting.
+
+        ``seed`` decides which; see :func:`few_shot`.
+        """
+        if fraction == 1:
+            return self
+        return self.select(few_shot(self.labels, self.num_classes, fraction, seed))
 
     def pixels(self, index: Tensor) -> Tensor:
         """The images ``index`` (K,), uint8 (K, H, W, 3)."""
         return self.images[index]
 
     def fingerprint(self) -> dict[str, Any]:
-        """How many images, and sixteen hex digits over pixels and labels: two records with equal ones saw the same data."""
+        """The :func:`fingerprint` of pixels and labels, which are equal where those are."""
         return fingerprint(self.images.numpy().tobytes(), self.labels)
 
 
 def fingerprint(content: bytes, labels: Tensor) -> dict[str, Any]:
-    """``images``, how many, and ``sha256``, sixteen hex digits over ``content`` and ``labels`` (N,)."""
+    """``images``, their number, and ``sha256``, 16 digits over ``content`` and ``labels`` (N,)."""
     digest = hashlib.sha256(content)
     digest.update(labels.numpy().tobytes())
     return {"images": len(labels), "sha256": digest.hexdigest()[:16]}
 
 
 def few_shot(labels: Tensor, num_classes: int, fraction: float, seed: int) -> Tensor:
-    """Indices, in order, of ``fraction`` of every class of ``labels`` (N,), drawn with ``seed``; a smaller fraction is a part of it."""
+    """Draw ``fraction`` of every class of ``labels`` (N,) with ``seed``.
+
+    With equal seeds a smaller fraction is a part of a larger one.
+
+    Returns:
+        indices in ascending order.
+
+    Raises:
+        DJIPError: a fraction outside (0, 1].
+    """
     if not 0 < fraction <= 1:
         raise DJIPError(
-            f"BENCH.FRACTION is {fraction}; it must lie in (0, 1], for example 0.05 for 5 % of the data"
+            f"BENCH.FRACTION is {fraction}; it must lie in (0, 1], for example 0.05 for 5 % of the "
+            "data"
         )
     generator = torch.Generator().manual_seed(seed)
     kept = []

@@ -1,7 +1,7 @@
 """Batches made on the device that holds the images.
 
-A loader yields what mdistiller's loaders yield: training batches ``(image, target, index)``, test batches
-``(image, target)``, images normalised float32 (B, 3, H, W).
+A loader yields what mdistiller's loaders yield: training batches ``(image, target, index)``, test
+batches ``(image, target)``, images normalised float32 (B, 3, H, W).
 """
 
 from collections.abc import Iterator
@@ -14,20 +14,24 @@ from djip_ext.bench.dataset.imageset import ImageSet
 
 
 class DeviceLoader:
-    """Batches of an :class:`ImageSet` that lives on ``device``, normalised, optionally shuffled and augmented there.
+    """Batches of an :class:`ImageSet`, made on the ``device`` that holds it.
 
-    Epoch ``e`` of seed ``s`` always yields the same batches, whatever ran before: a resumed run sees what an
-    uninterrupted one would have seen.
+    They are normalised, and optionally shuffled and augmented.  Epoch ``e`` of seed ``s`` always
+    yields the same batches, whatever ran before: a resumed run sees what an uninterrupted one would
+    have seen.
 
     Args:
         data: the images.
         batch_size: images in a batch; the last batch may be smaller.
         device: where the images are kept and the batches are made.
-        shuffle: fresh order every epoch, and ``(image, target, index)`` batches; ``augment`` implies it.
-        augment: random crop with a zero border of ``padding`` pixels and horizontal flip. Without
-            either: the stored order and ``(image, target)`` batches.
-        views: with ``augment``: 0 augments afresh every epoch; K > 0 goes round K fixed augmentations of every image, the same
-            for all seeds, so that a teacher's answers can be kept.
+        shuffle: another order every epoch, and ``(image, target, index)`` batches; ``augment``
+            implies it.  Without either: the stored order and ``(image, target)`` batches.
+        augment: random crop with a zero border of ``padding`` pixels and horizontal flip.
+        seed: of order and augmentation.
+        padding: the border, in pixels.
+        views: with ``augment``: 0 draws new augmentations every epoch; K > 0 takes K fixed
+            augmentations of every image in turn, the same for all seeds, so that a teacher's
+            answers can be kept.
         shard: (rank, processes): this process' share of every batch.
     """
 
@@ -43,14 +47,14 @@ class DeviceLoader:
         views: int = 0,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.data, self.batch_size, self.shuffle, self.augment, self.seed = (
-            data,
-            batch_size,
-            shuffle or augment,
-            augment,
-            seed,
-        )
-        self.views, self.padding, self.shard = views, padding, shard
+        self.data = data
+        self.batch_size = batch_size
+        self.shuffle = shuffle or augment
+        self.augment = augment
+        self.seed = seed
+        self.padding = padding
+        self.views = views
+        self.shard = shard
         self.device = torch.device(device)
         self.epoch = 0
         images = data.images
@@ -64,6 +68,7 @@ class DeviceLoader:
 
     @property
     def num_images(self) -> int:
+        """Images of the whole set, over all shards."""
         return len(self.data.labels)
 
     def __len__(self) -> int:
@@ -85,8 +90,8 @@ class DeviceLoader:
         view = self.view(self.epoch)
         self.epoch += 1
         order = torch.randperm(self.num_images, generator=generator)
-        for chosen in order.split(self.batch_size):
-            chosen = chosen[rank::processes]
+        for batch in torch.split(order, self.batch_size):
+            chosen = batch[rank::processes]
             if not len(chosen):
                 continue
             index = chosen.to(self.device, non_blocking=True)  # nothing here waits for the device
@@ -99,20 +104,20 @@ class DeviceLoader:
             yield self.normalise(images), self._labels[index], index
 
     def view(self, epoch: int) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The fixed augmentation of every image in that epoch; ``None`` when epochs are augmented afresh."""
+        """The fixed augmentation of every image in that epoch; ``None`` without ``views``."""
         if not self.views:
             return None
-        return draw(
-            self.num_images, 2 * self.padding + 1, torch.Generator().manual_seed(epoch % self.views)
-        )
+        generator = torch.Generator().manual_seed(epoch % self.views)
+        return draw(self.num_images, 2 * self.padding + 1, generator)
 
     def view_batches(self, epoch: int) -> Iterator[Tensor]:
-        """The normalised images of that epoch's view in their stored order."""
+        """The normalised images of that epoch's view in their stored order; needs ``views``."""
         view = self.view(epoch)
-        for index in torch.arange(self.num_images).split(self.batch_size):
-            yield self.normalise(
-                self._augmented(index.to(self.device), *(choice[index] for choice in view))
-            )
+        assert view is not None
+        for index in torch.split(torch.arange(self.num_images), self.batch_size):
+            top, left, mirrored = (choice[index] for choice in view)
+            images = self._augmented(index.to(self.device), top, left, mirrored)
+            yield self.normalise(images)
 
     def _augmented(self, index: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
         return crop_and_flip(self._images, index, self.data.images.shape[1], top, left, mirrored)

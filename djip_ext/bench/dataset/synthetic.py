@@ -1,9 +1,10 @@
-"""A small labelled image set with real frequency structure, generated from a seed: nothing is downloaded.
+"""A small labelled image set with real frequency structure, generated from a seed.
 
-An image is a natural-looking 1/f background with one textured silhouette on it.  A class is a silhouette (disc,
-square, triangle, ring) times a texture (a grating of some frequency and orientation) with a typical hue.  Position,
-size, phase, hue and contrast vary within a class, orientation and frequency so much that neighbouring textures overlap:
-a good teacher is unsure in the right places, and each texture lives in its own few DCT coefficients.
+An image is a natural-looking 1/f background with one textured silhouette on it.  A class is a
+silhouette (disc, square, triangle, ring) times a texture (a grating of some frequency and
+orientation) with a typical hue.  Position, size, phase, hue and contrast vary within a class,
+orientation and frequency so much that neighbouring textures overlap: a good teacher is unsure in
+the right places, and each texture lives in its own few DCT coefficients.
 """
 
 import math
@@ -15,13 +16,9 @@ from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.lens.normalisation import NORMALISATIONS
 
 SILHOUETTES = ("disc", "square", "triangle", "ring")
-TEXTURES = (
-    (0.12, 0.0),
-    (0.12, 90.0),
-    (0.2, 45.0),
-    (0.3, 0.0),
-    (0.3, 90.0),
-)  # cycles per pixel, degrees
+
+# cycles per pixel, degrees
+TEXTURES = ((0.12, 0.0), (0.12, 90.0), (0.2, 45.0), (0.3, 0.0), (0.3, 90.0))
 CLASSES = tuple(
     f"{shape} {frequency:g} {angle:g}°" for frequency, angle in TEXTURES for shape in SILHOUETTES
 )
@@ -29,7 +26,7 @@ NUM_CLASSES = len(CLASSES)
 
 
 def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
-    """Generate ``per_class`` images of each of the 20 classes; equal arguments give equal images."""
+    """Generate ``per_class`` images of each of 20 classes; equal arguments give equal images."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(NUM_CLASSES).repeat_interleave(per_class)
     count = len(labels)
@@ -40,15 +37,17 @@ def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
     def normal(spread: float) -> Tensor:
         return torch.randn(count, 1, 1, generator=generator) * spread
 
-    silhouette, texture = (labels % len(SILHOUETTES))[:, None, None], labels // len(SILHOUETTES)
-    law = torch.tensor(TEXTURES)[texture]
-    frequency = law[:, 0, None, None] * torch.exp(normal(0.15))
-    angle = torch.deg2rad(law[:, 1, None, None] + normal(14.0))
+    silhouette = (labels % len(SILHOUETTES))[:, None, None]
+    texture = labels // len(SILHOUETTES)
+    typical = torch.tensor(TEXTURES)[texture]
+    frequency = typical[:, 0, None, None] * torch.exp(normal(0.15))
+    angle = torch.deg2rad(typical[:, 1, None, None] + normal(14.0))
 
-    y, x = torch.meshgrid(
-        torch.arange(size) - (size - 1) / 2, torch.arange(size) - (size - 1) / 2, indexing="ij"
-    )
-    y, x, radius = y - normal(3.0), x - normal(3.0), uniform(7.0, 12.0)
+    axis = torch.arange(size) - (size - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    y = y - normal(3.0)
+    x = x - normal(3.0)
+    radius = uniform(7.0, 12.0)
     distance = torch.hypot(x, y)
     edges = torch.stack(
         [
@@ -85,9 +84,14 @@ def make_synthetic(per_class: int, seed: int, size: int = 32) -> ImageSet:
 
 
 def _pink_noise(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """Noise (count, size, size, 3) of unit variance whose amplitude falls as 1/f, mostly shared by the channels."""
+    """Noise (count, size, size, 3) of unit variance whose amplitude falls as 1/f.
+
+    The channels share most of it.
+    """
     white = torch.randn(count, 4, size, size, generator=generator)
     frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None])
-    noise = torch.fft.irfft2(torch.fft.rfft2(white) / frequency.clamp_min(1 / size), s=(size, size))
+    noise: Tensor = torch.fft.irfft2(
+        torch.fft.rfft2(white) / frequency.clamp_min(1 / size), s=(size, size)
+    )
     noise = noise / noise.std(dim=(-2, -1), keepdim=True)
     return (0.9 * noise[:, :1] + 0.44 * noise[:, 1:]).permute(0, 2, 3, 1)

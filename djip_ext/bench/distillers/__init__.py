@@ -1,19 +1,17 @@
 """Distillation methods, by the names and with the configuration nodes of mdistiller.
 
-Each module holds the loss of one paper as pure functions, a small class that reads its configuration node, and the
-defaults of that node.
+Each module holds the loss of one paper as pure functions, a small class that reads its
+configuration node, and the defaults of that node.
 """
 
 from typing import Any
 
-from torch import nn
-
 from . import at, cc, crd, dist, dkd, fitnet, ft, itrd, kd, lskd, rkd, sp, wttm
-from ._base import Distiller, Vanilla
+from ._base import Distiller, Training, Vanilla
 
-__all__ = ["Distiller", "distiller_defaults", "distiller_dict"]
+__all__ = ["Distiller", "Training", "Vanilla", "distiller_defaults", "distiller_dict"]
 
-distiller_dict: dict[str, type[nn.Module]] = {
+distiller_dict: dict[str, type[Training]] = {
     "NONE": Vanilla,
     "KD": kd.KD,
     "AT": at.AT,
@@ -32,8 +30,8 @@ distiller_dict: dict[str, type[nn.Module]] = {
 }
 """``DISTILLER.TYPE -> class``, called with ``(student, teacher, cfg)``.
 
-``NONE`` takes the student alone, ``CRD`` also the number of training images. A method with a ``pretrain`` method needs
-it called, with the training loader, before its first step.
+``NONE`` takes the student alone, ``CRD`` also the number of training images. A method with a
+``pretrain`` method needs it called, with the training loader, before its first step.
 """
 
 distiller_defaults: dict[str, dict[str, Any]] = {

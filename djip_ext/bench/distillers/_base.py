@@ -20,7 +20,7 @@ class Output(NamedTuple):
     features: Features
 
 
-class _Training(nn.Module):
+class Training(nn.Module):
     """Dispatch between a training step, which returns losses, and inference, which returns logits."""
 
     student: nn.Module
@@ -36,8 +36,9 @@ class _Training(nn.Module):
     def forward(self, **batch: Any) -> Any:
         """Logits ``(B, C)`` of ``image`` in eval mode; in training mode ``(logits, losses)``.
 
-        The batch holds ``image`` (normalised, ``(B, 3, H, W)``), ``target`` (``(B,)``), ``epoch`` (from 1) and, where a
-        method needs them, ``index`` and ``contrastive_index``. The losses are to be summed.
+        The batch holds ``image`` (normalised, ``(B, 3, H, W)``), ``target`` (``(B,)``), ``epoch``
+        (from 1) and, where a method needs them, ``index`` and ``contrastive_index``. The losses are
+        to be summed.
         """
         if self.training:
             return self.forward_train(**batch)
@@ -52,7 +53,7 @@ class _Training(nn.Module):
         return self.student(image)[0]
 
 
-class Vanilla(_Training):
+class Vanilla(Training):
     """Training on the labels alone."""
 
     def __init__(self, student: nn.Module) -> None:
@@ -66,12 +67,13 @@ class Vanilla(_Training):
         return logits, {"ce": cross_entropy(logits, target)}
 
 
-class Distiller(_Training):
+class Distiller(Training):
     """A student, a frozen teacher and ``ce_loss_weight * CE + distillation_loss``.
 
-    A method sets ``ce_loss_weight`` and defines :meth:`distillation_loss`; modules it adds are trained with the student.
-    The teacher may be any module that returns ``(logits, Features)``. It stays in eval mode, runs without gradients, and
-    its parameters are never handed to the optimiser.
+    A method sets ``ce_loss_weight`` and defines :meth:`distillation_loss`; modules it adds are
+    trained with the student. The teacher may be any module that returns ``(logits, Features)``. It
+    stays in eval mode, runs without gradients, and its parameters are never handed to the
+    optimiser.
     """
 
     ce_loss_weight: float

@@ -14,8 +14,9 @@ R = TypeVar("R")
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Run ``function`` with autocast off and its half-precision arguments cast to float32.
 
-    Sums over thousands of products, exponentials and small differences lose their meaning in bfloat16. float32 and
-    float64 tensors pass as they are; tensors in lists and tuples count as arguments.
+    Sums over thousands of products, exponentials and small differences lose their meaning in
+    bfloat16. float32 and float64 tensors pass as they are; tensors in lists and tuples count as
+    arguments.
     """
 
     @wraps(function)

@@ -11,7 +11,8 @@ from djip_ext.utils.networks import device_of
 def probe(network: nn.Module, input_size: tuple[int, int]) -> Features:
     """Features of one image of zeros, ``(1, 3, *input_size)``.
 
-    Runs in eval mode, so that no running statistic moves, and draws no random number; every mode is restored.
+    Runs in eval mode, so that no running statistic moves, and draws no random number; every mode is
+    restored.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

@@ -17,8 +17,8 @@ DEFAULTS = {"P": 2, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0}}
 def at_loss(feats_s: list[Tensor], feats_t: list[Tensor], p: float) -> Tensor:
     """Sum over stages of the mean squared difference of normalised attention maps, equation 2 of the paper.
 
-    The attention of a map is its channel mean of f^p, flattened, of unit length. The larger map is pooled to the smaller
-    one; stages that only one network has are left out.
+    The attention of a map is its channel mean of f^p, flattened, of unit length. The larger map is
+    pooled to the smaller one; stages that only one network has are left out.
 
     Shape:
         feats_s, feats_t: maps ``(B, C, H, W)``; output: scalar.

@@ -73,10 +73,12 @@ class ContrastMemory(nn.Module):
         """Scores of each embedding against what the other network remembers; then remembers the new embeddings.
 
         Shape:
-            v_s, v_t: ``(B, D)``; index: ``(B,)``; contrastive_index: ``(B, 1 + K)``, its first column is ``index``;
+            v_s, v_t: ``(B, D)``; index: ``(B,)``; contrastive_index: ``(B, 1 + K)``, its first
+                column is ``index``;
             outputs: ``(B, 1 + K)`` each.
         """
-        # One product with the whole memory and a gather of numbers is cheaper than a gather of B (1 + K) vectors.
+        # One product with the whole memory and a gather of numbers is cheaper than a gather of B (1
+        # + K) vectors.
         scores_s = (v_s @ self.memory_t.T).gather(1, contrastive_index).div(self.temperature).exp()
         scores_t = (v_t @ self.memory_s.T).gather(1, contrastive_index).div(self.temperature).exp()
         with torch.no_grad():

@@ -15,8 +15,8 @@ DEFAULTS = {"TAU": 4.0, "LOSS": {"CE_WEIGHT": 1.0, "INTER_WEIGHT": 2.0, "INTRA_W
 def dist_loss(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -> Tensor:
     """tau^2 (beta (1 - mean correlation of rows) + gamma (1 - mean correlation of columns)).
 
-    Rows of softmax(z / tau) relate the classes of one image, columns the images of one class. The factor tau^2 is the
-    authors' code's.
+    Rows of softmax(z / tau) relate the classes of one image, columns the images of one class. The
+    factor tau^2 is the authors' code's.
 
     Shape:
         z_s, z_t: logits ``(B, C)``; output: scalar.

@@ -24,8 +24,8 @@ hint_loss = full_precision(F.mse_loss)
 class ConvReg(nn.Module):
     """Maps a student's map to the shape of a teacher's: convolution, batch normalisation, ReLU.
 
-    Twice the teacher's size is halved by a stride, half of it is doubled by a transposed convolution, any larger size
-    is cut down by a kernel without padding.
+    Twice the teacher's size is halved by a stride, half of it is doubled by a transposed
+    convolution, any larger size is cut down by a kernel without padding.
 
     Shape:
         shape_s, shape_t: ``(C, H, W)``; input ``(B, *shape_s)``, output ``(B, *shape_t)``.

@@ -32,7 +32,8 @@ def ft_loss(factor_s: Tensor, factor_t: Tensor) -> Tensor:
     """Mean absolute difference of the normalised channel means of the squared factors.
 
     Shape:
-        factor_s, factor_t: ``(B, C, H, W)``, the larger one is pooled to the smaller; output: scalar.
+        factor_s, factor_t: ``(B, C, H, W)``, the larger one is pooled to the smaller; output:
+            scalar.
     """
     factor_s, factor_t = to_common_size(factor_s, factor_t)
     return F.l1_loss(attention_map(factor_s, 2), attention_map(factor_t, 2))
@@ -87,7 +88,8 @@ def _average_gradients(module: nn.Module) -> None:
 class FT(Distiller):
     """A trained translator turns the student's last map into the factor of the teacher's.
 
-    The paraphraser is trained first, by :meth:`pretrain`, and then frozen: it is no part of the learnable parameters.
+    The paraphraser is trained first, by :meth:`pretrain`, and then frozen: it is no part of the
+    learnable parameters.
     """
 
     frozen = ("teacher.", "paraphraser.")
@@ -120,12 +122,15 @@ class FT(Distiller):
     ) -> list[float]:
         """Train the paraphraser to reconstruct the teacher's last map, as ``cfg.FT.PRETRAIN`` says.
 
-        A trainer calls this once, on its device, before the first epoch; a loaded checkpoint need not repeat it.
+        A trainer calls this once, on its device, before the first epoch; a loaded checkpoint need
+        not repeat it.
 
         Args:
             loader: training batches; the first item of each is the image.
-            state: what ``keep`` was last given, to go on from there; the weights and the random state are the caller's to restore.
-            keep: called after every epoch with ``errors``, those of the epochs so far, and the ``optimizer``'s state.
+            state: what ``keep`` was last given, to go on from there; the weights and the random
+                state are the caller's to restore.
+            keep: called after every epoch with ``errors``, those of the epochs so far, and the
+                ``optimizer``'s state.
 
         Returns:
             The mean reconstruction error of each epoch.

@@ -22,8 +22,8 @@ DEFAULTS = {
 def itrd_correlation_loss(f_s: Tensor, f_t: Tensor, alpha: float) -> Tensor:
     """log2 sum_d abs(c_d - 1)^(2 alpha), c_d the correlation over the batch of the d-th features, in bits.
 
-    A feature that is constant over the batch counts as uncorrelated. Standard deviations divide by B - 1, correlations
-    by B, as in the authors' code, so that the sum is never zero.
+    A feature that is constant over the batch counts as uncorrelated. Standard deviations divide by
+    B - 1, correlations by B, as in the authors' code, so that the sum is never zero.
 
     Shape:
         f_s, f_t: ``(B, D)``, B >= 2; output: scalar, of any sign.

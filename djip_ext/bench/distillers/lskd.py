@@ -24,7 +24,8 @@ def standardise(z: Tensor, eps: float = 1e-7) -> Tensor:
 class LSKD(Distiller):
     """KD or DKD (``cfg.LSKD.BASE``) of standardised logits: the student need not match the teacher's scale.
 
-    With DKD, the weight of cross entropy, alpha, beta and the warm-up are those of the ``DKD`` node, as in the authors' code.
+    With DKD, the weight of cross entropy, alpha, beta and the warm-up are those of the ``DKD``
+    node, as in the authors' code.
 
     Raises:
         DJIPError: another base.

@@ -9,8 +9,8 @@ from yacs.config import CfgNode
 from ._base import Distiller, Output
 from ._precision import full_precision
 
-# gamma = 1 / T and the weight were tuned for each pair, appendix A.4 of the paper; these are those of resnet32x4-resnet8x4
-# and wrn_40_2-wrn_40_1, docs/distillers.md has them all.
+# gamma = 1 / T and the weight were tuned for each pair, appendix A.4 of the paper; these are those
+# of resnet32x4-resnet8x4 and wrn_40_2-wrn_40_1, docs/distillers.md has them all.
 DEFAULTS = {"GAMMA": 0.1, "LOSS": {"CE_WEIGHT": 1.0, "KD_WEIGHT": 3.0}}
 
 
@@ -18,7 +18,8 @@ DEFAULTS = {"GAMMA": 0.1, "LOSS": {"CE_WEIGHT": 1.0, "KD_WEIGHT": 3.0}}
 def wttm_loss(z_s: Tensor, z_t: Tensor, gamma: float) -> Tensor:
     """U KL(p_t^gamma / U || p_s) with U = sum_i p_t,i^gamma, mean over the batch, in nats.
 
-    The student has temperature 1; images on which the teacher is unsure have a large U and weigh more.
+    The student has temperature 1; images on which the teacher is unsure have a large U and weigh
+    more.
 
     Shape:
         z_s, z_t: logits ``(B, C)``; output: scalar.

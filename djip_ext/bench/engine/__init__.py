@@ -1,5 +1,10 @@
-"""Training: configuration, optimiser, loop and runs, with mdistiller's names (``engine.cfg.CFG``, ``trainer_dict``)."""
+"""Training: configuration, optimiser, loop and runs, with mdistiller's names.
 
-from djip_ext.bench.engine.trainer import trainer_dict
+May use everything else in ``bench``: models, dataset and distillers.  Of mdistiller's engine there
+are ``trainer_dict``, ``cfg`` (``CFG``, ``show_cfg``) and ``utils`` (``load_checkpoint``,
+``validate`` and others); its DOT optimiser is left out.
+"""
 
-__all__ = ["trainer_dict"]
+from djip_ext.bench.engine.trainer import BaseTrainer, CRDTrainer, trainer_dict
+
+__all__ = ["BaseTrainer", "CRDTrainer", "trainer_dict"]

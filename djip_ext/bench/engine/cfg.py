@@ -1,7 +1,7 @@
-"""The configuration schema: mdistiller's nodes with mdistiller's defaults, and one node of our own, ``BENCH``.
+"""The configuration schema: mdistiller's nodes and defaults, and a node of our own, ``BENCH``.
 
-YAML files written for mdistiller load here unchanged.  Only ``LOG.WANDB`` differs: it is off, since the benchmark
-must run offline; TensorBoard files and a CSV are always written.
+YAML files written for mdistiller load here unchanged.  Only ``LOG.WANDB`` differs: it is off, since
+the benchmark must run offline; TensorBoard files and a CSV are always written.
 """
 
 import re
@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from djip_ext.bench.distillers import distiller_defaults
+from djip_ext.bench.engine.utils import log_msg
 from djip_ext.errors import DJIPError
 
 CFG = CfgNode(
@@ -30,7 +31,8 @@ CFG = CfgNode(
             "MOMENTUM": 0.9,
             "TYPE": "SGD",
         },
-        # Every epoch is logged and kept here: of these, PREFIX alone is read; the others let the host's files load.
+        # Every epoch is logged and kept here: of these PREFIX alone is read; the others let the
+        # host's files load.
         "LOG": {
             "TENSORBOARD_FREQ": 500,
             "SAVE_CHECKPOINT_FREQ": 40,
@@ -38,43 +40,72 @@ CFG = CfgNode(
             "WANDB": False,
         },
         "BENCH": {
-            "SEED": 0,  # of weights, order and augmentation
-            "DEVICE": "auto",  # "auto" takes a GPU when there is one
-            "PRECISION": "float32",  # or "bfloat16": autocast of the networks; losses and lens stay in float32
-            "DATA_ROOT": "./data",  # holds cifar-100-python, or train/CLASS/* and val/CLASS/*
-            "INPUT_SIZE": 0,  # side of a folder's images; 0: the teacher's own, else 224
-            "MEAN": [],  # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else ImageNet's
+            # of weights, order and augmentation
+            "SEED": 0,
+            # "auto" takes a GPU when there is one
+            "DEVICE": "auto",
+            # or "bfloat16": autocast of the networks; losses and lens stay in float32
+            "PRECISION": "float32",
+            # holds cifar-100-python, or train/CLASS/* and val/CLASS/*
+            "DATA_ROOT": "./data",
+            # side of a folder's images; 0: the teacher's own, else the data set's
+            "INPUT_SIZE": 0,
+            # their normalisation, in units of [0, 1] pixels; []: the teacher's own, else the data
+            # set's
+            "MEAN": [],
             "STD": [],
-            "DOWNLOAD": False,  # nothing is fetched unless the user says so
-            "SCHEDULE": "steps",  # of the learning rate: mdistiller's steps, or "cosine"; with SOLVER.TYPE "AdamW" it suits transformers
-            "WARMUP": 0,  # epochs of a linear rise before it
-            "COMPILE": False,  # torch.compile of student and teacher: a minute or so, which long runs on a GPU earn back
-            "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
-            "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
-            "AUGMENT": True,  # False: the training images in random order, neither cropped nor flipped
-            # Part of each class of the (few-shot) training set that takes the test set's place:
-        # settings are chosen without a look at the test images.
-        "HOLDOUT": 0.0,
-        "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)
-            "TEACHER_CHECKPOINT": "",  # .pth or .safetensors; "" is mdistiller's path for that teacher
-            "STUDENT_CHECKPOINT": "",  # where the student starts from; "": fresh weights
-            "EVAL_EVERY": 1,  # epochs between two evaluations; the last epoch is always evaluated
+            # nothing is fetched unless the user says so
+            "DOWNLOAD": False,
+            # of the learning rate: mdistiller's steps, or "cosine"; with SOLVER.TYPE "AdamW" it
+            # suits transformers
+            "SCHEDULE": "steps",
+            # epochs of a linear rise before it
+            "WARMUP": 0,
+            # torch.compile of student and teacher: a minute or so, which long runs on a GPU earn
+            # back
+            "COMPILE": False,
+            # of each class that the training set keeps: the few-shot setting
+            "FRACTION": 1.0,
+            # which images these are; apart from SEED, so that seeds share them
+            "FRACTION_SEED": 0,
+            # False: the training images in random order, neither cropped nor flipped
+            "AUGMENT": True,
+            # part of each class of the (few-shot) training set that takes the test set's place, so
+            # that settings are chosen without the test images
+            "HOLDOUT": 0.0,
+            # K > 0: K fixed augmentations of each image, and the teacher is asked once for each
+            # (logit methods)
+            "VIEWS": 0,
+            # .pth or .safetensors; "" is mdistiller's path for that teacher
+            "TEACHER_CHECKPOINT": "",
+            # where the student starts from; "": random weights
+            "STUDENT_CHECKPOINT": "",
+            # epochs between two evaluations; the last epoch is always evaluated
+            "EVAL_EVERY": 1,
         },
         **distiller_defaults,
     }
 )
 
-
 NO_NUMBER_DEPENDS_ON = ("BENCH.DATA_ROOT", "BENCH.DOWNLOAD", *(f"LOG.{key}" for key in CFG.LOG))
 
 
-def differing_settings(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (ours, theirs) where two dumped configurations ask for other numbers.
+def show_cfg(cfg: CfgNode) -> None:
+    """Print the nodes that a run of ``cfg`` reads, as mdistiller does before training."""
+    nodes = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH", cfg.DISTILLER.TYPE)
+    shown = CfgNode({name: node for name, node in cfg.items() if name in nodes})
+    print(log_msg(f"CONFIG:\n{shown.dump()}", "INFO"))
 
-    A key that one of them lacks, being of another version of the schema, counts as that key's default.
+
+def differing_settings(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (ours, theirs) where two dumped configurations differ and numbers depend on it.
+
+    A key that one of them lacks, being of another version of the schema, counts as that key's
+    default.
     """
     default = _flat(CFG)
-    first, second = (default | _flat(yaml.safe_load(text)) for text in (ours, theirs))
+    first = default | _flat(yaml.safe_load(ours))
+    second = default | _flat(yaml.safe_load(theirs))
     return {
         key: (first[key], second[key])
         for key in default
@@ -93,31 +124,34 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
-    """The defaults, then the YAML file at ``path``, then ``KEY VALUE`` pairs.
+    """Take the defaults, then the YAML file at ``path``, then ``KEY VALUE`` pairs.
 
     Raises:
-        DJIPError: no such file, not YAML, an unknown key, or a value of the wrong type; the message names it.
+        DJIPError: no such file, not YAML, an unknown key, or a value of the wrong type; the message
+            names it.
     """
     cfg = CFG.clone()
     try:
         if path:
             with open(path) as file:
                 cfg.merge_from_other_cfg(CfgNode(_with_points(yaml.safe_load(file) or {}, CFG)))
-        words, defaults = list(options or []), _flat(CFG)
-        words[1::2] = [
-            _with_point(value, defaults.get(key)) for key, value in zip(words[::2], words[1::2])
-        ]
+        words = list(options or [])
+        defaults = _flat(CFG)
+        pairs = zip(words[::2], words[1::2], strict=False)  # yacs refuses a key without a value
+        words[1::2] = [_with_point(value, defaults.get(key)) for key, value in pairs]
         cfg.merge_from_list(words)
     except OSError as error:
         raise DJIPError(
-            f"cannot read the configuration {path}: {error.strerror}; --cfg takes a YAML file, see configs/"
+            f"cannot read the configuration {path}: {error.strerror}; --cfg takes a YAML file, see "
+            "configs/"
         ) from error
     except yaml.YAMLError as error:
         raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     except (KeyError, AssertionError, ValueError, AttributeError) as error:
+        where = Path(path).name if path else "options"
         reason = error.args[0] if error.args else error
         raise DJIPError(
-            f"{Path(path).name if path else 'options'}: {reason}; the keys are listed in djip_ext/bench/engine/cfg.py"
+            f"{where}: {reason}; the keys are listed in djip_ext/bench/engine/cfg.py"
         ) from error
     if cfg.BENCH.EVAL_EVERY < 1:
         raise DJIPError(f"BENCH.EVAL_EVERY is {cfg.BENCH.EVAL_EVERY}; it must be at least 1")
@@ -125,12 +159,10 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
 
 
 def _with_point(value: Any, default: Any) -> Any:
-    """An integer where the schema has a real number, since people write 6 for 6.0, which yacs refuses."""
-    return (
-        float(value)
-        if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(value))
-        else value
-    )
+    """``value``, as a real number where the schema has one: yacs refuses 6 for 6.0."""
+    if isinstance(default, float) and re.fullmatch(r"[+-]?\d+", str(value)):
+        return float(value)
+    return value
 
 
 def _with_points(tree: Any, default: Any) -> Any:

@@ -1,35 +1,47 @@
 """The networks that a configuration names, teacher and student, and torch.compile of both."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from djip_ext.bench.dataset.image_sets import FOLDERS
+from djip_ext.bench.distillers import Training
 from djip_ext.bench.engine.checkpoints import load_weights
 from djip_ext.bench.engine.teacher_cache import CachedTeacher
-from djip_ext.bench.models import cifar_model_dict
-from djip_ext.bench.models.families import FAMILIES, build, is_family, torchvision_state
+from djip_ext.bench.models import cifar_model_dict, tiny_imagenet_model_dict
+from djip_ext.bench.models.families import FAMILIES, build, is_family
 from djip_ext.errors import DJIPError, first_line
 
+Factory = Callable[..., nn.Module]
 
-def models_for(dataset: str) -> dict[str, tuple[Callable[..., nn.Module], str | None]]:
-    """The benchmark's own networks for ``DATASET.TYPE dataset``; a folder's images get ImageNet's ResNet18, not CIFAR's."""
-    if dataset not in FOLDERS:
+OF_IMAGENETS_SIZE = ("imagenet", "imagefolder")  # data sets whose networks are ImageNet's
+
+
+def models_for(dataset: str) -> dict[str, tuple[Factory, str | None]]:
+    """The benchmark's own networks for ``DATASET.TYPE dataset``: name -> (factory, checkpoint).
+
+    The checkpoint is the place of the published one in mdistiller's layout, if there is any.  A
+    folder's images get ImageNet's ResNet18, not CIFAR's; its published weights are torchvision's
+    (:func:`build_teacher`).
+    """
+    if dataset == "tiny_imagenet":
+        return tiny_imagenet_model_dict
+    if dataset not in OF_IMAGENETS_SIZE:
         return cifar_model_dict
-    from djip_ext.bench.models.imagenet import imagenet_model_dict
+    from djip_ext.bench.models import imagenet_model_dict
 
-    return {
-        **{name: (factory, None) for name, (factory, _) in cifar_model_dict.items()},
-        **imagenet_model_dict,
-    }
+    for_small_images = {name: (factory, None) for name, (factory, _) in cifar_model_dict.items()}
+    return for_small_images | {name: (build, None) for name, build in imagenet_model_dict.items()}
 
 
 def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Module:
-    """A freshly initialised network: one of the benchmark's for that data set, or ``FAMILY:NETWORK`` of another library.
+    """Build a freshly initialised network.
+
+    Args:
+        name: one of the benchmark's for that data set, or ``FAMILY:NETWORK`` of another library.
+        num_classes: number of logits.
+        dataset: ``DATASET.TYPE``.
 
     Raises:
         DJIPError: an unknown name, a library that is not installed.
@@ -39,50 +51,66 @@ def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Mo
     known = models_for(dataset)
     if name not in known:
         raise DJIPError(
-            f"there is no model '{name}'; choose from {', '.join(known)}, or FAMILY:NETWORK with {', '.join(FAMILIES)}"
+            f"there is no model '{name}'; choose from {', '.join(known)}, or FAMILY:NETWORK with "
+            f"{', '.join(FAMILIES)}"
         )
-    return known[name][0](num_classes=num_classes)
+    factory, _ = known[name]
+    return factory(num_classes=num_classes)
 
 
 def build_teacher(cfg: CfgNode, num_classes: int) -> nn.Module:
-    """The trained teacher that ``cfg`` names: with the weights in ``BENCH.TEACHER_CHECKPOINT``, else its published ones.
+    """Build the trained teacher that ``cfg`` names.
 
-    Published CIFAR teachers lie in mdistiller's place.  Those of torchvision, timm and Hugging Face are where their library keeps
-    them; it may fetch them with ``BENCH.DOWNLOAD True``.
+    Its weights are those in ``BENCH.TEACHER_CHECKPOINT``, else its published ones.  Published CIFAR
+    teachers lie in mdistiller's place.  Those of torchvision, timm and Hugging Face are where their
+    library keeps them; it may fetch them with ``BENCH.DOWNLOAD True``.
+
+    Raises:
+        DJIPError: an unknown name, weights that are missing or of another network or number of
+            classes.
     """
-    name, dataset, path = cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE, cfg.BENCH.TEACHER_CHECKPOINT
+    name = cfg.DISTILLER.TEACHER
+    dataset = cfg.DATASET.TYPE
+    path = cfg.BENCH.TEACHER_CHECKPOINT
     if is_family(name) and not path:
         return build(name, num_classes, pretrained=True, download=cfg.BENCH.DOWNLOAD).eval()
     teacher = build_model(name, num_classes, dataset)
-    published = None if is_family(name) else models_for(dataset)[name][1]
-    if dataset in FOLDERS and published and not path:
-        if num_classes != 1000:
-            known = f"{name}'s published weights know ImageNet's 1000 classes, the data have {num_classes}"
-            raise DJIPError(f"{known}; name yours with BENCH.TEACHER_CHECKPOINT")
-        teacher.load_state_dict(torchvision_state(f"{published}@IMAGENET1K_V1", cfg.BENCH.DOWNLOAD))
-        return teacher.eval()
-    if not (path or published):
+    if path:
+        return load_weights(teacher, path).eval()
+    if dataset in OF_IMAGENETS_SIZE:
+        from djip_ext.bench.models.imagenet import PUBLISHED, published_state
+
+        if name in PUBLISHED:
+            teacher.load_state_dict(published_state(name, num_classes, cfg.BENCH.DOWNLOAD))
+            return teacher.eval()
+    _, published = models_for(dataset)[name]
+    if not published:
         raise DJIPError(
             f"{name} has no published checkpoint; name yours with BENCH.TEACHER_CHECKPOINT PATH"
         )
-    return load_weights(teacher, path or published).eval()
+    return load_weights(teacher, published).eval()
 
 
-def compile_networks(distiller: nn.Module) -> None:
-    """Let torch.compile run student, teacher and lens when they are first called; parameters and their names stay what they are.
+def compile_networks(distiller: Training) -> None:
+    """Let torch.compile run student, teacher and lens when they are first called.
+
+    Parameters and their names stay what they are.
 
     Raises:
-        DJIPError: torch.compile does not work here, for want of a C++ compiler, say.
+        DJIPError: torch.compile does not work here, a C++ compiler being missing, for example.
     """
     try:
         torch.compile(torch.neg)(next(distiller.student.parameters()).detach())
     except Exception as error:  # its backends raise what they like
         raise DJIPError(
-            f"BENCH.COMPILE: torch.compile does not work here ({first_line(error)}); mend that or leave it out"
+            f"BENCH.COMPILE: torch.compile does not work here ({first_line(error)}); correct that "
+            "or leave it out"
         ) from error
     distiller.student.compile()
     teacher = getattr(distiller, "teacher", None)
-    if teacher is not None and not isinstance(teacher, CachedTeacher):
-        teacher.compile()
-        if (lens := getattr(teacher, "djip_lens", None)) is not None:
-            lens.compile()
+    if teacher is None or isinstance(teacher, CachedTeacher):
+        return
+    teacher.compile()
+    lens = getattr(teacher, "djip_lens", None)
+    if lens is not None:
+        lens.compile()

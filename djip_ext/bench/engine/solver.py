@@ -1,4 +1,7 @@
-"""The optimiser and the learning rate of each epoch, as ``cfg.SOLVER`` says: mdistiller's, and what transformers are trained with."""
+"""The optimiser and the learning rate of each epoch, as ``cfg.SOLVER`` says.
+
+They are mdistiller's, and those that transformers are trained with.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from djip_ext.errors import DJIPError
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], cfg: CfgNode) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, which spares biases and norms from weight decay as timm does.
+    """Make SGD with momentum, or AdamW without weight decay of biases and norms, as in timm.
 
     Raises:
         DJIPError: another ``SOLVER.TYPE``.
@@ -31,26 +34,29 @@ def make_optimizer(parameters: Sequence[nn.Parameter], cfg: CfgNode) -> torch.op
 
 
 def learning_rate(cfg: CfgNode, epoch: int) -> float:
-    """The rate of ``epoch``, counted from 1: in steps or along half a cosine, after ``BENCH.WARMUP`` epochs of a linear rise.
+    """The rate of ``epoch``, counted from 1.
+
+    It falls in steps or along half a cosine, after ``BENCH.WARMUP`` epochs of a linear rise.
 
     Raises:
         DJIPError: another ``BENCH.SCHEDULE``, or a warm-up that leaves no epoch.
     """
-    solver, schedule, warmup = cfg.SOLVER, cfg.BENCH.SCHEDULE, cfg.BENCH.WARMUP
+    solver = cfg.SOLVER
+    schedule = cfg.BENCH.SCHEDULE
+    warmup = cfg.BENCH.WARMUP
+    lr: float = solver.LR
     if schedule not in ("steps", "cosine"):
         raise DJIPError(f"BENCH.SCHEDULE is '{schedule}'; choose steps or cosine")
     if not 0 <= warmup < solver.EPOCHS:
         raise DJIPError(
-            f"BENCH.WARMUP is {warmup}; it must be at least 0 and below SOLVER.EPOCHS, {solver.EPOCHS}"
+            f"BENCH.WARMUP is {warmup}; it must be at least 0 and below SOLVER.EPOCHS, "
+            f"{solver.EPOCHS}"
         )
     if epoch <= warmup:
-        return solver.LR * epoch / (warmup + 1)
+        return lr * epoch / (warmup + 1)
     if schedule == "cosine":
-        return (
-            solver.LR
-            * 0.5
-            * (1 + math.cos(math.pi * (epoch - 1 - warmup) / (solver.EPOCHS - warmup)))
-        )
-    return solver.LR * solver.LR_DECAY_RATE ** sum(
-        epoch > stage for stage in solver.LR_DECAY_STAGES
-    )
+        progress = math.pi * (epoch - 1 - warmup) / (solver.EPOCHS - warmup)
+        return lr * 0.5 * (1 + math.cos(progress))
+    decay: float = solver.LR_DECAY_RATE
+    steps = sum(epoch > stage for stage in solver.LR_DECAY_STAGES)
+    return lr * float(decay**steps)

@@ -1,8 +1,9 @@
-"""A teacher that was asked once for every view of every image, and now only remembers: for huge, slow or paid ones.
+"""A teacher that answers from memory, having been asked once for every view of every image.
 
-With ``BENCH.VIEWS K`` the loader goes round K fixed augmentations of each image, the same for all seeds.  The teacher's logits
-(K x N x C) and pooled features (K x N x D), float16, are computed once, kept in a file, and shared by every run with the same
-teacher, lens and images.  Methods that need feature maps cannot use it.
+It is for huge, slow or paid teachers.  With ``BENCH.VIEWS K`` the loader takes K fixed
+augmentations of each image in turn, the same for all seeds.  The teacher's logits (K x N x C) and
+pooled features (K x N x D), float16, are computed once, kept in a file, and shared by every run
+with the same teacher, lens and images.  Methods that need feature maps cannot use it.
 """
 
 import hashlib
@@ -23,7 +24,9 @@ from djip_ext.utils.networks import autocast
 
 
 class CachedTeacher(nn.Module):
-    """Answers with what was kept for the images that :meth:`select` announced; the images themselves are not looked at.
+    """Answers with what was kept for the images that :meth:`select` announced.
+
+    The images themselves are not read.
 
     Args:
         kept: ``logits`` (K, N, C) and ``pooled_feat`` (K, N, D).
@@ -32,7 +35,8 @@ class CachedTeacher(nn.Module):
 
     def __init__(self, kept: dict[str, Tensor], djip_id: str) -> None:
         super().__init__()
-        self.kept, self.djip_id = kept, djip_id
+        self.kept = kept
+        self.djip_id = djip_id
         self._batch: tuple[int, Tensor] | None = None
 
     def select(self, index: Tensor, epoch: int) -> None:
@@ -42,29 +46,32 @@ class CachedTeacher(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Any]]:
         if self._batch is None or len(self._batch[1]) != len(image):
             raise DJIPError(
-                "the teacher's kept logits were asked for images that were not announced; set BENCH.VIEWS 0 for this method"
+                "the teacher's kept logits were asked for images that were not announced; set "
+                "BENCH.VIEWS 0 for this method"
             )
         view, index = self._batch
         answer = {name: values[view, index].float() for name, values in self.kept.items()}
         return answer.pop("logits"), _Kept(answer)
 
 
-class _Kept(dict):
+class _Kept(dict[str, Any]):
     def __missing__(self, key: str) -> Any:
         raise DJIPError(
-            f"this method needs the teacher's {key}, but BENCH.VIEWS keeps logits and pooled features only; set BENCH.VIEWS 0"
+            f"this method needs the teacher's {key}, but BENCH.VIEWS keeps logits and pooled "
+            "features only; set BENCH.VIEWS 0"
         )
 
 
 def cached_teacher(
     teacher: nn.Module, loader: DeviceLoader, folder: Path, precision: str
 ) -> CachedTeacher:
-    """Ask ``teacher`` for all views of ``loader`` unless a file in ``folder`` has the answers already.
+    """Ask ``teacher`` for all views of ``loader`` unless a file in ``folder`` has the answers.
 
     Raises:
         DJIPError: the file is damaged, the teacher gives NaN, the disk is full.
     """
-    data, djip_id = loader.data, getattr(teacher, "djip_id", "none")
+    data = loader.data
+    djip_id = getattr(teacher, "djip_id", "none")
     images = hashlib.sha256(data.images.numpy().tobytes()).hexdigest()
     asked = [
         weight_hash(teacher),
@@ -78,12 +85,16 @@ def cached_teacher(
     ]
     path = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():
-        kept = _ask(teacher, loader, precision)
-        atomic_write(path, lambda temporary: temporary.write_bytes(save(kept)))
+        answers = save(_ask(teacher, loader, precision))
+
+        def write(temporary: Path) -> None:
+            temporary.write_bytes(answers)
+
+        atomic_write(path, write)
     try:
-        return CachedTeacher(
-            {name: values.to(loader.device) for name, values in load_file(path).items()}, djip_id
-        )
+        kept = load_file(path)
+        on_device = {name: values.to(loader.device) for name, values in kept.items()}
+        return CachedTeacher(on_device, djip_id)
     except Exception as error:  # safetensors raises several types for damaged files
         raise DJIPError(f"{path} is damaged ({error}); delete it, it will be made again") from error
 
@@ -104,6 +115,7 @@ def _ask(teacher: nn.Module, loader: DeviceLoader, precision: str) -> dict[str, 
     }
     if not all(bool(torch.isfinite(values).all()) for values in kept.values()):
         raise DJIPError(
-            "the teacher's output holds NaN or infinity; check its checkpoint and its precision (float32 is safest)"
+            "the teacher's output holds NaN or infinity; check its checkpoint and its precision "
+            "(float32 is safest)"
         )
     return kept

@@ -1,4 +1,4 @@
-"""The training loop: seeds, precision, one record line an epoch, resume to the same numbers."""
+"""The training loop: seeds, precision, one row of the log per epoch, resume to the same numbers."""
 
 import csv
 import json
@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tensorboardX import SummaryWriter
 from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.bench.dataset.protocols import Loader
+from djip_ext.bench.distillers import Training
 from djip_ext.bench.engine.cfg import differing_settings
 from djip_ext.bench.engine.solver import learning_rate, make_optimizer
 from djip_ext.bench.engine.teacher_cache import CachedTeacher
+from djip_ext.bench.engine.utils import (
+    adjust_learning_rate,
+    evaluate,
+    load_checkpoint,
+    save_checkpoint,
+)
 from djip_ext.errors import DJIPError, first_line
 from djip_ext.utils.files import atomic_write, write_csv, write_json
 from djip_ext.utils.networks import autocast
+
+__all__ = ["BaseTrainer", "CRDTrainer", "evaluate", "trainer_dict"]
 
 COLUMNS = (
     "epoch",
@@ -36,56 +44,47 @@ COLUMNS = (
 )
 
 
-@torch.no_grad()
-def evaluate(
-    network: nn.Module, loader: DeviceLoader, precision: str = "float32"
-) -> dict[str, float]:
-    """Cross entropy (nats), top-1 and top-5 accuracy (%) of ``network`` over ``loader``, in eval mode.
-
-    ``network`` maps normalised images to logits or to ``(logits, ...)``.  Its mode is restored.
-    """
-    was_training = network.training
-    network.eval()
-    totals = torch.zeros(3, dtype=torch.float64, device=loader.device)  # read once, at the end
-    for image, target in loader:
-        with autocast(image.device, precision):
-            output = network(image)
-        logits = (output[0] if isinstance(output, tuple) else output).float()
-        hit = logits.topk(min(5, logits.shape[1])).indices == target[:, None]
-        totals += torch.stack(
-            [F.cross_entropy(logits, target, reduction="sum"), hit[:, 0].sum(), hit.sum()]
-        )
-    network.train(was_training)
-    loss, top1, top5 = (totals / loader.num_images).tolist()
-    return {"test_loss": loss, "test_acc": 100 * top1, "test_acc_top5": 100 * top5}
-
-
 class BaseTrainer:
     """Trains a distiller as ``cfg.SOLVER`` says and leaves its record in ``folder``.
 
-    ``folder`` then holds ``log.csv`` (a row an epoch), ``result.json`` (last and best epoch), ``student_last.pth`` and
-    ``student_best.pth`` (``{"model": state_dict}``, mdistiller's layout), ``latest.pth`` (all that resuming needs) and
-    TensorBoard events; where a method is pretrained (FT), ``pretrain.csv`` as well (its error an epoch).  The random state is
-    set anew at every epoch from the seed, so that a run resumed after any interruption equals, bit for bit, one that was never
-    interrupted.
+    ``folder`` then holds ``log.csv`` (a row per epoch), ``result.json`` (last and best epoch),
+    ``student_last.pth`` and ``student_best.pth`` (``{"model": state_dict}``, mdistiller's layout),
+    ``latest.pth`` (all that resuming needs) and TensorBoard events; where a method is pretrained
+    (FT), ``pretrain.csv`` as well (a row per epoch).  The random state is set from the seed at
+    every epoch, so that a run resumed after any interruption equals, bit for bit, one that was
+    never interrupted.
+
+    Args:
+        experiment_name: the folder of the run under ``LOG.PREFIX``.
+        distiller: the method with its networks, on its device; ``DataParallel`` around it, as
+            mdistiller's script puts there, is taken off.
+        train_loader: batches ``(image, target, index)``.
+        test_loader: batches ``(image, target)``.
+        cfg: the whole configuration.
+        record: what ``result.json`` repeats of the run, and what a resumed run must agree with.
 
     Raises:
-        DJIPError: the folder holds another run, a checkpoint does not fit, the loss became NaN, the disk is full.
+        DJIPError: the folder holds another run, a checkpoint does not fit, the loss became NaN,
+            the disk is full.
     """
 
     def __init__(
         self,
-        folder: Path,
+        experiment_name: str | Path,
         distiller: nn.Module,
-        train_loader: DeviceLoader,
-        test_loader: DeviceLoader,
+        train_loader: Loader,
+        test_loader: Loader,
         cfg: CfgNode,
         record: dict[str, Any] | None = None,
     ) -> None:
-        self.folder, self.distiller, self.cfg = Path(folder), distiller, cfg
-        self.train_loader, self.test_loader = train_loader, test_loader
+        self.folder = Path(cfg.LOG.PREFIX, experiment_name)
+        bare: Any = getattr(distiller, "module", distiller)
+        self.distiller: Training = bare
+        self.cfg = cfg
+        self.train_loader = train_loader
+        self.test_loader = test_loader
         self.record = record or {}
-        self.optimizer = make_optimizer(distiller.get_learnable_parameters(), cfg)
+        self.optimizer = make_optimizer(self.distiller.get_learnable_parameters(), cfg)
         learning_rate(cfg, 1)  # says now what is wrong with the schedule
         self.history: list[dict[str, float]] = []
         self.pretraining: dict[str, Any] | None = None  # where a method's pretraining (FT) stands
@@ -93,20 +92,16 @@ class BaseTrainer:
     def train(self, resume: bool = False) -> dict[str, Any]:
         """Run the epochs that are left and return the result that ``result.json`` holds."""
         latest = self.folder / "latest.pth"
-        if resume and latest.exists():
-            self._load(latest)
-            if (
-                self.history
-                and self.history[-1]["epoch"] >= self.cfg.SOLVER.EPOCHS
-                and (self.folder / "result.json").exists()
-            ):
-                return json.loads(
-                    (self.folder / "result.json").read_text()
-                )  # finished: its record stays as it is
-        elif latest.exists():
+        if latest.exists() and not resume:
             raise DJIPError(
-                f"{self.folder} already holds a run; continue it with --resume or choose another EXPERIMENT.NAME"
+                f"{self.folder} already holds a run; continue it with --resume or choose another "
+                "EXPERIMENT.NAME"
             )
+        if latest.exists():
+            self._load(latest)
+            finished = self._finished_result()
+            if finished is not None:
+                return finished
         if not self.history and hasattr(self.distiller, "pretrain"):
             self._pretrain()
         with SummaryWriter(str(self.folder / "train.events")) as writer:
@@ -117,12 +112,24 @@ class BaseTrainer:
                 self._save(row)
         return self._finish()
 
+    def _finished_result(self) -> dict[str, Any] | None:
+        """The record of a run that is complete, as it was written; None while an epoch is left."""
+        path = self.folder / "result.json"
+        if not self.history or self.history[-1]["epoch"] < self.cfg.SOLVER.EPOCHS:
+            return None
+        if not path.exists():
+            return None
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
     def _pretrain(self) -> None:
-        """What is left of the method's pretraining: one random stream, kept with every epoch."""
-        device, state = self.train_loader.device, self.pretraining
+        """Run what is left of the method's pretraining: one random stream, saved at every epoch."""
+        device = self.train_loader.device
+        state = self.pretraining
         torch.manual_seed(self._epoch_seed(0))
-        self.train_loader.epoch = len(state["errors"]) if state is not None else 0
+        self.train_loader.epoch = 0
         if state is not None:
+            self.train_loader.epoch = len(state["errors"])
             torch.set_rng_state(state["random"].cpu())
             if device.type == "cuda":
                 torch.cuda.set_rng_state(state["random_cuda"].cpu(), device)
@@ -131,42 +138,43 @@ class BaseTrainer:
             self.pretraining = progress | {"random": torch.get_rng_state()}
             if device.type == "cuda":
                 self.pretraining["random_cuda"] = torch.cuda.get_rng_state(device)
-            write_csv(
-                self.folder / "pretrain.csv",
-                [
-                    {"epoch": epoch, "error": error}
-                    for epoch, error in enumerate(progress["errors"], 1)
-                ],
-            )
+            errors = enumerate(progress["errors"], start=1)
+            rows = [{"epoch": epoch, "error": error} for epoch, error in errors]
+            write_csv(self.folder / "pretrain.csv", rows)
             self._save_latest()
 
-        self.distiller.pretrain(self.train_loader, state, keep)
+        self.distiller.pretrain(self.train_loader, state, keep)  # type: ignore[operator]
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        cfg, started = self.cfg, time.perf_counter()
+        """Train for one epoch, counted from 1, and return its row of the log."""
+        cfg = self.cfg
+        started = time.perf_counter()
         torch.manual_seed(self._epoch_seed(epoch))
         self.train_loader.epoch = epoch
-        lr = learning_rate(cfg, epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        lr = adjust_learning_rate(epoch, cfg, self.optimizer)
         self.distiller.train()
         # Sums stay on the device: reading a number every step would stall a GPU.
         loss_sum = torch.zeros((), device=self.train_loader.device)
         hits = torch.zeros((), device=self.train_loader.device)
-        bar = {
-            "desc": f"epoch {epoch}/{cfg.SOLVER.EPOCHS}",
-            "unit": " images",
-            "unit_scale": self.train_loader.batch_size,
-        }
-        for batch in tqdm(self.train_loader, **bar, leave=False, mininterval=1.0):
+        batches = tqdm(
+            self.train_loader,
+            desc=f"epoch {epoch}/{cfg.SOLVER.EPOCHS}",
+            unit=" images",
+            unit_scale=self.train_loader.batch_size,
+            leave=False,
+            mininterval=1.0,
+        )
+        for batch in batches:
             logits, loss = self.train_step(batch, epoch)
             loss_sum += loss.detach() * len(logits)
             hits += (logits.detach().argmax(1) == batch[1]).sum()
         count = self.train_loader.num_images
-        train_loss, seconds = loss_sum.item() / count, time.perf_counter() - started
+        train_loss = loss_sum.item() / count
+        seconds = time.perf_counter() - started
         if not math.isfinite(train_loss):
             raise DJIPError(
-                f"the training loss is {train_loss} in epoch {epoch}; lower SOLVER.LR or the loss weights of {cfg.DISTILLER.TYPE}"
+                f"the training loss is {train_loss} in epoch {epoch}; lower SOLVER.LR or the loss "
+                f"weights of {cfg.DISTILLER.TYPE}"
             )
         row = {
             "epoch": epoch,
@@ -179,7 +187,8 @@ class BaseTrainer:
         return row | {"seconds": seconds, "images_per_second": count / seconds}
 
     def _epoch_seed(self, epoch: int) -> int:
-        return 1_000_003 * self.cfg.BENCH.SEED + epoch
+        seed: int = self.cfg.BENCH.SEED
+        return 1_000_003 * seed + epoch
 
     def distiller_input(self, batch: tuple[Tensor, ...], epoch: int) -> dict[str, Any]:
         """What the distiller's forward takes in a training step."""
@@ -187,6 +196,7 @@ class BaseTrainer:
         return {"image": image, "target": target, "index": index, "epoch": epoch}
 
     def train_step(self, batch: tuple[Tensor, ...], epoch: int) -> tuple[Tensor, Tensor]:
+        """Take one step of the optimiser; returns the student's logits (B, C) and the loss."""
         teacher = getattr(self.distiller, "teacher", None)
         if isinstance(teacher, CachedTeacher):
             teacher.select(batch[2], epoch)
@@ -201,19 +211,21 @@ class BaseTrainer:
     @property
     def best(self) -> dict[str, float]:
         """The row of the best evaluated epoch, the first one among equals."""
-        return max(
-            (row for row in self.history if "test_acc" in row), key=lambda row: row["test_acc"]
-        )
+        evaluated = (row for row in self.history if "test_acc" in row)
+        return max(evaluated, key=lambda row: row["test_acc"])
 
     def _save(self, row: dict[str, float]) -> None:
-        """Record one epoch.  ``latest.pth`` goes last: whatever is lost before it is simply done again."""
+        """Record one epoch.
+
+        ``latest.pth`` is written last: whatever is lost before it is done again.
+        """
         self.history.append(row)
         student = {"model": self.distiller.student.state_dict()}
         if "test_acc" in row and row is self.best:
-            atomic_write(self.folder / "student_best.pth", lambda path: torch.save(student, path))
+            save_checkpoint(student, self.folder / "student_best.pth")
         if row["epoch"] == self.cfg.SOLVER.EPOCHS:
-            atomic_write(self.folder / "student_last.pth", lambda path: torch.save(student, path))
-        atomic_write(self.folder / "log.csv", self._write_csv)
+            save_checkpoint(student, self.folder / "student_last.pth")
+        atomic_write(self.folder / "log.csv", self._write_log)
         self._save_latest()
 
     def _save_latest(self) -> None:
@@ -224,26 +236,18 @@ class BaseTrainer:
             "record": self.record,
             "pretraining": self.pretraining if not self.history else None,
         }
-        atomic_write(self.folder / "latest.pth", lambda path: torch.save(state, path))
+        save_checkpoint(state, self.folder / "latest.pth")
 
     def _load(self, path: Path) -> None:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            known = state["record"]  # by an older version perhaps, which kept less
-            differing = [
-                key
-                for key, value in self.record.items()
-                if key not in ("code", "environment", "config") and known.get(key, value) != value
-            ]
-            if "config" in self.record:
-                differing += differing_settings(self.record["config"], known["config"])
-            if differing:
-                raise DJIPError(
-                    f"{path} was written with another {', '.join(differing)}; resume with the same settings or choose another EXPERIMENT.NAME"
-                )
+            state = load_checkpoint(path)
+            self._check_record(path, state["record"])
             self.distiller.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.history, self.pretraining = state["history"], state.get("pretraining")
+            self.history = state["history"]
+            self.pretraining = state.get("pretraining")
+        except DJIPError:
+            raise
         except (
             RuntimeError,
             KeyError,
@@ -252,20 +256,37 @@ class BaseTrainer:
             ValueError,
             pickle.UnpicklingError,
         ) as error:
-            if isinstance(error, DJIPError):
-                raise
             raise DJIPError(
                 f"{path} cannot be resumed ({first_line(error)}); delete the folder to start afresh"
             ) from error
 
-    def _write_csv(self, path: Path) -> None:
+    def _check_record(self, path: Path, known: dict[str, Any]) -> None:
+        """Refuse to go on with ``path``, whose record is ``known``, when it is of another run.
+
+        An older version may have recorded less: what is missing counts as equal.
+        """
+        differing = [
+            key
+            for key, value in self.record.items()
+            if key not in ("code", "environment", "config") and known.get(key, value) != value
+        ]
+        if "config" in self.record:
+            differing += differing_settings(self.record["config"], known["config"])
+        if differing:
+            raise DJIPError(
+                f"{path} was written with another {', '.join(differing)}; resume with the same "
+                "settings or choose another EXPERIMENT.NAME"
+            )
+
+    def _write_log(self, path: Path) -> None:
         with open(path, "w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, restval="")
-            table.writeheader()
-            table.writerows(self.history)
+            rows = csv.DictWriter(file, COLUMNS, restval="")
+            rows.writeheader()
+            rows.writerows(self.history)
 
     def _finish(self) -> dict[str, Any]:
-        last, best = self.history[-1], self.best
+        last = self.history[-1]
+        best = self.best
         result = self.record | {
             "folder": str(self.folder),
             "epochs": last["epoch"],
@@ -280,11 +301,12 @@ class BaseTrainer:
 
 
 class CRDTrainer(BaseTrainer):
-    """Gives every image its ``contrastive_index`` (B, 1 + K): a positive first, then K negatives of other classes.
+    """Gives every image its ``contrastive_index`` (B, 1 + K): a positive first, then K negatives.
 
-    As in mdistiller, the positive is the image itself (``CRD.MODE`` "exact") or any of its class ("relax"), and the
-    negatives of an image differ from one another while there are enough of them.  They are drawn on the device, from a
-    generator of their own that is set anew at every epoch.
+    As in mdistiller, the positive is the image itself (``CRD.MODE`` "exact") or any of its class
+    ("relax"); negatives are of other classes, and those of an image differ from one another while
+    there are enough of them.  They are drawn on the device, from a generator of their own that is
+    seeded anew at every epoch.
     """
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
@@ -293,27 +315,24 @@ class CRDTrainer(BaseTrainer):
             raise DJIPError(f"CRD.MODE is '{crd.MODE}'; choose exact or relax")
         device = self.train_loader.device
         self.labels = self.train_loader.data.labels.to(device)
-        self.repeat = len(self.labels) - int(self.labels.bincount().max()) < crd.NCE.K
-        self.generator = torch.Generator(device).manual_seed(
-            self._epoch_seed(epoch) + 500_000
-        )  # not the stream of the order
+        fewest = len(self.labels) - int(self.labels.bincount().max())
+        self.repeat = fewest < crd.NCE.K  # fewer candidates than negatives
+        self.generator = torch.Generator(device)
+        self.generator.manual_seed(self._epoch_seed(epoch) + 500_000)  # not the stream of the order
         return super().train_epoch(epoch)
 
     def distiller_input(self, batch: tuple[Tensor, ...], epoch: int) -> dict[str, Any]:
         _, target, index = batch
+        crd = self.cfg.CRD
         same = (self.labels == target[:, None]).float()
-        positive = (
-            index[:, None]
-            if self.cfg.CRD.MODE == "exact"
-            else torch.multinomial(same, 1, generator=self.generator)
-        )
-        negative = torch.multinomial(
-            1 - same, self.cfg.CRD.NCE.K, self.repeat, generator=self.generator
-        )
-        return super().distiller_input(batch, epoch) | {
-            "contrastive_index": torch.cat([positive, negative], dim=1)
-        }
+        if crd.MODE == "exact":
+            positive = index[:, None]
+        else:
+            positive = torch.multinomial(same, 1, generator=self.generator)
+        negative = torch.multinomial(1 - same, crd.NCE.K, self.repeat, generator=self.generator)
+        contrastive = torch.cat([positive, negative], dim=1)
+        return super().distiller_input(batch, epoch) | {"contrastive_index": contrastive}
 
 
 trainer_dict: dict[str, type[BaseTrainer]] = {"base": BaseTrainer, "crd": CRDTrainer}
-"""``SOLVER.TRAINER -> class``, by mdistiller's names."""
+"""``SOLVER.TRAINER -> class``, by mdistiller's names; its DOT trainers are not part of this."""

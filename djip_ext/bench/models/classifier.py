@@ -13,8 +13,9 @@ from .features import Features
 class Classifier(nn.Module):
     """A network of another library that returns what the benchmark's networks return: ``(logits, features)``.
 
-    ``features`` holds ``pooled_feat``, the input of the network's last linear layer; asking for maps is an error.  The state
-    dict is the network's own, so checkpoints and lenses fit the bare network too.
+    ``features`` holds ``pooled_feat``, the input of the network's last linear layer; asking for
+    maps is an error.  The state dict is the network's own, so checkpoints and lenses fit the bare
+    network too.
 
     Shape: normalised images (B, 3, H, W) -> logits (B, C), features.
     """

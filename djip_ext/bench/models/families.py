@@ -1,7 +1,8 @@
 """Image classifiers of other libraries by name: ``torchvision:resnet34``, ``timm:vit_small_patch16_224``, ``hf:FOLDER_OR_HUB_ID``.
 
-Each is built, and its published weights are loaded, by its own library; what it expects of its images is read from its own
-configuration.  timm and transformers are optional and imported when asked for.  Nothing is fetched unless ``download`` is set.
+Each is built, and its published weights are loaded, by its own library; what it expects of its
+images is read from its own configuration.  timm and transformers are optional and imported when
+asked for.  Nothing is fetched unless ``download`` is set.
 """
 
 import importlib
@@ -28,8 +29,8 @@ def input_spec(name: str, download: bool = False) -> InputSpec:
     """What the network ``name`` expects of its images, from its own configuration.
 
     Raises:
-        DJIPError: an unknown name, a library that is not installed, a configuration that is missing or that needs what a
-            lens cannot give (pixels in another range).
+        DJIPError: an unknown name, a library that is not installed, a configuration that is missing
+            or that needs what a lens cannot give (pixels in another range).
     """
     family, network = _find(name)
     return family.spec(network, download)
@@ -42,11 +43,13 @@ def build(
 
     Args:
         num_classes: of the data.
-        pretrained: with its published weights, from the library's own cache or folder; else with fresh ones.
+        pretrained: with its published weights, from the library's own cache or folder; else with
+            fresh ones.
         download: let the library fetch what it lacks.
 
     Raises:
-        DJIPError: as :func:`input_spec`, and for weights that are not there or are for another number of classes.
+        DJIPError: as :func:`input_spec`, and for weights that are not there or are for another
+            number of classes.
     """
     family, network = _find(name)
     return Classifier(family.build(network, num_classes, pretrained, download), name, num_classes)

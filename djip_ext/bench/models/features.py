@@ -12,7 +12,8 @@ class Features(TypedDict):
 
     Shape:
         feats: the stem's map, then the output of each stage, ``(B, C_i, H_i, W_i)``.
-        preact_feats: for each stage the map that its closing (or, in a pre-activation network, the next) ReLU reads.
+        preact_feats: for each stage the map that its closing (or, in a pre-activation network, the
+            next) ReLU reads.
         pooled_feat: ``(B, C)``, the input of the linear classifier.
     """
 

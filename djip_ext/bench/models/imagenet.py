@@ -1,7 +1,7 @@
 """The ImageNet classifiers of mdistiller: its names and, for the residual ones, torchvision's own state-dict keys.
 
-torchvision builds and initialises the residual networks, so that its published weights load strictly; the forward passes here
-differ only in keeping each stage's map before its last ReLU.
+torchvision builds and initialises the residual networks, so that its published weights load
+strictly; the forward passes here differ only in keeping each stage's map before its last ReLU.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,9 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet as torchvision_resnet
+
+from djip_ext.bench.models.families import torchvision_state
+from djip_ext.errors import DJIPError
 
 from .features import Features
 from .mobilenetv1 import MobileNetV1
@@ -47,15 +50,12 @@ class ResNet(torchvision_resnet.ResNet):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 224.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16, 32.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16,
+          32.
     """
 
     def _stages(self) -> list[nn.Sequential]:
         return [self.layer1, self.layer2, self.layer3, self.layer4]
-
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.bn1, self.maxpool, *self._stages()])
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
@@ -80,11 +80,55 @@ class ResNet(torchvision_resnet.ResNet):
         }
 
 
-imagenet_model_dict: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
-    "ResNet18": (partial(ResNet, BasicBlock, [2, 2, 2, 2]), "resnet18"),
-    "ResNet34": (partial(ResNet, BasicBlock, [3, 4, 6, 3]), "resnet34"),
-    "ResNet50": (partial(ResNet, Bottleneck, [3, 4, 6, 3]), "resnet50"),
-    "ResNet101": (partial(ResNet, Bottleneck, [3, 4, 23, 3]), "resnet101"),
-    "MobileNetV1": (MobileNetV1, None),
+PUBLISHED = {
+    "ResNet18": "resnet18",
+    "ResNet34": "resnet34",
+    "ResNet50": "resnet50",
+    "ResNet101": "resnet101",
 }
-"""``name -> (factory, torchvision's name of the network whose published weights fit, or None)``."""
+"""``name -> torchvision's name`` of the network whose published weights fit."""
+
+
+def published_state(name: str, num_classes: int, download: bool = False) -> dict[str, Tensor]:
+    """torchvision's published weights of the network ``name``.
+
+    Raises:
+        DJIPError: there are none, they are not on this machine and ``download`` is not set, or
+            ``num_classes`` is not ImageNet's 1000.
+    """
+    if name not in PUBLISHED:
+        raise DJIPError(
+            f"{name} has no published weights; train it, or choose from {', '.join(PUBLISHED)}"
+        )
+    if num_classes != 1000:
+        raise DJIPError(
+            f"{name}'s published weights know ImageNet's 1000 classes, the data have "
+            f"{num_classes}; name yours with BENCH.TEACHER_CHECKPOINT"
+        )
+    return torchvision_state(f"{PUBLISHED[name]}@IMAGENET1K_V1", download)
+
+
+def _factory(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def factory(
+        pretrained: bool = False, num_classes: int = 1000, download: bool = False
+    ) -> nn.Module:
+        network = build(num_classes=num_classes)
+        if pretrained:
+            network.load_state_dict(published_state(name, num_classes, download))
+        return network
+
+    return factory
+
+
+imagenet_model_dict: dict[str, Callable[..., nn.Module]] = {
+    name: _factory(name, build)
+    for name, build in {
+        "ResNet18": partial(ResNet, BasicBlock, [2, 2, 2, 2]),
+        "ResNet34": partial(ResNet, BasicBlock, [3, 4, 6, 3]),
+        "ResNet50": partial(ResNet, Bottleneck, [3, 4, 6, 3]),
+        "ResNet101": partial(ResNet, Bottleneck, [3, 4, 23, 3]),
+        "MobileNetV1": MobileNetV1,
+    }.items()
+}
+"""``name -> factory``, called as in mdistiller with ``pretrained``, which here never fetches weights
+unless ``download`` is set as well, and with ``num_classes``."""

@@ -10,9 +10,12 @@ class InputSpec:
     Attributes:
         mean, std: the normalisation, in units of [0, 1] pixels.
         size: (H, W) that the network sees.
-        resize: the shorter side before the central crop to ``size``, or (H, W) to stretch the whole image to.
+        resize: the shorter side before the central crop to ``size``, or (H, W) to stretch the whole
+            image to.
         interpolation: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming".
         origin: where this was read, for the user.
+        train_view: how training images are augmented: "crop", a random part of random size, or
+            "rotation", by up to 20 degrees; both also flip.
     """
 
     mean: tuple[float, float, float]
@@ -21,25 +24,33 @@ class InputSpec:
     resize: int | tuple[int, int]
     interpolation: str = "bilinear"
     origin: str = "ImageNet's usual"
+    train_view: str = "crop"
 
     def at(self, side: int) -> "InputSpec":
         """The same for square images of another ``side``, with the crop in proportion."""
-        resize = (
-            side * self.resize // self.size[0] if isinstance(self.resize, int) else (side, side)
-        )
-        return replace(self, size=(side, side), resize=resize)
+        if isinstance(self.resize, int):
+            return replace(self, size=(side, side), resize=side * self.resize // self.size[0])
+        return replace(self, size=(side, side), resize=(side, side))
 
     def __str__(self) -> str:
         height, width = self.size
-        crop = (
-            f"cut from a shorter side of {self.resize}"
-            if isinstance(self.resize, int)
-            else "of the whole image"
+        crop = "of the whole image"
+        if isinstance(self.resize, int):
+            crop = f"cut from a shorter side of {self.resize}"
+        mean = ", ".join(f"{number:g}" for number in self.mean)
+        std = ", ".join(f"{number:g}" for number in self.std)
+        return (
+            f"{height}x{width} {crop}, {self.interpolation}, mean ({mean}), std ({std}) "
+            f"[{self.origin}]"
         )
-        mean, std = (
-            ", ".join(f"{number:g}" for number in numbers) for numbers in (self.mean, self.std)
-        )
-        return f"{height}x{width} {crop}, {self.interpolation}, mean ({mean}), std ({std}) [{self.origin}]"
 
 
 IMAGENET = InputSpec((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224), 256)
+TINY_IMAGENET = InputSpec(
+    (0.4802, 0.4481, 0.3975),
+    (0.2302, 0.2265, 0.2262),
+    (64, 64),
+    64,
+    origin="Tiny ImageNet's, as in mdistiller",
+    train_view="rotation",
+)

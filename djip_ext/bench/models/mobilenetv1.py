@@ -32,15 +32,17 @@ def _conv_bn_relu(
 class MobileNetV1(nn.Module):
     """A stem of stride 2 and thirteen depthwise separable blocks.
 
-    mdistiller lists four maps and leaves out the stem's, so that its AT, which skips the first map, pairs stages of unequal
-    size with a ResNet's.  Here the stem is listed first, as for all networks of this benchmark.
+    mdistiller lists four maps and leaves out the stem's, so that its AT, which skips the first map,
+    pairs stages of unequal size with a ResNet's.  Here the stem is listed first, as for all
+    networks of this benchmark.
 
     Args:
         num_classes: number of logits.
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 224.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16, 32.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16,
+          32.
     """
 
     def __init__(self, num_classes: int = 1000) -> None:
@@ -52,10 +54,6 @@ class MobileNetV1(nn.Module):
             channels = out
         self.model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1))
         self.fc = nn.Linear(channels, num_classes)
-
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList(self.model[:-1])
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends each stage after the stem."""

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from .features import Features
 from .init import he_fan_out_, small_linear_
 
-# expansion t, channels c, repeats n, first stride s: table 2, with stride 1 instead of 2 at 24 channels
+# expansion t, channels c, repeats n, first stride s: table 2, with stride 1 instead of 2 at 24
+# channels
 SETTING = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -55,8 +56,9 @@ class MobileNetV2(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 32.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 2, 4, 8, 16. The bottlenecks
-          are linear, so a map is its own pre-activation: ``preact_feats`` holds the same tensors as ``feats``.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 2, 4, 8,
+          16. The bottlenecks are linear, so a map is its own pre-activation: ``preact_feats`` holds
+          the same tensors as ``feats``.
     """
 
     def __init__(self, width_mult: float, num_classes: int = 100) -> None:
@@ -76,10 +78,6 @@ class MobileNetV2(nn.Module):
         he_fan_out_(self)
         small_linear_(self.classifier[0])
         self.stage_channels = [int(width * width_mult) for width in (32, 24, 32, 96, 320)]
-
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.blocks])
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the linear bottleneck of each map after the stem's."""

@@ -1,7 +1,8 @@
 """CIFAR ResNets of depth 6n + 2 (He et al., *Deep Residual Learning*, CVPR 2016, section 4.2).
 
-``resnetD`` has widths 16-32-64 as in the paper; ``resnetDx4`` quadruples the stages and doubles the stem,
-as the distillation benchmarks do (Tian et al., *Contrastive Representation Distillation*, ICLR 2020).
+``resnetD`` has widths 16-32-64 as in the paper; ``resnetDx4`` quadruples the stages and doubles the
+stem, as the distillation benchmarks do (Tian et al., *Contrastive Representation Distillation*,
+ICLR 2020).
 """
 
 from collections.abc import Callable
@@ -93,12 +94,6 @@ class ResNet(nn.Module):
         first = BasicBlock(in_channels, out_channels, stride, downsample)
         return Stage(
             first, *(BasicBlock(out_channels, out_channels, 1, None) for _ in range(blocks - 1))
-        )
-
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList(
-            [self.conv1, self.bn1, self.relu, self.layer1, self.layer2, self.layer3]
         )
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:

@@ -78,7 +78,8 @@ class ResNet(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 32.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4, 8.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4,
+          8.
     """
 
     def __init__(
@@ -106,12 +107,6 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(outs[3], num_classes)
         he_fan_out_(self)
-
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList(
-            [self.conv1, self.bn1, self.layer1, self.layer2, self.layer3, self.layer4]
-        )
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""

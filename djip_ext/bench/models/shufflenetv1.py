@@ -64,10 +64,6 @@ class ShuffleNet(nn.Module):
         self.layer3 = _stage(WIDTHS[1], WIDTHS[2], DEPTHS[2])
         self.linear = nn.Linear(WIDTHS[2], num_classes)
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.bn1, self.layer1, self.layer2, self.layer3])
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
         return [stage[-1].bn3 for stage in (self.layer1, self.layer2, self.layer3)]

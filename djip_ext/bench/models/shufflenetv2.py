@@ -97,10 +97,6 @@ class ShuffleNetV2(nn.Module):
         self.bn2 = nn.BatchNorm2d(HEAD)
         self.linear = nn.Linear(HEAD, num_classes)
 
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.bn1, self.layer1, self.layer2, self.layer3])
-
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """Raises NotImplementedError: only half of a stage's channels pass a batch normalisation."""
         raise NotImplementedError("no single batch normalisation precedes a stage of ShuffleNetV2")

@@ -1,7 +1,8 @@
 """VGG with batch normalisation for small images (Simonyan & Zisserman, ICLR 2015, table 1).
 
-Five blocks and one linear classifier; the fully connected layers of the paper are replaced by average pooling.
-``vgg8`` keeps one convolution per block (Tian et al., *Contrastive Representation Distillation*, ICLR 2020).
+Five blocks and one linear classifier; the fully connected layers of the paper are replaced by
+average pooling. ``vgg8`` keeps one convolution per block (Tian et al., *Contrastive Representation
+Distillation*, ICLR 2020).
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ class VGG(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised, H >= 16.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 2, 4, 8, 8; from H = 64 on
-          the last block has stride 16.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 2, 4, 8,
+          8; from H = 64 on the last block has stride 16.
     """
 
     def __init__(self, depths: tuple[int, int, int, int, int], num_classes: int = 100) -> None:
@@ -44,12 +45,6 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(WIDTHS[4], num_classes)
         he_fan_out_(self)
         small_linear_(self.classifier)
-
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the pooled feature, in order of execution."""
-        blocks = (self.block0, self.block1, self.block2, self.block3, self.block4)
-        pools = (self.pool0, self.pool1, self.pool2, self.pool3, self.pool4)
-        return nn.ModuleList([module for pair in zip(blocks, pools) for module in pair])
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends each block after the first."""

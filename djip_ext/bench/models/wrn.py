@@ -60,8 +60,9 @@ class WideResNet(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 32.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4. ``feats`` are the
-          raw sums, ``preact_feats`` the same after the batch normalisation that reads them.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4.
+          ``feats`` are the raw sums, ``preact_feats`` the same after the batch normalisation that
+          reads them.
 
     Raises:
         ValueError: ``depth`` is not 6n + 4.
@@ -82,10 +83,6 @@ class WideResNet(nn.Module):
         self.fc = nn.Linear(widths[3], num_classes)
         he_fan_out_(self)
         nn.init.zeros_(self.fc.bias)
-
-    def get_feat_modules(self) -> nn.ModuleList:
-        """The modules up to the last feature map, in order of execution."""
-        return nn.ModuleList([self.conv1, self.block1, self.block2, self.block3])
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that reads the output of each stage."""
