@@ -24,7 +24,8 @@ def dist_loss(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -
     p_s, p_t = (z_s / tau).softmax(dim=1), (z_t / tau).softmax(dim=1)
     inter = 1 - _pearson(p_s, p_t, dim=1).mean()
     intra = 1 - _pearson(p_s, p_t, dim=0).mean()
-    return tau**2 * (beta * inter + gamma * intra)
+    loss: Tensor = tau**2 * (beta * inter + gamma * intra)
+    return loss
 
 
 def _pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
@@ -34,7 +35,7 @@ def _pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
 
 
 class DIST(Distiller):
-    """The student keeps the order and the ratios of the teacher's probabilities, not their values."""
+    """The student has the order and ratios of the teacher's probabilities, not their values."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

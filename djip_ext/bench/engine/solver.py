@@ -57,6 +57,6 @@ def learning_rate(cfg: CfgNode, epoch: int) -> float:
     if schedule == "cosine":
         progress = math.pi * (epoch - 1 - warmup) / (solver.EPOCHS - warmup)
         return lr * 0.5 * (1 + math.cos(progress))
-    decay: float = solver.LR_DECAY_RATE
     steps = sum(epoch > stage for stage in solver.LR_DECAY_STAGES)
-    return lr * float(decay**steps)
+    factor: float = solver.LR_DECAY_RATE**steps
+    return lr * factor
