@@ -1,6 +1,6 @@
 """DIST (Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022)."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -21,11 +21,11 @@ def dist_loss(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -
     Shape:
         z_s, z_t: logits ``(B, C)``; output: scalar.
     """
-    p_s, p_t = (z_s / tau).softmax(dim=1), (z_t / tau).softmax(dim=1)
+    p_s = (z_s / tau).softmax(dim=1)
+    p_t = (z_t / tau).softmax(dim=1)
     inter = 1 - _pearson(p_s, p_t, dim=1).mean()
     intra = 1 - _pearson(p_s, p_t, dim=0).mean()
-    loss: Tensor = tau**2 * (beta * inter + gamma * intra)
-    return loss
+    return cast(Tensor, tau**2 * (beta * inter + gamma * intra))
 
 
 def _pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:

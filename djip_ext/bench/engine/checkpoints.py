@@ -10,9 +10,10 @@ from djip_ext.errors import DJIPError, first_line
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state of a network in a ``.safetensors`` file or a ``torch.save``d ``{"model": state_dict}``, its numbers as float32.
+    """Read the state of a network, its numbers as float32.
 
-    Pickles are read with ``weights_only``: a checkpoint cannot run code.
+    The file is a ``.safetensors`` or a ``torch.save``d ``{"model": state_dict}``.  Pickles are read
+    with ``weights_only``: a checkpoint cannot run code.
 
     Raises:
         DJIPError: the file is missing or damaged.
@@ -20,7 +21,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise DJIPError(
-            f"there is no checkpoint {path}; train one with DISTILLER.TYPE NONE or name one with BENCH.TEACHER_CHECKPOINT"
+            f"there is no checkpoint {path}; train one with DISTILLER.TYPE NONE or name one with "
+            "BENCH.TEACHER_CHECKPOINT"
         )
     try:
         if path.suffix == ".safetensors":
@@ -48,8 +50,10 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     try:
         model.load_state_dict(read_weights(path))
     except RuntimeError as error:
+        name = getattr(model, "name", type(model).__name__)
         detail = str(error).splitlines()[-1].strip()
         raise DJIPError(
-            f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for"
+            f"{path} does not fit {name}: {detail}; name the architecture and the data set it was "
+            "trained for"
         ) from error
     return model
