@@ -1,12 +1,14 @@
-"""``import djip_ext.autoload``, one line in a benchmark's train.py, gives the script the flag ``--djip-lens``.
+"""``import djip_ext.autoload``: one line in a benchmark's train.py gives it ``--djip-lens``.
 
-Importing takes ``--djip-lens LENS``, ``--djip-any-teacher``, ``--djip-seed N`` and ``--djip-no-cure NAME`` out of ``sys.argv``,
-wherever they stand, and puts the lens in place.  Without ``--djip-lens`` and ``--djip-seed`` nothing changes at all.
+Importing takes ``--djip-lens LENS``, ``--djip-any-teacher``, ``--djip-seed N`` and
+``--djip-no-workaround NAME`` out of ``sys.argv``, wherever they stand, and puts the lens in place.
+Without ``--djip-lens`` and ``--djip-seed`` nothing changes at all.
 """
 
 import argparse
 import atexit
 import sys
+import types
 from pathlib import Path
 
 from djip_ext.errors import DJIPError
@@ -23,7 +25,13 @@ def take_flags(argv: list[str]) -> argparse.Namespace:
 
 
 def benchmark() -> str:
-    """The package, imported already, that has ``<package>.distillers.distiller_dict``; mdistiller when there is none yet."""
+    """The package, imported already, that has ``<package>.distillers.distiller_dict``.
+
+    It is mdistiller when there is none yet.
+
+    Raises:
+        DJIPError: there are several.
+    """
     found = [
         name.removesuffix("distillers").removesuffix(".") or "."
         for name, module in list(sys.modules.items())
@@ -33,7 +41,8 @@ def benchmark() -> str:
     ]
     if len(found) > 1:
         raise DJIPError(
-            f"{', '.join(found)} all have a distiller_dict; use python -m djip_ext.launch --host PACKAGE"
+            f"{', '.join(found)} all have a distiller_dict; "
+            "use python -m djip_ext.launch --host PACKAGE"
         )
     return found[0] if found else "mdistiller"
 
@@ -47,11 +56,34 @@ def warn_if_unused(package: str) -> None:
         )
 
 
-_flags = take_flags(sys.argv)
-if _flags.djip_lens is not None or _flags.seed is not None:
+def in_one_line() -> None:
+    """Let a DJIPError that ends the script be one line, as from the launcher."""
+    show = sys.excepthook
+
+    def show_line(
+        kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+    ) -> None:
+        if isinstance(error, DJIPError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            show(kind, error, trace)
+
+    sys.excepthook = show_line
+
+
+def main() -> None:
+    """Do what the flags in ``sys.argv`` ask for; end the process when that cannot be."""
+    flags = take_flags(sys.argv)
+    if flags.djip_lens is None and flags.seed is None:
+        return
     try:
-        activate(_flags, benchmark(), Path(sys.argv[0]), sys.argv)
+        package = benchmark()
+        activate(flags, package, Path(sys.argv[0]), sys.argv)
     except DJIPError as error:
         sys.exit(f"error: {error}")
-    if _flags.djip_lens is not None:
-        atexit.register(warn_if_unused, benchmark())
+    in_one_line()
+    if flags.djip_lens is not None:
+        atexit.register(warn_if_unused, package)
+
+
+main()

@@ -16,7 +16,8 @@ from djip_ext.utils.networks import device_of, divide_logits
 FINGERPRINT = "djip_fingerprint"
 IMAGE_KEYWORDS = ("x", "image", "images", "input", "pixel_values")
 
-# Entry points into a network that take images but are not its forward: through them the lens would silently be skipped.
+# Entry points into a network that take images but are not its forward: through them the lens would
+# silently be skipped.
 BYPASSES = frozenset(
     {
         "forward_features",
@@ -30,24 +31,31 @@ BYPASSES = frozenset(
 
 
 class DJIPTeacher(nn.Module):
-    """``teacher`` seeing its images through ``lens``; frozen, in eval mode, delegating everything else to the teacher.
+    """``teacher`` with ``lens`` applied to its images; frozen, in eval mode.
+
+    Everything else is delegated to the teacher.
 
     Args:
-        teacher: any network whose first argument is a batch of normalised images; its output passes through unchanged.
-        lens: a :class:`JPEGLens` (copied and frozen), or ``"identity"``: then the teacher's output is bit for bit its own; or
-            ``"temperature:K"``, a control without a lens: its logits divided by K, everything else its own.
+        teacher: any network whose first argument is a batch of normalised images; its output passes
+            through unchanged.
+        lens: a :class:`JPEGLens` (copied and frozen), or ``"identity"``: then the teacher's output
+            is bit for bit its own; or ``"temperature:K"``, a control without a lens: its logits
+            divided by K, everything else its own.
         mean, std: the normalisation of the images, in units of [0, 1] pixels.
         any_teacher: accept a lens that was fitted for other weights.
 
-    The state dict has the teacher's own keys plus ``djip_fingerprint``, so that a checkpoint written with one lens does not
-    resume with another, nor without.  ``train()`` leaves the teacher in eval mode.
+    The state dict has the teacher's own keys plus ``djip_fingerprint``, so that a checkpoint
+    written with one lens does not resume with another, nor without.  ``train()`` leaves the teacher
+    in eval mode.
 
     Shape: normalised images (B, 3, H, W) -> what the teacher returns.
 
     Raises:
-        DJIPError: the lens belongs to other weights or another normalisation; no image among the arguments; an entry
-            point is called that would bypass the lens.
+        DJIPError: the lens belongs to other weights or another normalisation; no image among the
+            arguments; an entry point is called that would bypass the lens.
     """
+
+    djip_fingerprint: Tensor
 
     def __init__(
         self,
@@ -61,7 +69,8 @@ class DJIPTeacher(nn.Module):
         normalisation = Normalisation(mean, std)
         if isinstance(teacher, DJIPTeacher):
             raise DJIPError("this teacher has a lens already; wrap the plain teacher instead")
-        if isinstance(lens, str) and softening(lens) is not None:
+        divisor = softening(lens) if isinstance(lens, str) else None
+        if isinstance(lens, str) and divisor is not None:
             digest = control_digest(lens)
         elif isinstance(lens, JPEGLens):
             if not any_teacher:
@@ -72,9 +81,11 @@ class DJIPTeacher(nn.Module):
                 lens.to(device)
         else:
             raise DJIPError(
-                f"lens is {lens!r}; DJIPTeacher takes a JPEGLens (load_lens(path)), 'identity' or 'temperature:K'"
+                f"lens is {lens!r}; DJIPTeacher takes a JPEGLens (load_lens(path)), 'identity' or "
+                "'temperature:K'"
             )
         self.djip_control = lens if isinstance(lens, str) else None
+        self.djip_divisor = divisor
         self.djip_teacher = teacher.requires_grad_(False).eval()
         self.djip_lens = lens if isinstance(lens, JPEGLens) else None
         self.djip_normalisation = normalisation
@@ -86,23 +97,33 @@ class DJIPTeacher(nn.Module):
     @property
     def djip_id(self) -> str:
         """``"identity"``, ``"temperature-K"`` or the lens's eight hex digits."""
-        return lens_name(self.djip_control if self.djip_lens is None else self.djip_lens)
+        if self.djip_lens is not None:
+            return lens_name(self.djip_lens)
+        assert self.djip_control is not None  # one of the two is given
+        return lens_name(self.djip_control)
+
+    def apply_lens(self, x: Tensor) -> Tensor:
+        """What the teacher sees of normalised images (B, 3, H, W): normalised again, same dtype."""
+        return x if self.djip_lens is None else self.djip_normalisation.through(self.djip_lens, x)
 
     def look(self, x: Tensor) -> Tensor:
-        """What the teacher sees: the normalised images (B, 3, H, W) through the lens, normalised again, same dtype."""
-        return x if self.djip_lens is None else self.djip_normalisation.through(self.djip_lens, x)
+        """Deprecated name of :meth:`apply_lens`."""
+        return self.apply_lens(x)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.djip_lens is None:
-            output, by = self.djip_teacher(*args, **kwargs), softening(self.djip_control)
-            return output if self.djip_control == "identity" else divide_logits(output, by)
+            output = self.djip_teacher(*args, **kwargs)
+            if self.djip_control == "identity" or self.djip_divisor is None:
+                return output
+            return divide_logits(output, self.djip_divisor)
         if args:
-            return self.djip_teacher(self.look(args[0]), *args[1:], **kwargs)
+            return self.djip_teacher(self.apply_lens(args[0]), *args[1:], **kwargs)
         for name in IMAGE_KEYWORDS:
             if name in kwargs:
-                return self.djip_teacher(**{**kwargs, name: self.look(kwargs[name])})
+                return self.djip_teacher(**{**kwargs, name: self.apply_lens(kwargs[name])})
         raise DJIPError(
-            f"no image among the teacher's arguments {sorted(kwargs)}; pass it first, or as one of {', '.join(IMAGE_KEYWORDS)}"
+            f"no image among the teacher's arguments {sorted(kwargs)}; pass it first, or as one of "
+            f"{', '.join(IMAGE_KEYWORDS)}"
         )
 
     def train(self, mode: bool = True) -> "DJIPTeacher":
@@ -125,7 +146,8 @@ class DJIPTeacher(nn.Module):
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> Any:
         if args:  # torch's old positional order
-            destination, prefix, keep_vars = (*args, *(destination, prefix, keep_vars)[len(args) :])
+            named = {"destination": destination, "prefix": prefix, "keep_vars": keep_vars}
+            return self.state_dict(**(named | dict(zip(named, args, strict=False))))
         state = self.djip_teacher.state_dict(
             destination=destination, prefix=prefix, keep_vars=keep_vars
         )
@@ -146,11 +168,13 @@ class DJIPTeacher(nn.Module):
         found = state_dict.pop(prefix + FINGERPRINT, None)
         if found is None:
             error_msgs.append(
-                "the checkpoint was written without a lens, this teacher has one; resume without --djip-lens or start afresh"
+                "the checkpoint was written without a lens, this teacher has one; resume without "
+                "--djip-lens or start afresh"
             )
         elif not torch.equal(found.cpu(), self.djip_fingerprint.cpu()):
             error_msgs.append(
-                f"the checkpoint was written with another lens than {self.djip_id}; resume with that one or start afresh"
+                f"the checkpoint was written with another lens than {self.djip_id}; resume with "
+                "that one or start afresh"
             )
         for key in [key for key in state_dict if key.startswith(prefix)]:
             state_dict[f"{prefix}djip_teacher.{key[len(prefix) :]}"] = state_dict.pop(key)
@@ -160,10 +184,11 @@ class DJIPTeacher(nn.Module):
 
 
 class _Bypass:
-    """Stands in for an entry point that would skip the lens: readable as ever, but calling it is an error."""
+    """The place of an entry point that would bypass the lens: readable, but not callable."""
 
     def __init__(self, name: str, target: Any) -> None:
-        self._name, self._target = name, target
+        self._name = name
+        self._target = target
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -178,5 +203,6 @@ class _Bypass:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise DJIPError(
-            f"the teacher's {self._name}() would bypass the lens; call the teacher itself, or {self._name} on teacher.look(images)"
+            f"the teacher's {self._name}() would bypass the lens; call the teacher itself, or "
+            f"{self._name} on teacher.apply_lens(images)"
         )

@@ -1,4 +1,6 @@
-"""Give a checkout's own train.py the flag --djip-lens, by one added line; the checkout's other lines are not touched.
+"""Give a checkout's own train.py the flag --djip-lens, by one added line.
+
+The checkout's other lines are not touched.
 
 python patches/djip_flag.py show CHECKOUT      what would be done
 python patches/djip_flag.py add CHECKOUT       do it
@@ -14,45 +16,49 @@ LINE = "import djip_ext.autoload  # gives this script --djip-lens"
 
 
 def place(source: bytes) -> int:
-    """The number of the line after which ours goes: where distiller_dict is imported from a benchmark's ``distillers``."""
+    """The number of the line after which ours goes.
+
+    It is where ``distiller_dict`` is imported from a benchmark's ``distillers``.
+
+    Raises:
+        ValueError: there is no such line.
+    """
     for node in ast.parse(source).body:
         imports = isinstance(node, ast.ImportFrom) and (node.module or "").endswith("distillers")
         if imports and any(name.name == "distiller_dict" for name in node.names):
             return node.end_lineno or node.lineno
     raise ValueError(
-        "has no 'from ... .distillers import distiller_dict' at its top level; use python -m djip_ext.launch"
+        "has no 'from ... .distillers import distiller_dict' at its top level; "
+        "use python -m djip_ext.launch"
     )
 
 
 def added(source: bytes) -> bytes:
-    """``source`` with our line, ended as its neighbours are."""
+    """``source`` with our line, ended as its neighbours are; raises ValueError if it has it."""
     if LINE.encode() in source:
         raise ValueError("has the line already")
     lines = source.splitlines(keepends=True)
     number = place(source)
     before = lines[number - 1]
     ending = before[len(before.rstrip(b"\r\n")) :]
-    return (
-        b"".join([*lines[:number], LINE.encode() + ending, *lines[number:]])
-        if ending
-        else source + b"\n" + LINE.encode()
-    )
+    if not ending:  # the last line of a file that does not end in a line break
+        return source + b"\n" + LINE.encode()
+    return b"".join([*lines[:number], LINE.encode() + ending, *lines[number:]])
 
 
 def removed(source: bytes) -> bytes:
-    """``source`` without our line."""
+    """``source`` without our line; raises ValueError when it does not have it."""
     if LINE.encode() not in source:
         raise ValueError("does not have the line; there is nothing to undo")
     lines = source.splitlines(keepends=True)
     rest = b"".join(line for line in lines if line.rstrip(b"\r\n") != LINE.encode())
-    return (
-        rest
-        if lines[-1].rstrip(b"\r\n") != LINE.encode() or lines[-1].endswith(b"\n")
-        else rest[:-1]
-    )
+    if lines[-1] == LINE.encode():  # added at the end, after a line break of ours
+        return rest[:-1]
+    return rest
 
 
 def main() -> None:
+    """Add, remove or show the line, as the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

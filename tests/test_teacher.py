@@ -101,9 +101,9 @@ def test_logits_and_features_are_those_of_the_lensed_image(
     assert (logits - network(images)[0]).abs().max() > 1e-3
 
 
-def test_look_keeps_the_dtype_of_the_images(network: Network, images: Tensor) -> None:
+def test_applying_the_lens_keeps_the_dtype_of_the_images(network: Network, images: Tensor) -> None:
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
-    assert teacher.look(images.bfloat16()).dtype == torch.bfloat16
+    assert teacher.apply_lens(images.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""docs/teachers.md: its Python runs on tiny networks with random weights, its commands run on a tiny folder."""
+"""docs/teachers.md: its Python runs on tiny networks of random weights, its commands on a tiny folder."""
 
 import re
 import shlex
@@ -63,7 +63,7 @@ def test_hugging_face(tmp_path: Path) -> None:
     assert scope["logits"].shape == (20, 5)
     with torch.no_grad():
         images = torch.randn(2, 3, 32, 32)
-        seen = scope["teacher"].look(images)
+        seen = scope["teacher"].apply_lens(images)
         assert torch.equal(
             scope["teacher"](images).logits, scope["teacher"].djip_teacher(pixel_values=seen).logits
         ) and not torch.equal(seen, images)
@@ -90,7 +90,7 @@ class Preset(nn.Module):
 
 
 def test_a_script_of_ones_own_in_a_group() -> None:
-    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{Path('group').resolve()}", rank=0, world_size=1
     )

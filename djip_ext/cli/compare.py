@@ -4,7 +4,8 @@ import argparse
 from typing import Any
 
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.statistics import compare, markdown, read_arm
+from djip_ext.experiments.runs import read_arm
+from djip_ext.experiments.statistics import compare, markdown
 from djip_ext.utils.files import atomic_write, write_csv
 
 
@@ -14,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "arms",
         nargs="+",
         metavar="NAME=FOLDER",
-        help="folders with seed-N/result.json; the first arm is the baseline",
+        help="folders with seed-N/result.json, or that had them before djip collect; the first arm "
+        "is the baseline",
     )
     parser.add_argument("--out", metavar="FILE", help="also write FILE.md, FILE.csv and FILE.png")
     parser.add_argument(
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> None:
     table = f"{markdown(rows)}\n\n{NOTE}\n"
     print(table)
     if args.out:
-        from djip_ext.plots.style import comparison_figure, save_figure
+        from djip_ext.plots.comparison import comparison_figure
+        from djip_ext.plots.style import save_figure
 
         atomic_write(f"{args.out}.md", lambda path: path.write_text(table))
         write_csv(f"{args.out}.csv", rows)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.statistics import read_arm
+from djip_ext.experiments.runs import read_arm
 from djip_ext.lens.io import lens_id, load_lens
 from djip_ext.utils.files import atomic_write, write_json
 

@@ -105,7 +105,8 @@ def draw_lens(record: LensRecord, out: Path) -> list[Path]:
 
 def draw_images(lens: JPEGLens, data: ImageSet | FolderSet, count: int, out: Path) -> Path:
     """Draw ``count`` images without and with the lens; return the picture's path."""
-    from djip_ext.plots.style import images_figure, save_figure
+    from djip_ext.plots.images import images_figure
+    from djip_ext.plots.style import save_figure
 
     images, labels = spread(data, count)
     names = [data.classes[label] for label in labels.tolist()]
@@ -121,8 +122,9 @@ def inspect_teacher(
 
     Returns the numbers for ``summary.json`` and the pictures' paths.
     """
+    from djip_ext.plots.cmi import cmi_figure
     from djip_ext.plots.lens import simplex_figure
-    from djip_ext.plots.style import cmi_figure, save_figure
+    from djip_ext.plots.style import save_figure
 
     device = resolve_device(cfg.BENCH.DEVICE)
     teacher = build_teacher(cfg, data.num_classes).to(device).to(memory_format=torch.channels_last)
@@ -202,8 +204,7 @@ def quantizer_text(lens: JPEGLens) -> str:
     sharpness = f"alpha = {lens.alpha:g}" if lens.kappa is None else f"alpha = {lens.kappa:g} / q^2"
     bins = f"{lens.window} nearest bins" if lens.window else "all bins"
     rounding = "hard rounding" if lens.hard else f"soft, {sharpness}, {bins}"
-    output = "clamped to [0, 255]" if lens.clamp else "not clamped"
-    return f"{rounding}, index range L = {lens.max_index}, output {output}"
+    return f"{rounding}, index range L = {lens.max_index}, output not clamped"
 
 
 def change_text(before: dict[str, float] | None, after: dict[str, float] | None) -> str:

@@ -22,6 +22,9 @@ COMMANDS = {
     "tune": "choose what goes before a teacher by short paired students on held-out training "
     "images",
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
+    "collect": "the records of finished runs as a few files to keep: runs.csv, curves.csv, "
+    "configs/, lenses/",
+    "encode": "write a folder of images as JPEG files with a lens's tables",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
 MODULES = {name: name for name in COMMANDS} | {

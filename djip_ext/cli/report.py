@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import axes_of
+from djip_ext.experiments.differences import Row, cmi_change, gains, table_rows
 from djip_ext.experiments.lenses import TableLens, lens_section, lenses_of
 from djip_ext.experiments.plan import file_name
 from djip_ext.experiments.records import (
     Results,
     arms_of,
-    cmi_change,
-    gains,
     in_order,
     read_results,
     several_lenses,
-    table_rows,
 )
 from djip_ext.experiments.report import latex_report, markdown_report
 from djip_ext.experiments.table import Table, load_table
@@ -38,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="TABLE|FOLDER",
-        help="a table's YAML file (its runs lie in output/NAME), or a folder of records",
+        help="a table's YAML file (its runs lie in output/NAME), or a folder of runs: as they are, "
+        "or collected (runs.csv)",
     )
     parser.add_argument(
         "--runs", metavar="FOLDER", help="where the runs of a table lie (default: output/NAME)"
@@ -69,60 +68,55 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     """
     results = read_results(folder)
     if table is not None:
-        for arm, ids in several_lenses(results).items():
-            if arm in table.arms:
-                raise DJIPError(
-                    f"the arm {arm} has runs with several lenses in {folder}: {', '.join(ids)}; "
-                    "move away those that the table no longer has"
-                )
+        refuse_several_lenses(results, table, folder)
         results = in_order(results, table.distillers, list(table.arms))
-    arms = (
-        arms_of(results)
-        if table is None
-        else [arm for arm in table.arms if arm in arms_of(results)]
-    )
-    baseline = baseline or (next(iter(table.arms)) if table else arms[0])
+    arms = arms_of(results)
+    if table is not None:
+        arms = [arm for arm in table.arms if arm in arms]
+        baseline = baseline or next(iter(table.arms))
+    baseline = baseline or arms[0]
     if baseline not in arms:
         raise DJIPError(
             f"{folder} has no finished run of the arm {baseline}; it has {', '.join(arms)}"
         )
     arms = [baseline, *(arm for arm in arms if arm != baseline)]
     rows = table_rows(results, baseline)
-    lenses = lenses_of(results, read_records(folder))
-    of_lens = {lens: draw_lens(lens, out) for lens in lenses}
+    of_lens = {lens: draw_lens(lens, out) for lens in lenses_of(results, read_records(folder))}
     pictures = draw(results, rows, arms, out)
     planned = table.students if table else None
     title = table.name if table else folder.name
-    text = markdown_report(
-        title, rows, results, arms, planned, pictures, lens_section(lenses, of_lens)
-    )
+    lenses = lens_section(list(of_lens), of_lens)
+    text = markdown_report(title, rows, results, arms, planned, pictures, lenses)
     atomic_write(out / "table.md", lambda path: path.write_text(text))
     atomic_write(out / "table.tex", lambda path: path.write_text(latex_report(rows, results, arms)))
     write_csv(out / "table.csv", rows)
     return text
 
 
-def draw(results: Results, rows: list[dict[str, Any]], arms: list[str], out: Path) -> list[str]:
-    """The pictures of the whole table that the records allow; returns their names."""
+def refuse_several_lenses(results: Results, table: Table, folder: Path) -> None:
+    """Raise DJIPError when an arm of ``table`` has runs with several lenses."""
+    for arm, lenses in several_lenses(results).items():
+        if arm in table.arms:
+            raise DJIPError(
+                f"the arm {arm} has runs with several lenses in {folder}: {', '.join(lenses)}; "
+                "move away those that the table no longer has"
+            )
+
+
+def draw(results: Results, rows: Sequence[Row], arms: Sequence[str], out: Path) -> list[str]:
+    """Draw the pictures of the whole table that its records allow; returns their names."""
     from djip_ext.plots.table import axis_figure, cmi_change_figure, differences_figure, gain_figure
 
     figures = {}
     axes = axes_of(row for cells in results.values() for row in cells)
     if len(arms) > 1 and any(row["pairs"] and row["arm"] != arms[0] for row in rows):
         figures["differences.png"] = differences_figure(rows, arms, axes)
-    changes = {
-        f"{pair.teacher}, {arm}": change
-        for pair, cells in results.items()
-        for cell in cells.values()
-        for arm, runs in cell.items()
-        if (change := cmi_change(runs)) is not None
-    }
+    changes = cmi_changes(results)
     if changes:
         figures["cmi.png"] = cmi_change_figure(changes)
     points = gains(results, arms[0])
-    if (
-        len({round(point.cmi, 3) for point in points}) > 1 and not axes
-    ):  # on one value of CMI nothing depends on it
+    several = len({round(point.cmi, 3) for point in points}) > 1
+    if several and not axes:  # on one value of CMI nothing depends on it
         figures["gain.png"] = gain_figure(points, arms[0])
     names = {axis: f"gain_by_{axis}.png" for axis in axes}
     for axis, name in names.items():
@@ -131,8 +125,20 @@ def draw(results: Results, rows: list[dict[str, Any]], arms: list[str], out: Pat
     return save(figures, ("differences.png", "cmi.png", "gain.png", *names.values()), out)
 
 
+def cmi_changes(results: Results) -> dict[str, tuple[float, float]]:
+    """``TEACHER, ARM`` -> the teacher's CMI without and with the lens, nats."""
+    changes = {}
+    for pair, cells in results.items():
+        for arms in cells.values():
+            for arm, seeds in arms.items():
+                change = cmi_change(seeds)
+                if change is not None:
+                    changes[f"{pair.teacher}, {arm}"] = change
+    return changes
+
+
 def draw_lens(lens: TableLens, out: Path) -> list[str]:
-    """The pictures that the record of ``lens`` allows; returns their names."""
+    """Draw the pictures that the record of ``lens`` allows; returns their names."""
     from djip_ext.plots.lens import lens_figures
 
     name = f"lens-{lens.arm}-{file_name(lens.teacher)}-{lens.id}"

@@ -1,24 +1,35 @@
-"""Paired statistics over seeds, from the records that runs leave behind."""
+"""Statistics over seeds: means with their spread, and differences between arms paired by seed."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from djip_ext.errors import DJIPError
 
+KEYS = ("last_acc", "best_acc")  # of a result: accuracies on the test set in %
+
 # Student's t, two-sided 95 %, by degrees of freedom 1..30; beyond that 1.96 is within 4 %
+# fmt: off
 T_95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation (n - 1) and half-width of the 95 % t-interval of the mean; nan where n is too small."""
+    """Of a sample.
+
+    Attributes:
+        n: its size.
+        mean: its mean.
+        spread: its standard deviation (n - 1); nan for n = 1.
+        half_width: of the 95 % t-interval of the mean; nan for n = 1.
+    """
 
     n: int
     mean: float
@@ -38,24 +49,12 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(n, statistics.fmean(values), spread, t * spread / math.sqrt(n))
 
 
-def read_arm(folder: str | Path) -> dict[int, dict]:
-    """seed -> result of every finished run in ``folder``/seed-N/result.json."""
-    results = {}
-    for path in sorted(Path(folder).glob("seed-*/result.json")):
-        results[int(path.parent.name.removeprefix("seed-"))] = json.loads(path.read_text())
-    if not results:
-        raise DJIPError(
-            f"{folder} holds no finished run (seed-N/result.json); train one there first"
-        )
-    return results
-
-
-def compare(arms: Mapping[str, Mapping[int, dict]]) -> list[dict[str, float | str | int]]:
-    """One row an arm: mean and spread of last and best epoch, and the paired difference of each to the first arm.
+def compare(arms: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row per arm: mean and spread of last and best epoch, and their paired difference.
 
     Args:
-        arms: name -> seed -> result (:func:`read_arm`); the first is the baseline. Differences use the seeds that an arm
-            shares with it.
+        arms: name -> seed -> result (:func:`~djip_ext.experiments.runs.read_arm`); the first is the
+            baseline.  A difference uses the seeds that its arm shares with it.
 
     Raises:
         DJIPError: an arm without finished runs, or without a seed in common with the baseline.
@@ -63,13 +62,14 @@ def compare(arms: Mapping[str, Mapping[int, dict]]) -> list[dict[str, float | st
     base_name, base = next(iter(arms.items()))
     rows = []
     for name, arm in arms.items():
-        row: dict[str, float | str | int] = {"arm": name, "n": len(arm)}
+        row: dict[str, Any] = {"arm": name, "n": len(arm)}
         shared = sorted(arm.keys() & base.keys())
         if not shared:
             raise DJIPError(
-                f"{name} and {base_name} have no seed in common; paired differences need the same seeds"
+                f"{name} and {base_name} have no seed in common; "
+                "paired differences need the same seeds"
             )
-        for key in ("last_acc", "best_acc"):
+        for key in KEYS:
             whole = summarise([result[key] for result in arm.values()])
             paired = summarise([arm[seed][key] - base[seed][key] for seed in shared])
             row |= {
@@ -82,18 +82,18 @@ def compare(arms: Mapping[str, Mapping[int, dict]]) -> list[dict[str, float | st
     return rows
 
 
-def markdown(rows: Sequence[dict[str, float | str | int]]) -> str:
-    """The rows of :func:`compare` as a Markdown table; accuracies and differences in percentage points."""
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of :func:`compare` as a Markdown table; accuracies and differences in points."""
     lines = [
         "| arm | n | last epoch | best epoch | paired difference, last | paired difference, best |",
         "|---|---|---|---|---|---|",
     ]
     for index, row in enumerate(rows):
         cells = [row["arm"], row["n"]]
-        cells += [f"{row[key]:.2f} ± {row[key + '_sd']:.2f}" for key in ("last_acc", "best_acc")]
-        cells += [
-            "" if index == 0 else f"{row[key + '_diff']:+.2f} ± {row[key + '_ci95']:.2f}"
-            for key in ("last_acc", "best_acc")
-        ]
+        cells += [f"{row[key]:.2f} ± {row[key + '_sd']:.2f}" for key in KEYS]
+        if index == 0:
+            cells += ["" for _ in KEYS]
+        else:
+            cells += [f"{row[key + '_diff']:+.2f} ± {row[key + '_ci95']:.2f}" for key in KEYS]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)

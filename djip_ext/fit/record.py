@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from djip_ext.errors import DJIPError
-from djip_ext.lens.io import SETTINGS, lens_id, load_lens, settings_of
+from djip_ext.lens.io import lens_id, load_lens, make_lens, settings_of
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.metrics.class_simplex import OneClass
 
@@ -101,8 +101,7 @@ def parse_record(content: dict[str, Any], source: str | os.PathLike[str]) -> Len
         DJIPError: it is not the record of a lens, or its steps are not those that its id stands for.
     """
     try:
-        lens = JPEGLens(content["lens"]["q"], **{name: content["lens"][name] for name in SETTINGS})
-        lens.metadata = dict(content["about"])
+        lens = make_lens(content["lens"]["q"], content["lens"], content["about"])
         history = [{key: float(row[key]) for key in ROUND} for row in content.get("history", [])]
         one_class = OneClass.from_json(content["one_class"]) if content.get("one_class") else None
         if content["id"] != lens_id(lens):

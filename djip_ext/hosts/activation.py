@@ -1,28 +1,33 @@
-"""What the launcher and the one added line share: flags, cures, seed, and the lens in its place."""
+"""What launcher and added line share: flags, workarounds, seed, and the lens in its place."""
 
 import argparse
 import functools
 import os
-import random
 import sys
 from pathlib import Path
 
-import torch
-
 from djip_ext.errors import DJIPError
 from djip_ext.hosts.registry import count_teachers, install
+from djip_ext.hosts.seeding import pass_seed_on, seed
 from djip_ext.hosts.spawn import follow_spawn
-from djip_ext.hosts.workarounds import CURES, Host, apply_cures
+from djip_ext.hosts.workarounds import WORKAROUNDS, Host, apply_workarounds
 from djip_ext.lens.io import lens_name, read_lens
 from djip_ext.lens.jpeg_lens import JPEGLens
 
+_ACTIVE: dict[int, tuple[str, int | None]] = {}  # process -> name of the lens, seed
+
 
 def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
-    """``--djip-lens``, ``--djip-any-teacher`` and, with ``prefix`` before their names, ``--seed`` and ``--no-cure``."""
+    """Add the flags of launcher and added line.
+
+    They are ``--djip-lens``, ``--djip-any-teacher`` and, with ``prefix`` before their names,
+    ``--seed`` and ``--no-workaround``, whose former name ``--no-cure`` is still taken.
+    """
     parser.add_argument(
         "--djip-lens",
         metavar="LENS",
-        help="lens file in front of the teacher, 'identity': the fair baseline, or 'temperature:K': its logits / K",
+        help="lens file in front of the teacher, 'identity': the fair baseline, "
+        "or 'temperature:K': its logits / K",
     )
     parser.add_argument(
         "--djip-any-teacher",
@@ -34,60 +39,80 @@ def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
         dest="seed",
         type=int,
         metavar="N",
-        help="seed random, numpy and torch; the run's folder ends in seed-N",
+        help="seed random, numpy and torch, also where the script seeds them itself; "
+        "the run's folder ends in seed-N",
     )
-    cures = ", ".join(cure.name for cure in CURES)
+    names = ", ".join(workaround.name for workaround in WORKAROUNDS)
     parser.add_argument(
-        f"--{prefix}no-cure",
-        dest="no_cure",
+        f"--{prefix}no-workaround",
+        dest="no_workaround",
         action="append",
         default=[],
         metavar="NAME",
-        help=f"leave one of the host's faults alone: {cures}",
+        help=f"leave one of the host's faults alone: {names}",
+    )
+    parser.add_argument(
+        f"--{prefix}no-cure", dest="no_workaround", action="append", help=argparse.SUPPRESS
     )
 
 
 def activate(
     flags: argparse.Namespace, package: str, script: Path, arguments: list[str], quiet: bool = False
 ) -> JPEGLens | str | None:
-    """Cure the host, seed, and install the lens that ``flags`` name; says so on the first process of a run.
+    """Apply the workarounds, seed, and install the lens that ``flags`` name.
 
-    Processes that the script starts by ``torch.multiprocessing.spawn`` do the same.
+    What is active is said on the first process of a run.  Processes that the script starts by
+    ``torch.multiprocessing.spawn`` do the same.  Where both entry points are used at once, the
+    second does nothing, as long as it asks for the same.
 
     Raises:
-        DJIPError: as :func:`~djip_ext.hosts.registry.install` and :func:`~djip_ext.hosts.workarounds.apply_cures` do.
+        DJIPError: as :func:`~djip_ext.hosts.registry.install` and
+            :func:`~djip_ext.hosts.workarounds.apply_workarounds` do; another lens or seed is
+            active in this process.
     """
     lens: JPEGLens | str | None = flags.djip_lens
     if isinstance(lens, str):
         lens = read_lens(lens)
-    tag = [] if lens is None else [f"djip-{lens_name(lens)}"]
-    tag += [] if flags.seed is None else [f"seed-{flags.seed}"]
+    name = "no lens" if lens is None else lens_name(lens)
+    if os.getpid() in _ACTIVE:
+        _check_same(_ACTIVE[os.getpid()], (name, flags.seed))
+        return lens
+    tag = [] if lens is None else [f"djip-{name}"]
+    if flags.seed is not None:
+        tag.append(f"seed-{flags.seed}")
     again = functools.partial(_activate_spawned, flags, package, script, arguments)
     follow_spawn(again, functools.partial(count_teachers, package))
-    lines = apply_cures(
-        Host(package, script, "/".join(tag), "--resume" in arguments), flags.no_cure
-    )
+    host = Host(package, script, "/".join(tag), "--resume" in arguments)
+    lines = apply_workarounds(host, flags.no_workaround)
     if lens is not None:
-        lines.append(install(lens, package, flags.djip_any_teacher))
+        any_teacher = flags.djip_any_teacher
+        lines.append(install(lens, package, any_teacher, refuse_without_teacher=True))
     if flags.seed is not None:
         seed(flags.seed)
+        pass_seed_on(flags.seed)
     if os.environ.get("RANK", "0") == "0" and not quiet:
         print("\n".join(lines), file=sys.stderr, flush=True)
+    if tag:
+        _ACTIVE[os.getpid()] = (name, flags.seed)
     return lens
+
+
+def _check_same(active: tuple[str, int | None], asked: tuple[str, int | None]) -> None:
+    """Raise DJIPError when the second entry point asks for what the first has not done."""
+    (lens, number), (other_lens, other_number) = active, asked
+    if other_lens not in ("no lens", lens):
+        raise DJIPError(
+            f"the launcher has put {lens} before the teacher, the script's own --djip-lens asks "
+            f"for {other_lens}; give one of the two"
+        )
+    if other_number not in (None, number):
+        raise DJIPError(
+            f"the launcher's seed is {number}, the script's own --djip-seed {other_number}; "
+            "give one of the two"
+        )
 
 
 def _activate_spawned(
     flags: argparse.Namespace, package: str, script: Path, arguments: list[str], index: int
 ) -> None:
     activate(flags, package, script, arguments, quiet=True)
-
-
-def seed(number: int) -> None:
-    """Seed every generator that a host draws from; raises DJIPError when the number is out of range."""
-    import numpy as np
-
-    if not 0 <= number < 2**32:
-        raise DJIPError(f"--seed is {number}; it must lie in [0, 2^32)")
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)

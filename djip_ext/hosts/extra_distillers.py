@@ -1,4 +1,4 @@
-"""The paper's distillers that mdistiller lacks, put into a host's registry together with their configuration nodes."""
+"""The paper's distillers that mdistiller lacks, put into a host's registry with their nodes."""
 
 import copy
 import functools
@@ -10,15 +10,18 @@ ADDITIONS = ("DIST", "WTTM", "CC", "FT", "ITRD", "LSKD")
 
 
 def add_missing(package: str, registry: dict[str, Any]) -> Callable[[], None]:
-    """Add to ``registry`` the distillers that it lacks, and their nodes to ``<package>.engine.cfg.CFG``.
+    """Add to ``registry`` the distillers that it lacks, and their nodes to the host's ``CFG``.
 
-    A name that the host uses already, in its registry or its configuration, is left alone; a host without such a ``CFG``
-    gets none.  Returns a function that takes nodes and hooks away again (the registry is the caller's to restore).
+    A name that the host uses already, in its registry or in ``<package>.engine.cfg.CFG``, is left
+    alone; a host without such a ``CFG`` gets none.
+
+    Returns:
+        A function that takes nodes and hooks away again; the registry is the caller's to restore.
     """
-    cfg = getattr(_module(module_name(package, "engine.cfg")), "CFG", None)
-    missing = [
-        name for name in ADDITIONS if name not in registry and cfg is not None and name not in cfg
-    ]
+    cfg: Any = getattr(_module(module_name(package, "engine.cfg")), "CFG", None)
+    if cfg is None:
+        return lambda: None
+    missing = [name for name in ADDITIONS if name not in registry and name not in cfg]
     if not missing:
         return lambda: None
     from djip_ext.bench.distillers import distiller_defaults, distiller_dict
@@ -37,7 +40,10 @@ def add_missing(package: str, registry: dict[str, Any]) -> Callable[[], None]:
 
 
 def _pretrain_before_training(package: str) -> Callable[[], None]:
-    """Let the host's trainer call ``distiller.pretrain(train_loader)`` before a fresh run of a method that has it (FT)."""
+    """Let the host's trainer pretrain a method that asks for it (FT) before a fresh run.
+
+    It calls ``distiller.pretrain(train_loader)``.
+    """
     trainer = getattr(_module(module_name(package, "engine.trainer")), "BaseTrainer", None)
     if trainer is None:
         return lambda: None
@@ -59,7 +65,10 @@ def _pretrain_before_training(package: str) -> Callable[[], None]:
 
 
 def module_name(package: str, name: str) -> str:
-    """The full name of a host's module; the package "." is a host whose packages stand at the top of its checkout."""
+    """The full name of a host's module.
+
+    The package "." is a host whose packages stand at the top of its checkout.
+    """
     return name if package == "." else f"{package}.{name}"
 
 

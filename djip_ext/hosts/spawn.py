@@ -1,4 +1,7 @@
-"""Processes that a host's script spawns itself start without what its first process did to the host; here they do it again."""
+"""Processes that a host's script spawns itself.
+
+They start without what the first process did to the host; here they do it again.
+"""
 
 import functools
 import sys
@@ -22,11 +25,15 @@ class Spawned:
 
 
 def follow_spawn(prepare: Callable[[int], None], finished: Callable[[int], None]) -> None:
-    """Let every process that ``torch.multiprocessing.spawn`` starts call ``prepare(index)``, picklable, before its own work.
+    """Let every process that ``torch.multiprocessing.spawn`` starts be prepared first.
 
-    ``finished`` gets the number of processes when they have ended well.
+    Args:
+        prepare: called with the index of the process in that process; picklable.
+        finished: called with the number of processes when they have ended well.
     """
-    module = sys.modules["torch.multiprocessing.spawn"]  # the attribute of that name is a function
+    # The attribute torch.multiprocessing.spawn is the function, not this module.
+    module: Any = sys.modules["torch.multiprocessing.spawn"]
+    package: Any = torch.multiprocessing
     start = module.start_processes
 
     @functools.wraps(start)
@@ -41,4 +48,5 @@ def follow_spawn(prepare: Callable[[int], None], finished: Callable[[int], None]
         finished(nprocs)
         return context
 
-    module.start_processes = torch.multiprocessing.start_processes = start_prepared
+    module.start_processes = start_prepared
+    package.start_processes = start_prepared

@@ -1,7 +1,9 @@
-"""What a fit needs, taken from a host: its teacher with the host's checkpoint, and its images without augmentation."""
+"""What a fit needs from a host: its teacher with the host's checkpoint, and its plain images."""
 
 import importlib
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 
 from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.engine.run import load_weights
-from djip_ext.errors import DJIPError
+from djip_ext.errors import DJIPError, first_line
 from djip_ext.hosts.extra_distillers import module_name
-from djip_ext.hosts.workarounds import Host, apply_cures
+from djip_ext.hosts.offline import no_downloads
+from djip_ext.hosts.workarounds import Host, apply_workarounds
 
 if TYPE_CHECKING:
     from djip_ext.bench.dataset.imagefolder import FolderSet
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HostTask:
-    """A teacher in eval mode and the images it was trained on; ``dataset`` and ``teacher_name`` as the host's YAML has them."""
+    """A teacher in eval mode and the images it was trained on.
+
+    ``dataset`` and ``teacher_name`` are what the host's YAML calls them.
+    """
 
     teacher: nn.Module
     train: "ImageSet | FolderSet"
@@ -39,14 +45,18 @@ def read_host(
 ) -> HostTask:
     """Read the task that ``cfg_path``, a YAML file of the host, describes.
 
+    Nothing is downloaded, although the host's own code may want to.
+
     Args:
         checkout: folder of mdistiller or of a fork; its ``package`` is imported.
-        limit: read at most this many images of each set, spread evenly over it; 0: all.  Images that the host keeps in
-            files (ImageNet) are held in memory, so a limit is asked for there.
+        limit: read at most this many images of each set, spread evenly over it; 0: all.  Images
+            that the host keeps in files (ImageNet) are held in memory, so a limit is asked for
+            there.
         options: keys and values in turn that override the file.
 
     Raises:
-        DJIPError: no such package, file, teacher or checkpoint; a data set without a Normalize to take the scale from.
+        DJIPError: no such package, file, teacher or checkpoint; a data set without a Normalize to
+            take the scale from; the host's own code failed.
     """
     checkout = Path(checkout).resolve()
     distillers = module_name(package, "distillers").replace(".", "/")
@@ -58,10 +68,25 @@ def read_host(
         raise DJIPError(
             f"there is no configuration {cfg_path}; --cfg takes one of the host's YAML files"
         )
-    apply_cures(
-        Host(package, checkout / "tools" / "train.py", tag="", resume=False),
-        switched_off=("cpu", "resume", "folders"),
-    )
+    host = Host(package, checkout / "tools" / "train.py", tag="", resume=False)
+    apply_workarounds(host, switched_off=("cpu", "resume", "folders", "torchrun"))
+    with no_downloads():
+        cfg = _configuration(package, cfg_path, options)
+        get_dataset = _member(package, "dataset").get_dataset
+        with _running(f"{module_name(package, 'dataset')}.get_dataset", cfg_path):
+            train_loader, test_loader, _, num_classes = get_dataset(cfg)
+        mean, std = _scale(test_loader.dataset)
+        plain = test_loader.dataset.transform
+        with _running("data set", cfg_path):
+            train = _images(train_loader.dataset, plain, num_classes, mean, std, limit)
+            test = _images(test_loader.dataset, plain, num_classes, mean, std, limit)
+        with _running("teacher", cfg_path):
+            teacher = _teacher(package, cfg, num_classes)
+    return HostTask(teacher, train, test, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)
+
+
+def _configuration(package: str, cfg_path: str | Path, options: Sequence[str]) -> Any:
+    """The host's configuration: its schema, the YAML file, and ``options``."""
     cfg = _member(package, "engine.cfg").CFG.clone()
     try:
         cfg.merge_from_file(str(cfg_path))
@@ -70,15 +95,26 @@ def read_host(
         raise DJIPError(
             f"{cfg_path}: {error.args[0] if error.args else error}; is it a file of this host?"
         ) from error
-    train_loader, test_loader, _, num_classes = _member(package, "dataset").get_dataset(cfg)
-    mean, std = _scale(test_loader.dataset)
-    train, test = (
-        _images(loader.dataset, test_loader.dataset.transform, num_classes, mean, std, limit)
-        for loader in (train_loader, test_loader)
-    )
-    return HostTask(
-        _teacher(package, cfg, num_classes), train, test, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER
-    )
+    return cfg
+
+
+@contextmanager
+def _running(what: str, cfg_path: str | Path) -> Iterator[None]:
+    """Turn what the host's own code raises into one line.
+
+    Its scripts may set what the YAML file leaves open, by flags of their own.
+    """
+    try:
+        yield
+    except DJIPError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise DJIPError(
+            f"the host's {what} fails at {last.filename}:{last.lineno} with "
+            f"{type(error).__name__}: {first_line(error)}; where its scripts set by flags what "
+            f"{cfg_path} leaves open, add KEY VALUE pairs, or fit in Python by djip_ext.fit_lens"
+        ) from error
 
 
 def _member(package: str, name: str) -> Any:
@@ -87,27 +123,34 @@ def _member(package: str, name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise DJIPError(
-            f"the host's {name} cannot be imported ({error}); without it fit the lens in Python, by djip_ext.fit_lens"
+            f"the host's {name} cannot be imported ({error}); "
+            "without it fit the lens in Python, by djip_ext.fit_lens"
         ) from error
 
 
 def _teacher(package: str, cfg: Any, num_classes: int) -> nn.Module:
-    models, name, kind = _member(package, "models"), cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE
+    """The teacher that ``cfg`` names, with the host's checkpoint."""
+    models = _member(package, "models")
+    name = cfg.DISTILLER.TEACHER
+    kind = cfg.DATASET.TYPE
     known = getattr(models, {"cifar100": "cifar_model_dict"}.get(kind, f"{kind}_model_dict"), {})
     if name not in known:
         raise DJIPError(
             f"the host has no teacher '{name}' for {kind}; it has {', '.join(known) or 'none'}"
         )
     if kind == "imagenet":
-        return known[name](pretrained=True).eval()
+        network: nn.Module = known[name](pretrained=True)
+        return network.eval()
     build, checkpoint = known[name]
     if checkpoint is None:
         raise DJIPError(
-            f"the host has no checkpoint for '{name}'; choose a DISTILLER.TEACHER that it has trained"
+            f"the host has no checkpoint for '{name}'; "
+            "choose a DISTILLER.TEACHER that it has trained"
         )
     if not Path(checkpoint).is_file():
         raise DJIPError(
-            f"the host's teacher {Path(checkpoint).resolve()} is missing; fetch its checkpoints into download_ckpts, as its README says"
+            f"the host's teacher {Path(checkpoint).resolve()} is missing; "
+            "fetch its checkpoints into download_ckpts, as its README says"
         )
     return load_weights(build(num_classes=num_classes), checkpoint).eval()
 
@@ -119,37 +162,38 @@ def _scale(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if type(step).__name__ == "Normalize":
             return tuple(map(float, step.mean)), tuple(map(float, step.std))
     raise DJIPError(
-        f"the host's {type(dataset).__name__} has no Normalize among its transforms; fit with `djip fit` and the scale by hand"
+        f"the host's {type(dataset).__name__} has no Normalize among its transforms; "
+        "fit with `djip fit` and the scale by hand"
     )
 
 
 def _images(
     dataset: Any, transform: Any, num_classes: int, mean: Any, std: Any, limit: int
 ) -> ImageSet:
-    """The images of ``dataset`` as bytes: its own array where it has one, else each through the test ``transform``."""
+    """The images of ``dataset`` as bytes.
+
+    They are its own array where it has one, else each image through the test ``transform``.
+    """
     count = len(dataset)
     names = tuple(map(str, getattr(dataset, "classes", ())))
-    chosen = (
-        torch.arange(count)
-        if not limit or limit >= count
-        else torch.linspace(0, count - 1, limit).long()
-    )
+    chosen = torch.arange(count)
+    if 0 < limit < count:
+        chosen = torch.linspace(0, count - 1, limit).long()
     if hasattr(dataset, "data") and hasattr(dataset, "targets"):
         images = torch.as_tensor(dataset.data)[chosen]
-        return ImageSet(
-            images, torch.as_tensor(dataset.targets)[chosen], num_classes, mean, std, names
-        )
+        labels = torch.as_tensor(dataset.targets)[chosen]
+        return ImageSet(images, labels, num_classes, mean, std, names)
     if not limit:
         raise DJIPError(
             f"the host reads its {count} images from files; say how many to fit on with --images"
         )
-    augmented, dataset.transform = dataset.transform, transform
+    augmented = dataset.transform
+    dataset.transform = transform
     samples = [dataset[i] for i in chosen.tolist()]
     dataset.transform = augmented
     pixels = torch.stack([_bytes(sample[0], mean, std) for sample in samples])
-    return ImageSet(
-        pixels, torch.tensor([sample[1] for sample in samples]), num_classes, mean, std, names
-    )
+    labels = torch.tensor([sample[1] for sample in samples])
+    return ImageSet(pixels, labels, num_classes, mean, std, names)
 
 
 def _bytes(image: Tensor, mean: Any, std: Any) -> Tensor:

@@ -1,11 +1,13 @@
-"""Faults of mdistiller and its forks that would ruin a run, each with its cure, in one list: :data:`CURES`.
+"""Faults of mdistiller and its forks that would ruin a run, each with its workaround.
 
-A cure changes the running process only, never the host's files; it says in one line what it did, or stops with what the
-user has to do.  ``--no-cure NAME`` switches one off.
+They are in one list, :data:`WORKAROUNDS`.  A workaround changes the running process only, never
+the host's files; it says in one line what it did, or stops with what the user has to do.
+``--no-workaround NAME`` switches one off.
 """
 
 import functools
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Callable, Collection
@@ -14,17 +16,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from djip_ext.errors import DJIPError
 from djip_ext.hosts.extra_distillers import module_name
 
+# What raises without a driver, although there is nothing to do on a CPU.
+GPU_ONLY = (
+    "set_device",
+    "synchronize",
+    "reset_peak_memory_stats",
+    "reset_accumulated_memory_stats",
+    "reset_max_memory_allocated",
+    "reset_max_memory_cached",
+)
+
 
 @dataclass(frozen=True)
 class Host:
-    """What a cure may need to know.
+    """What a workaround may need to know.
 
-    ``script`` is the script about to run; ``tag`` is what sets this run's folder apart from the plain one, such as
-    ``djip-1a2b3c4d/seed-0``, empty when nothing does.
+    Attributes:
+        package: the host's package; "." when its distillers are no part of one.
+        script: the script about to run.
+        tag: what sets this run's folder apart from the plain one, such as
+            ``djip-1a2b3c4d/seed-0``; empty when nothing does.
+        resume: whether the script was asked to go on with an earlier run.
     """
 
     package: str
@@ -34,26 +51,33 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Cure:
-    """``apply`` returns the line to print, or None when the fault is not there."""
+class Workaround:
+    """A fault of hosts; ``apply`` returns the line to print, or None for nothing."""
 
     name: str
     fault: str
     apply: Callable[[Host], str | None]
 
 
-def apply_cures(host: Host, switched_off: Collection[str] = ()) -> list[str]:
-    """Apply every cure that is not switched off; returns what they say.
+def apply_workarounds(host: Host, switched_off: Collection[str] = ()) -> list[str]:
+    """Apply every workaround that is not switched off; return what they say.
 
     Raises:
-        DJIPError: an unknown name in ``switched_off``, or a fault that only the user can cure.
+        DJIPError: an unknown name in ``switched_off``, or a fault that only the user can remedy.
     """
-    names = [cure.name for cure in CURES]
+    names = [workaround.name for workaround in WORKAROUNDS]
     for name in switched_off:
         if name not in names:
-            raise DJIPError(f"there is no cure '{name}'; the cures are {', '.join(names)}")
-    said = [(cure.name, cure.apply(host)) for cure in CURES if cure.name not in switched_off]
-    return [f"djip: {line} [cure {name}]" for name, line in said if line]
+            raise DJIPError(
+                f"there is no workaround '{name}'; the workarounds are {', '.join(names)}"
+            )
+    said = []
+    for workaround in WORKAROUNDS:
+        if workaround.name not in switched_off:
+            line = workaround.apply(host)
+            if line is not None:
+                said.append(f"djip: {line} [workaround {workaround.name}]")
+    return said
 
 
 def own_checkout_first(host: Host) -> str | None:
@@ -75,23 +99,18 @@ def own_checkout_first(host: Host) -> str | None:
         )
     sys.path.insert(0, str(checkout))
     importlib.invalidate_caches()
-    return f"{top} is taken from the script's own checkout {checkout}" + (
-        f", not from {found.parent}" if found else ""
-    )
+    instead = f", not from {found.parent}" if found else ""
+    return f"{top} is taken from the script's own checkout {checkout}{instead}"
 
 
 def require_scipy(host: Host) -> str | None:
-    """OFD imports scipy, which the requirements of mdistiller do not name."""
+    """Stop where scipy is imported and missing: OFD needs it, mdistiller does not declare it."""
     top, *rest = module_name(host.package, "distillers").split(".")
     folder = _folder(top)
-    sources = (
-        [path.read_text(errors="replace") for path in folder.joinpath(*rest).glob("*.py")]
-        if folder
-        else []
-    )
-    if importlib.util.find_spec("scipy") is None and any(
-        "from scipy" in text or "import scipy" in text for text in sources
-    ):
+    if folder is None or importlib.util.find_spec("scipy") is not None:
+        return None
+    sources = (path.read_text(errors="replace") for path in folder.joinpath(*rest).glob("*.py"))
+    if any("from scipy" in text or "import scipy" in text for text in sources):
         raise DJIPError(
             f"{host.package} imports scipy, which its requirements forget; pip install scipy"
         )
@@ -101,15 +120,16 @@ def require_scipy(host: Host) -> str | None:
 def _folder(top: str) -> Path | None:
     """Where the top-level package of that name would be imported from, None when there is none."""
     spec = importlib.util.find_spec(top)
-    return (
-        None
-        if spec is None or not spec.submodule_search_locations
-        else Path(next(iter(spec.submodule_search_locations))).resolve()
-    )
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations))).resolve()
 
 
 def without_wandb(host: Host) -> str | None:
-    """Switch W&B off before the configuration is frozen; where the package is missing, let hosts import an empty one."""
+    """Switch W&B off before the configuration is frozen.
+
+    Where the package is missing, hosts import an empty one.
+    """
 
     def switch_off(cfg: Any) -> None:
         if "LOG" in cfg and "WANDB" in cfg.LOG:
@@ -122,26 +142,32 @@ def without_wandb(host: Host) -> str | None:
 
 
 def cuda_means_cpu(host: Host) -> str | None:
-    """Where there is no GPU, ``.cuda()`` gives back the tensor or the module itself, and processes talk by gloo."""
+    """Where there is no GPU, let ``.cuda()`` stay on the CPU and processes talk by gloo.
+
+    The functions of ``torch.cuda`` in :data:`GPU_ONLY` do nothing then.
+    """
     if torch.cuda.is_available():
         return None
 
     def stay(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self
 
-    torch.Tensor.cuda = torch.nn.Module.cuda = stay  # type: ignore[method-assign, assignment]
-    torch.cuda.set_device = lambda device: None
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    torch.Tensor.cuda = stay  # type: ignore[method-assign]
+    torch.nn.Module.cuda = stay  # type: ignore[method-assign]
+    for name in GPU_ONLY:
+        setattr(torch.cuda, name, nothing)
     if torch.distributed.is_available():
         _distribute_over_cpus()
     return "there is no GPU, .cuda() stays on the CPU"
 
 
 def _distribute_over_cpus() -> None:
-    """Take ``nccl`` for ``gloo``, and no device for the one that DistributedDataParallel is told."""
-    start, replicated = (
-        torch.distributed.init_process_group,
-        torch.nn.parallel.DistributedDataParallel,
-    )
+    """Take ``nccl`` for ``gloo``, and no device for the one DistributedDataParallel is given."""
+    start = torch.distributed.init_process_group
+    replicated = torch.nn.parallel.DistributedDataParallel
     build = replicated.__init__
 
     @functools.wraps(start)
@@ -164,7 +190,7 @@ def _distribute_over_cpus() -> None:
 
 
 def resume_after_decay(host: Host) -> str | None:
-    """Allow torch.load the numpy number that the host's learning rate becomes at the first decay."""
+    """Allow torch.load the numpy number that a host's learning rate becomes at the first decay."""
     if not hasattr(torch.serialization, "add_safe_globals"):
         return None  # a torch that does not restrict what it loads
     import numpy as np
@@ -175,43 +201,94 @@ def resume_after_decay(host: Host) -> str | None:
 
 
 def separate_folders(host: Host) -> str | None:
-    """Give a run with a lens or a seed a folder of its own, and refuse to write over a finished one."""
+    """Give a run with a lens or a seed a folder of its own, and never write over another run."""
 
     def append_tag(cfg: Any) -> None:
         if "EXPERIMENT" not in cfg or not host.tag:
             return
         if "PROJECT" not in cfg.EXPERIMENT:
             raise DJIPError(
-                "the host has no EXPERIMENT.PROJECT to set this run apart by; name a folder of its own and add --no-cure folders"
+                "the host has no EXPERIMENT.PROJECT to set this run apart by; "
+                "name a folder of its own and add --no-workaround folders"
             )
         if not cfg.EXPERIMENT.PROJECT.endswith(host.tag):
             cfg.EXPERIMENT.PROJECT += f"/{host.tag}"
 
     _before_freeze(append_tag)
+    _before_log(functools.partial(_check_folder, host))
+    return None  # said when the folder is known
+
+
+def _check_folder(host: Host, folder: Path) -> None:
+    """Refuse ``folder``, where the run is about to log, if it is not for this run."""
+    if host.tag and host.tag not in folder.as_posix():
+        raise DJIPError(
+            f"the run would go to {folder}, among runs without {host.tag}; "
+            "let the host freeze its configuration first"
+        )
+    if (folder / "latest").exists() and not host.resume:
+        raise DJIPError(
+            f"{folder} holds a run already; add --resume, move it away, "
+            "or write over it with --no-workaround folders"
+        )
+    if host.resume and not _checkpoint_named() and not _holds_checkpoint(folder):
+        raise DJIPError(
+            f"--resume finds no checkpoint in {folder}; leave it out to start that run, "
+            "or give lens and seed of the run that you mean"
+        )
+    if host.tag:
+        print(f"djip: the run goes to {folder} [workaround folders]", file=sys.stderr, flush=True)
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    """Whether there is more in ``folder`` than logs."""
+    return any(
+        path.is_file() and path.suffix != ".txt" and "tfevents" not in path.name
+        for path in folder.rglob("*")
+    )
+
+
+def _checkpoint_named() -> bool:
+    """Whether the script's arguments name a file to resume from."""
+    after = sys.argv[sys.argv.index("--resume") + 1 :][:1] if "--resume" in sys.argv else []
+    return any(Path(word).exists() for word in after)
+
+
+def one_group(host: Host) -> str | None:
+    """Stop a script under torchrun whose processes train side by side, unaware of each other.
+
+    They are found out when the script opens its log, and at the latest when it takes a step.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1:
+        return None
+
+    def check(*_: Any) -> None:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise DJIPError(
+                f"{processes} processes were started, but {host.script} does not join them "
+                "(no init_process_group): each would train alone and write over the others; "
+                "start it without torchrun"
+            )
+
+    _before_log(check)
+    register_optimizer_step_pre_hook(check)
+    return None
+
+
+def _before_log(check: Callable[[Path], None]) -> None:
+    """Call ``check(folder)`` when a host opens its log there: every host does before it trains."""
     import tensorboardX
 
     start = tensorboardX.SummaryWriter.__init__
 
     @functools.wraps(start)
     def check_and_start(self: Any, logdir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        if (
-            logdir is not None
-        ):  # every host opens its log, in the folder of the run, before it trains
-            folder = Path(logdir).parent
-            if host.tag and host.tag not in folder.as_posix():
-                raise DJIPError(
-                    f"the run would go to {folder}, among runs without {host.tag}; let the host freeze its configuration first"
-                )
-            if (folder / "latest").exists() and not host.resume:
-                raise DJIPError(
-                    f"{folder} holds a run already; add --resume, move it away, or write over it with --no-cure folders"
-                )
-            if host.tag:
-                print(f"djip: the run goes to {folder} [cure folders]", file=sys.stderr, flush=True)
+        if logdir is not None:
+            check(Path(logdir).parent)
         start(self, logdir, *args, **kwargs)
 
     tensorboardX.SummaryWriter.__init__ = check_and_start
-    return None  # said when the folder is known
 
 
 def _before_freeze(change: Callable[[Any], None]) -> None:
@@ -229,19 +306,22 @@ def _before_freeze(change: Callable[[Any], None]) -> None:
     CfgNode.freeze = change_and_freeze
 
 
-CURES = (
-    Cure(
+WORKAROUNDS = (
+    Workaround(
         "path",
         "another installed copy shadows the checkout, or none is found at all",
         own_checkout_first,
     ),
-    Cure("scipy", "scipy is needed and not declared", require_scipy),
-    Cure(
+    Workaround("scipy", "scipy is needed and not declared", require_scipy),
+    Workaround(
         "wandb",
         "W&B is on by default, and its fallback writes to a frozen configuration",
         without_wandb,
     ),
-    Cure("cpu", ".cuda() everywhere", cuda_means_cpu),
-    Cure("resume", "--resume fails once the learning rate has decayed", resume_after_decay),
-    Cure("folders", "runs with another lens or seed write over each other", separate_folders),
+    Workaround("cpu", ".cuda() everywhere", cuda_means_cpu),
+    Workaround("resume", "--resume fails once the learning rate has decayed", resume_after_decay),
+    Workaround("folders", "runs with another lens or seed write over each other", separate_folders),
+    Workaround(
+        "torchrun", "processes of torchrun that do not join write over each other", one_group
+    ),
 )

@@ -1,11 +1,9 @@
-"""A lens on disk: one safetensors file of about a kilobyte, tables plus everything needed to trust them.
+"""A lens on disk, its id, and which teacher it belongs to.
 
-The tensor ``q`` (2, 8, 8) holds the steps; the metadata entry ``djip`` holds a JSON object with ``format`` (the version of
-this layout), ``lens`` (the codec's settings) and ``about`` (normalisation, teacher, data, CMI and accuracy, the fit).
+The layout of the file is that of :mod:`djip_ext.lens.file_format`.
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,31 +11,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
+from djip_ext.lens.file_format import (
+    FORMAT,
+    FORMER_SETTINGS,
+    SETTINGS,
+    digest,
+    not_a_lens,
+    parse_settings,
+    read_lens_file,
+    write_lens_file,
+)
 from djip_ext.lens.jpeg_lens import JPEGLens
-from djip_ext.utils.files import atomic_write
+from djip_ext.utils.wrappers import plain_state, precision_of
 
-FORMAT = 1
-SETTINGS = ("alpha", "kappa", "max_index", "window", "hard", "clamp")
+__all__ = [
+    "FORMAT",
+    "SETTINGS",
+    "check_belongs",
+    "control_digest",
+    "lens_digest",
+    "lens_id",
+    "lens_name",
+    "load_lens",
+    "make_lens",
+    "read_lens",
+    "save_lens",
+    "settings_of",
+    "softening",
+    "weight_hash",
+]
 
 
 def settings_of(lens: JPEGLens) -> dict[str, Any]:
-    """All of ``lens`` but its steps and metadata, by :data:`SETTINGS`."""
-    return {name: getattr(lens, name) for name in SETTINGS}
+    """All of ``lens`` but its steps and metadata, as lens files and records name it."""
+    return FORMER_SETTINGS | lens.settings()
 
 
 def save_lens(lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
-    """Write ``lens`` and its ``metadata`` atomically; raises DJIPError when the place cannot be written."""
-    header = {"format": FORMAT, "lens": settings_of(lens), "about": lens.metadata}
-    tensors = {"q": lens.q.detach().cpu().float().contiguous()}
-    content = save(
-        tensors, metadata={"djip": json.dumps(header)}
-    )  # bytes: a full disk then is a plain OSError
-    return atomic_write(path, lambda p: p.write_bytes(content))
+    """Write ``lens`` and its ``metadata`` atomically.
+
+    Raises:
+        DJIPError: the place cannot be written.
+    """
+    return write_lens_file(path, lens.q, lens.settings(), lens.metadata)
 
 
 def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
@@ -46,36 +65,24 @@ def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
     Raises:
         DJIPError: the file is missing, damaged, not a lens, or of a newer format.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DJIPError(f"there is no lens {path}; fit one with `djip fit` or check the path")
+    content = read_lens_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("djip")
-            q = file.get_tensor("q") if "q" in file.keys() else None
-    except (SafetensorError, OSError) as error:
-        raise DJIPError(
-            f"{path} is damaged or not a safetensors file ({error}); fit the lens again"
-        ) from error
-    if text is None or q is None:
-        raise DJIPError(
-            f"{path} is a safetensors file but not a lens; lenses are written by `djip fit` or lens.save(path)"
-        )
-    try:
-        header = json.loads(text)
-        version = int(header["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DJIPError(f"{path} has a damaged header ({error!r}); fit the lens again") from error
-    if version > FORMAT:
-        raise DJIPError(
-            f"{path} has lens format {version}, this djip_ext reads up to {FORMAT}; upgrade djip_ext"
-        )
-    try:
-        lens = JPEGLens(q, **{name: header["lens"][name] for name in SETTINGS})
-        lens.metadata = dict(header["about"])
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error) if isinstance(error, DJIPError) else repr(error)
-        raise DJIPError(f"{path} does not describe a lens: {reason}; fit the lens again") from error
+        lens = JPEGLens(content.q, **content.settings)
+    except (ValueError, TypeError) as error:
+        raise not_a_lens(Path(path), error) from error
+    lens.metadata = content.about
+    return lens
+
+
+def make_lens(q: Any, settings: dict[str, Any], about: dict[str, Any]) -> JPEGLens:
+    """The lens with these steps (2, 8, 8), :func:`settings_of` and ``metadata``.
+
+    Raises:
+        DJIPError: steps or settings that no lens can have.
+        KeyError: a setting is missing.
+    """
+    lens = JPEGLens(torch.as_tensor(q), **parse_settings(settings))
+    lens.metadata = dict(about)
     return lens
 
 
@@ -85,7 +92,9 @@ def lens_id(lens: JPEGLens) -> str:
 
 
 def softening(control: str) -> float | None:
-    """What the plain teacher's logits are divided by: 1 for ``"identity"``, K for ``"temperature:K"``, None for anything else, a path say.
+    """What the plain teacher's logits are divided by under ``control``.
+
+    1 for ``"identity"``, K for ``"temperature:K"``, None for anything else, a path for example.
 
     Raises:
         DJIPError: a K that is not a positive number.
@@ -101,7 +110,8 @@ def softening(control: str) -> float | None:
         by = math.nan
     if not 0 < by < math.inf:
         raise DJIPError(
-            f"'{control}': temperature:K divides the teacher's logits by K, a positive number, for example temperature:2"
+            f"'{control}': temperature:K divides the teacher's logits by K, a positive number, "
+            "for example temperature:2"
         )
     return by
 
@@ -112,57 +122,81 @@ def read_lens(name: str | os.PathLike[str]) -> JPEGLens | str:
 
 
 def lens_name(lens: JPEGLens | str) -> str:
-    """What runs with ``lens`` are called after it: its :func:`lens_id`, ``"identity"`` or ``"temperature-K"``."""
+    """The name that runs with ``lens`` carry: its :func:`lens_id`, or the name of the control.
+
+    Controls are called ``"identity"`` or ``"temperature-K"``.
+    """
     if isinstance(lens, JPEGLens):
         return lens_id(lens)
     return lens if lens == "identity" else f"temperature-{softening(lens):g}"
 
 
 def control_digest(control: str) -> bytes:
-    """What :func:`lens_digest` is to a lens: zeros for ``"identity"``."""
-    return (
-        bytes(32) if control == "identity" else hashlib.sha256(lens_name(control).encode()).digest()
-    )
+    """32 bytes for a control as :func:`lens_digest` has them for a lens; zeros for identity."""
+    if control == "identity":
+        return bytes(32)
+    return hashlib.sha256(lens_name(control).encode()).digest()
 
 
 def lens_digest(lens: JPEGLens) -> bytes:
     """SHA-256 over tables and settings."""
-    settings = json.dumps(settings_of(lens), sort_keys=True)
-    return hashlib.sha256(
-        lens.q.detach().cpu().float().numpy().tobytes() + settings.encode()
-    ).digest()
+    return digest(lens.q, lens.settings())
 
 
 def weight_hash(network: nn.Module | Mapping[str, Any]) -> str:
-    """Sixteen hex digits over the names and values of a network's state: how a lens knows its teacher."""
-    digest = hashlib.sha256()
-    for name, value in sorted(
-        (network.state_dict() if isinstance(network, nn.Module) else network).items()
-    ):
-        if not isinstance(value, torch.Tensor):
+    """Sixteen hex digits over the names and values of a network's state.
+
+    It is how a lens recognises its teacher.  Wrappers such as torch.compile's and DataParallel do
+    not enter; rounding to half precision does.
+    """
+    sha = hashlib.sha256()
+    for name, value in sorted(plain_state(network).items()):
+        if not isinstance(value, Tensor):
             continue
-        digest.update(name.encode())
-        digest.update(
-            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()[:16]
+        sha.update(name.encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 def check_belongs(lens: JPEGLens, network: nn.Module, mean: Any, std: Any) -> None:
-    """Raise DJIPError when ``lens`` was fitted for other weights or another normalisation; silent when it cannot know."""
+    """Check that ``lens`` was fitted for this network and normalisation, as far as it says.
+
+    Raises:
+        DJIPError: it was fitted for other weights or another normalisation.
+    """
     about = lens.metadata
     for name, value in (("mean", mean), ("std", std)):
         fitted = about.get(name)
-        if (
-            fitted is not None
-            and max(abs(float(a) - float(b)) for a, b in zip(fitted, value)) > 1e-4
-        ):
+        if fitted is None:
+            continue
+        pairs = zip(fitted, value, strict=False)
+        if len(fitted) != len(value) or any(abs(float(a) - float(b)) > 1e-4 for a, b in pairs):
             raise DJIPError(
-                f"the lens was fitted with {name} {tuple(fitted)}, but the images are normalised with {tuple(value)}; use the same"
+                f"the lens was fitted with {name} {tuple(fitted)}, but the images are normalised "
+                f"with {tuple(value)}; use the same"
             )
     known = about.get("teacher_hash")
-    if known and known != (found := weight_hash(network)):
+    if not known:
+        return
+    found = weight_hash(network)
+    if known != found:
         raise DJIPError(
-            f"the lens was fitted for {about.get('teacher', 'a teacher')} with weights {known}, this teacher has {found}; "
-            "fit a lens for it, or insist with any_teacher=True (--djip-any-teacher)"
+            f"the lens was fitted for {about.get('teacher', 'a teacher')} with weights {known}, "
+            f"this teacher has {found}{_other_precision(network, known)}; fit a lens for it, or "
+            "pass any_teacher=True (--djip-any-teacher) to use this one all the same"
         )
+
+
+def _other_precision(network: nn.Module, known: str) -> str:
+    """Why the hashes may differ, where precision is the reason: the same weights, rounded, hash to another value."""
+    precision = precision_of(network)
+    state = plain_state(network)
+    for dtype in (torch.float16, torch.bfloat16):
+        if weight_hash({name: _rounded(value, dtype) for name, value in state.items()}) == known:
+            return f", which rounded to {str(dtype)[6:]} are those of the lens"
+    return "" if precision == "float32" else f" in {precision}, where rounded weights are others"
+
+
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value

@@ -10,7 +10,7 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 
 Triple = tuple[float, float, float]
 
-# (mean, std) that the loaders of the benchmarks normalise with, by ``DATASET.TYPE``.
+# (mean, std) with which the loaders of the benchmarks normalise, by ``DATASET.TYPE``.
 NORMALISATIONS: dict[str, tuple[Triple, Triple]] = {
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -30,10 +30,12 @@ class Normalisation:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
+        self.mean = tuple(float(m) for m in mean)
+        self.std = tuple(float(s) for s in std)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise DJIPError(
-                f"mean {self.mean} and std {self.std} must be three numbers each, std positive, for images in [0, 1]"
+                f"mean {self.mean} and std {self.std} must be three numbers each, std positive, "
+                "for images in [0, 1]"
             )
         if max(self.std) > 2 or max(self.mean) > 2:
             raise DJIPError(
@@ -51,12 +53,17 @@ class Normalisation:
         return (pixels - 255 * mean) / (255 * std)
 
     def through(self, lens: JPEGLens, x: Tensor) -> Tensor:
-        """Normalised images through a ``lens``, normalised again; the dtype of x."""
-        return lens.look(x, [255 * s for s in self.std], [255 * m for m in self.mean]).to(x.dtype)
+        """Apply ``lens`` to normalised images (B, 3, H, W); the result is normalised, as x's dtype.
+
+        Undoing and redoing the normalisation is part of the lens's kernel.
+        """
+        gain = [255 * s for s in self.std]
+        offset = [255 * m for m in self.mean]
+        seen: Tensor = lens(x, gain=gain, offset=offset)
+        return seen.to(x.dtype)
 
     def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        columns = torch.tensor([self.mean, self.std], dtype=dtype, device=x.device)[
-            :, :, None, None
-        ]
+        columns = torch.tensor([self.mean, self.std], dtype=dtype, device=x.device)
+        columns = columns[:, :, None, None]
         return columns[0], columns[1]

@@ -1,11 +1,12 @@
-"""What a teacher says of the samples of one class, without and with its lens: the numbers behind a simplex picture.
+"""A teacher's predictions for one class, without and with its lens: the data of a simplex picture.
 
-Of C probabilities three are kept and at most :data:`SAMPLES` samples, so that the record of a fit can hold them in a few kilobytes.
+Of C probabilities three are kept and at most :data:`SAMPLES` samples, so that the record of a fit
+can hold them in a few kilobytes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,23 @@ from torch import Tensor, nn
 from djip_ext.metrics.cmi import CMI
 from djip_ext.utils.networks import autocast, logits_of
 
-if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderSet
-    from djip_ext.bench.dataset.imageset import ImageSet
-
 SAMPLES = 200
 DIGITS = 4
+
+
+class LabelledImages(Protocol):
+    """A set of images with labels, however it holds them."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 (N,)."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The name of every class."""
+
+    def select(self, index: Tensor) -> Any:
+        """The images ``index`` (K,), in that order, as a set of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,8 @@ class OneClass:
     """A class between its two rivals.
 
     Attributes:
-        corners: the names of the class and of the two others that hold most of its samples' probability behind the lens.
+        corners: the names of the class and of the two others that hold most of its samples'
+            probability behind the lens.
         temperature: T of the probabilities and of the CMI.
         before, after: without and with the lens, of the same samples in the same order.
     """
@@ -52,7 +65,7 @@ class OneClass:
     after: Answers
 
     def to_json(self) -> dict[str, Any]:
-        """For a JSON file; the probabilities corner by corner, rounded to :data:`DIGITS`."""
+        """Convert for a JSON file; probabilities corner by corner, rounded to :data:`DIGITS`."""
 
         def packed(side: Answers) -> dict[str, Any]:
             f = [[round(value, DIGITS) for value in corner] for corner in side.f.T.tolist()]
@@ -67,7 +80,7 @@ class OneClass:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "OneClass":
-        """The inverse; raises KeyError, TypeError or ValueError for anything else."""
+        """Invert :meth:`to_json`; raises KeyError, TypeError or ValueError for anything else."""
 
         def unpacked(side: dict[str, Any]) -> Answers:
             f = torch.tensor(side["f"], dtype=torch.float64)
@@ -87,41 +100,45 @@ class OneClass:
 @torch.no_grad()
 def most_raised_class(
     network: nn.Module,
-    data: "ImageSet | FolderSet",
+    data: LabelledImages,
     load: Callable[[Any], Iterable[Any]],
-    look: Callable[[Tensor], Tensor],
+    transform: Callable[[Tensor], Tensor],
     before: CMI,
     after: CMI,
     temperature: float = 1.0,
     precision: str = "float32",
 ) -> OneClass | None:
-    """Two passes of ``network`` over samples of the class whose CMI rises most; ``None`` with fewer than three classes.
+    """The predictions of ``network`` for samples of the class whose CMI rises most.
 
-    In a process group one process may call this alone.
+    ``None`` with fewer than three classes.  Takes two passes over the samples.  In a process group
+    one process may call this alone.
 
     Args:
-        load: a part of ``data`` -> its batches in stored order, which begin with normalised images (B, 3, H, W).
-        look: maps the images to what the network sees behind the lens.
+        load: a part of ``data`` -> its batches in stored order, which begin with normalised images
+            (B, 3, H, W).
+        transform: maps the images to what the network sees behind the lens.
         before, after: CMI on ``data`` without and with the lens.
     """
     if len(data.classes) < 3:
         return None
-    label = int(
-        (after.per_class - before.per_class).masked_fill(after.counts == 0, -torch.inf).argmax()
-    )
+    gain = after.per_class - before.per_class
+    label = int(gain.masked_fill(after.counts == 0, -torch.inf).argmax())
     members = (data.labels == label).nonzero().flatten()
     spread = torch.linspace(0, len(members) - 1, min(SAMPLES, len(members))).long()
     batches = load(data.select(members[spread]))
 
-    def predictions(look: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def predictions(transform: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """The probabilities (K, C) of the samples."""
         f = []
         for image, *_ in batches:
             with autocast(image.device, precision):
-                logits = logits_of(network(image if look is None else look(image))).float()
+                seen = image if transform is None else transform(image)
+                logits = logits_of(network(seen)).float()
             f.append((logits / temperature).softmax(1).cpu())
-        return torch.cat(f)  # (K, C)
+        return torch.cat(f)
 
-    plain, lensed = predictions(None), predictions(look)
+    plain = predictions(None)
+    lensed = predictions(transform)
     rivals = lensed.mean(0)
     rivals[label] = -1
     corners = [label, *rivals.topk(2).indices.tolist()]
@@ -134,6 +151,5 @@ def most_raised_class(
         )
 
     first, second, third = (data.classes[corner] for corner in corners)
-    return OneClass(
-        (first, second, third), temperature, answers(plain, before), answers(lensed, after)
-    )
+    names = (first, second, third)
+    return OneClass(names, temperature, answers(plain, before), answers(lensed, after))

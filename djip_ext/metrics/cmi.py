@@ -58,27 +58,23 @@ class ClassStatistics:
     def __init__(self, num_classes: int, temperature: float = 1.0) -> None:
         if not temperature > 0:
             raise DJIPError(f"the temperature is {temperature}; it must be positive")
-        self.num_classes, self.temperature = num_classes, temperature
+        self.num_classes = num_classes
+        self.temperature = temperature
         self.counts = torch.zeros(num_classes, dtype=torch.float64)
-        self.sum_f = torch.zeros(
-            num_classes, num_classes, dtype=torch.float64
-        )  # sum of f, by class
-        self.sum_ln_f = torch.zeros(
-            num_classes, num_classes, dtype=torch.float64
-        )  # sum of ln f, by class
-        self.sum_f_ln_f = torch.zeros(
-            num_classes, dtype=torch.float64
-        )  # sum over samples and i of f ln f, by class
-        self.faults = torch.zeros(
-            2, dtype=torch.float64
-        )  # numbers that are not finite, labels out of range
+        # By class: the sum of f, that of ln f, and that of f ln f over samples and i.
+        self.sum_f = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+        self.sum_ln_f = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+        self.sum_f_ln_f = torch.zeros(num_classes, dtype=torch.float64)
+        # Numbers that are not finite, labels out of range.
+        self.faults = torch.zeros(2, dtype=torch.float64)
         self.batches = 0
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch.
 
-        The values are looked at after the first, second, fourth, eighth, ... batch and by :meth:`result`, since every look stalls a GPU.
+        The values are checked after the first, second, fourth, eighth, ... batch and by
+        :meth:`result`, since every check synchronises with the device.
 
         Shape: logits (B, C), any float dtype; labels int (B,) in [0, C).
 
@@ -107,23 +103,34 @@ class ClassStatistics:
         not_finite, unknown = self.faults.tolist()
         if unknown:
             raise DJIPError(
-                f"{int(unknown)} labels lie outside of 0 .. {self.num_classes - 1}, but num_classes is {self.num_classes}"
+                f"{int(unknown)} labels lie outside of 0 .. {self.num_classes - 1}, but "
+                f"num_classes is {self.num_classes}"
             )
         if not_finite:
             raise DJIPError(
-                "the teacher's logits hold NaN or infinity; check its checkpoint and its precision (float32 is safest)"
+                "the teacher's logits hold NaN or infinity; check its checkpoint and its precision "
+                "(float32 is safest)"
             )
 
     def gather(self) -> "ClassStatistics":
-        """Add up the sums of all processes, so that each holds those of the whole set; returns itself. Call it in all, once."""
+        """Add up the sums of all processes, so that each holds those of the whole set.
+
+        All processes must call it, once.  Returns itself.
+        """
         for name in self.SUMS:
             setattr(self, name, sum_all(getattr(self, name)))
         return self
 
     def result(self) -> CMI:
-        """The statistics of everything seen so far; raises DJIPError when that is nothing, or not numbers (see :meth:`update`)."""
+        """The statistics of all batches so far.
+
+        Raises:
+            DJIPError: there was none, or as :meth:`update`.
+        """
         self._check()
-        counts, sum_f, sum_ln_f = self.counts.cpu(), self.sum_f.cpu(), self.sum_ln_f.cpu()
+        counts = self.counts.cpu()
+        sum_f = self.sum_f.cpu()
+        sum_ln_f = self.sum_ln_f.cpu()
         samples = counts.sum()
         if samples == 0:
             raise DJIPError("CMI of no samples; is the loader empty?")
@@ -136,9 +143,8 @@ class ClassStatistics:
         pairs = samples**2 - counts.square().sum()
         across = sum_f.sum(0) @ sum_ln_f.sum(0) - (sum_f * sum_ln_f).sum()
         gamma = (-across / pairs).item() if pairs > 0 else float("nan")
-        return CMI(
-            (per_class * counts / samples).sum().item(), per_class, gamma, centres, counts.long()
-        )
+        total = (per_class * counts / samples).sum().item()
+        return CMI(total, per_class, gamma, centres, counts.long())
 
 
 def conditional_mutual_information(
@@ -159,6 +165,7 @@ def check_shapes(logits: Tensor, labels: Tensor, num_classes: int) -> None:
     """Raise DJIPError unless logits are (B, num_classes) and labels (B,)."""
     if logits.dim() != 2 or logits.shape[1] != num_classes or labels.shape != logits.shape[:1]:
         raise DJIPError(
-            f"the teacher gives logits {tuple(logits.shape)} for labels {tuple(labels.shape)}, but num_classes is {num_classes}; "
-            "use the number of classes that the teacher was trained for"
+            f"the teacher gives logits {tuple(logits.shape)} for labels {tuple(labels.shape)}, but "
+            f"num_classes is {num_classes}; use the number of classes that the teacher was trained "
+            "for"
         )

@@ -37,51 +37,53 @@ def measure(
     network: nn.Module,
     loader: Iterable[Any],
     num_classes: int,
-    look: Callable[[Tensor], Tensor] | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
     temperature: float = 1.0,
     precision: str = "float32",
     keep_ln_f: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Measurement:
-    """One pass of ``network`` (in the mode it is in) over ``loader``.
+    """Measure ``network`` (in the mode it is in) in one pass over ``loader``.
 
-    In a process group all processes call this together, each with its share of the data, and get the numbers of the whole.
+    In a process group all processes call this together, each with its share of the data, and get
+    the numbers of the whole.
 
     Args:
         loader: batches that begin with normalised images (B, 3, H, W) and labels (B,).
-        look: maps the images to what the network sees; ``None``: itself.
+        transform: maps the images to what the network sees, for example by a lens; ``None``: the
+            images as they are.
         temperature: of the CMI.
-        keep_ln_f: called with (index, log probabilities (B, C)) for every batch that carries its indices third.
+        precision: of the network, "float32" or "bfloat16".
+        keep_ln_f: called with (index, log probabilities (B, C)) for every batch that carries its
+            indices third.
 
     Raises:
         DJIPError: an empty loader, NaN logits, labels or logits that do not fit ``num_classes``.
     """
-    statistics, count = ClassStatistics(num_classes, temperature), 0
-    ce, hits = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.int64)
-    device = device_of(network)
+    statistics = ClassStatistics(num_classes, temperature)
+    count = 0
+    # Sums stay on the device and are read once, at the end.
+    ce = torch.zeros((), dtype=torch.float64)
+    hits = torch.zeros((), dtype=torch.int64)
+    device = device_of(network)  # None, without weights, leaves the images where they are
     for image, label, *rest in loader:
-        image, label = (
-            image.to(device=device),
-            label.to(device=device),
-        )  # None, of a network without weights, leaves them where they are
+        image = image.to(device=device)
+        label = label.to(device=device)
         with autocast(image.device, precision):
-            logits = logits_of(network(image if look is None else look(image))).float()
+            seen = image if transform is None else transform(image)
+            logits = logits_of(network(seen)).float()
         statistics.update(logits, label)
-        label = label.clamp(
-            0, num_classes - 1
-        )  # others end in an error, but not before the next look at them
-        ce = ce.to(logits.device) + F.cross_entropy(
-            logits, label, reduction="sum"
-        )  # read once, at the end
+        label = label.clamp(0, num_classes - 1)  # others end in an error, when they are next read
+        ce = ce.to(logits.device) + F.cross_entropy(logits, label, reduction="sum")
         hits = hits.to(logits.device) + (logits.argmax(1) == label).sum()
         count += len(label)
         if keep_ln_f is not None:
             if not rest:
                 raise DJIPError(
-                    "the literal variant needs each batch to carry its images' indices third; add them or use variant='fresh'"
+                    "the literal variant needs each batch to carry its images' indices third; add "
+                    "them or use variant='fresh'"
                 )
             keep_ln_f(rest[0], torch.log_softmax(logits / temperature, dim=1))
     result = statistics.gather().result()
-    ce_sum, hit_sum, total = sum_all(
-        torch.stack([ce.double(), hits.double(), torch.full_like(hits, count).double()])
-    ).tolist()
+    sums = torch.stack([ce.double(), hits.double(), torch.full_like(hits, count).double()])
+    ce_sum, hit_sum, total = sum_all(sums).tolist()
     return Measurement(result, ce_sum / total, 100 * hit_sum / total)

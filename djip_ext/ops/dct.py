@@ -1,6 +1,9 @@
-"""The linear parts of JPEG: colour, 8x8 blocks, DCT (ITU-T T.81 and T.871), all float32 matmuls, all invertible.
+"""The linear parts of JPEG: colour, 8x8 blocks, DCT (ITU-T T.81 and T.871).
 
-Coefficients stay in image layout: entry (v, u) of a block sits where pixel (v, u) of that block was.
+All are float32 matrix products, and all are invertible.
+
+Coefficients stay in image layout: entry (v, u) of a block sits where pixel (v, u) of that block
+was.
 """
 
 import math
@@ -25,7 +28,10 @@ YCBCR_TO_RGB = torch.linalg.inv(RGB_TO_YCBCR)
 
 
 def dct_matrix() -> Tensor:
-    """The orthonormal DCT-II of length 8 as a float64 matrix: D[k, n] = c_k cos(pi k (2 n + 1) / 16)."""
+    """The orthonormal DCT-II of length 8 as a float64 matrix.
+
+    D[k, n] = c_k cos(pi k (2 n + 1) / 16)
+    """
     k, n = torch.meshgrid(torch.arange(BLOCK), torch.arange(BLOCK), indexing="ij")
     matrix = torch.cos(math.pi * k.double() * (2 * n + 1) / (2 * BLOCK)) * math.sqrt(2 / BLOCK)
     matrix[0] /= math.sqrt(2)
@@ -88,7 +94,10 @@ def pad_to_blocks(x: Tensor) -> Tensor:
 
 
 def rgb_to_coefficients(x: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) in [0, 255], sides multiples of 8 -> YCbCr DCT coefficients, 4:4:4, level-shifted by 128."""
+    """RGB (B, 3, H, W) in [0, 255] -> YCbCr DCT coefficients, 4:4:4, level-shifted by 128.
+
+    H and W must be multiples of 8.
+    """
     return block_dct(mix_channels(x - 128, RGB_TO_YCBCR))
 
 

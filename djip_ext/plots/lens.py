@@ -1,4 +1,4 @@
-"""Pictures of a lens from its record alone: the steps, the fit, and one class with and without it."""
+"""Pictures of a lens from its record: its quantization tables, its fit, and one class."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,24 +9,25 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 from torch import Tensor
 
 from djip_ext.fit.record import LensRecord, made_for
 from djip_ext.lens.jpeg_lens import JPEGLens
-from djip_ext.metrics.class_simplex import OneClass
+from djip_ext.metrics.class_simplex import Answers, OneClass
 from djip_ext.plots.style import FAINT, GOAL, INK, LENS, PLAIN, STYLE, luminance
 
 
 def lens_figures(record: LensRecord) -> dict[str, Figure]:
     """The pictures that ``record`` allows, by name.
 
-    ``tables`` always; ``fit`` when the lens was fitted and its rounds are known; ``simplex`` when the answers for a class are.
+    ``tables`` (the quantization tables) always; ``fit`` when the lens was fitted and its rounds are
+    known; ``simplex`` when the answers for a class are.
     """
-    figures = {
-        "tables": tables_figure(record.lens, f"Lens {record.id}, made for {made_for(record.about)}")
-    }
+    title = f"Lens {record.id}, made for {made_for(record.about)}"
+    figures = {"tables": tables_figure(record.lens, title)}
     if record.goal is not None and len(record.history) > 1:
         figures["fit"] = fit_figure(record.history, *record.goal, record.about["fit"].get("chosen"))
     if record.one_class is not None:
@@ -36,40 +37,21 @@ def lens_figures(record: LensRecord) -> dict[str, Figure]:
 
 @matplotlib.rc_context(STYLE)
 def tables_figure(lens: JPEGLens, title: str) -> Figure:
-    """The two quantization tables as heat maps on one logarithmic scale, every step written out, dead steps framed."""
-    q, dead = lens.q.detach().cpu(), lens.dead().cpu()
+    """The two quantization tables as heat maps on one logarithmic scale.
+
+    Every step is written out, dead steps are framed.
+    """
+    q = lens.q.detach().cpu()
+    dead = lens.dead().cpu()
     low, high = q.min().item(), q.max().item()
     scale = LogNorm(low, high) if high > 1.01 * low else LogNorm(low / 2, high * 2)
-    colours = colormaps["cividis"]
     figure = Figure(figsize=(9.6, 5.1), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, 2)
-    for axes, table, is_dead, name in zip(panels, q, dead, ("luma (Y)", "chroma (Cb and Cr)")):
-        picture = axes.imshow(table.numpy(), cmap=colours, norm=scale)
-        for v in range(8):
-            for u in range(8):
-                step = table[v, u].item()
-                ink = "black" if luminance(colours(scale(step))) > 0.47 else "white"
-                axes.text(u, v, step_text(step), ha="center", va="center", fontsize=7.5, color=ink)
-                if is_dead[v, u]:
-                    axes.add_patch(
-                        Rectangle(
-                            (u - 0.45, v - 0.45),
-                            0.9,
-                            0.9,
-                            fill=False,
-                            edgecolor=LENS,
-                            linewidth=1.5,
-                        )
-                    )
-        axes.set(
-            title=f"{name}: {int(is_dead.sum())} of 64 steps dead",
-            xlabel="horizontal frequency u",
-            ylabel="vertical frequency v",
-        )
-        axes.set(xticks=range(8), yticks=range(8))
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+    names = ("luma (Y)", "chroma (Cb and Cr)")
+    for axes, steps, is_dead, name in zip(panels, q, dead, names, strict=True):
+        picture = _draw_quantization_table(axes, steps, is_dead, scale)
+        axes.set_title(f"{name}: {int(is_dead.sum())} of 64 steps dead")
     bar = figure.colorbar(
         picture,
         ax=panels,
@@ -89,20 +71,42 @@ def tables_figure(lens: JPEGLens, title: str) -> Figure:
     return figure
 
 
+def _draw_quantization_table(
+    axes: Axes, steps: Tensor, is_dead: Tensor, scale: LogNorm
+) -> AxesImage:
+    """One channel's quantization table, (8, 8)."""
+    colours = colormaps["cividis"]
+    picture = axes.imshow(steps.numpy(), cmap=colours, norm=scale)
+    for v in range(8):
+        for u in range(8):
+            step = steps[v, u].item()
+            ink = "black" if luminance(colours(scale(step))) > 0.47 else "white"
+            axes.text(u, v, step_text(step), ha="center", va="center", fontsize=7.5, color=ink)
+            if is_dead[v, u]:
+                corner = (u - 0.45, v - 0.45)
+                frame = Rectangle(corner, 0.9, 0.9, fill=False, edgecolor=LENS, linewidth=1.5)
+                axes.add_patch(frame)
+    axes.set(xlabel="horizontal frequency u", ylabel="vertical frequency v")
+    axes.set(xticks=range(8), yticks=range(8))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return picture
+
+
 def step_text(step: float) -> str:
     """A step in at most five characters: 0.012, 1.50, 255, 4e-05."""
-    return (
-        f"{step:.0e}" if step < 0.001 else f"{step:.3f}" if step < 1 else f"{step:#.3g}".rstrip(".")
-    )
+    if step < 0.001:
+        return f"{step:.0e}"
+    if step < 1:
+        return f"{step:.3f}"
+    return f"{step:#.3g}".rstrip(".")
 
 
 def _log_ticks(low: float, high: float) -> Locator:
     """Round numbers along a logarithmic axis, a few of them whether it spans a decade or ten."""
-    return (
-        MaxNLocator(4)
-        if high < 6 * low
-        else LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
-    )
+    if high < 6 * low:
+        return MaxNLocator(4)
+    return LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,))
 
 
 @matplotlib.rc_context(STYLE)
@@ -121,46 +125,53 @@ def fit_figure(
         chosen: the round whose tables were taken.
     """
     rounds = [row["round"] for row in history]
+    title = "The fit of the lens"
+    if chosen is not None:
+        title += f"; the tables of round {chosen} were taken"
     figure = Figure(figsize=(7.2, 8.6), layout="constrained")
-    figure.suptitle(
-        "The fit of the lens"
-        if chosen is None
-        else f"The fit of the lens; the tables of round {chosen} were taken"
-    )
+    figure.suptitle(title)
     panels = figure.subplots(5, 1, sharex=True, height_ratios=(1.4, 1.4, 1, 1, 1))
-    curves = (
-        ("cmi", "CMI [nats]"),
-        ("accuracy", "accuracy [%]"),
-        ("ce", "cross entropy [nats]"),
-        ("lam", "λ"),
-    )
-    for axes, (key, label) in zip(panels, curves):
+    cmi, accuracy, ce, lam, steps = panels
+    curves = {
+        "cmi": (cmi, "CMI [nats]"),
+        "accuracy": (accuracy, "accuracy [%]"),
+        "ce": (ce, "cross entropy [nats]"),
+        "lam": (lam, "λ"),
+    }
+    for key, (axes, label) in curves.items():
         axes.plot(rounds, [row[key] for row in history], color=LENS, marker="o", markersize=3.5)
         axes.set_ylabel(label)
-    cmi, accuracy, _, price, steps = panels
     cmi.axhspan(*target_cmi, color=GOAL, alpha=0.18, linewidth=0)
     _note(cmi, target_cmi[1], f"target {target_cmi[0]:.3g} to {target_cmi[1]:.3g}")
     cmi.set_ylim(bottom=0, top=1.12 * max(target_cmi[1], *(row["cmi"] for row in history)))
     accuracy.axhline(floor, color=GOAL, linestyle="--", linewidth=1.2)
     accuracy.margins(y=0.15)
     _note(accuracy, floor, f"floor {floor:.1f} %")
-    price.axhline(0, color=FAINT, linewidth=0.8)
-    low, high = [row["q_low"] for row in history], [row["q_high"] for row in history]
-    steps.fill_between(rounds, low, high, color=LENS, alpha=0.25, linewidth=0)
-    steps.plot(rounds, low, color=LENS)
-    steps.plot(rounds, high, color=LENS)
-    steps.set(ylabel="smallest and largest\nstep q", yscale="log", xlabel="round")
-    steps.yaxis.set_major_locator(_log_ticks(min(low), max(high)))
-    steps.yaxis.set_major_formatter("{x:g}")
-    steps.minorticks_off()
-    steps.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
-    steps.xaxis.set_major_locator(MaxNLocator(integer=True))
+    lam.axhline(0, color=FAINT, linewidth=0.8)
+    _draw_range_of_steps(steps, rounds, history)
     for axes in panels:
         axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
         if chosen is not None:
             axes.axvline(chosen, color=INK, linestyle=":", linewidth=1.2)
     figure.align_ylabels(panels)
     return figure
+
+
+def _draw_range_of_steps(
+    axes: Axes, rounds: Sequence[float], history: Sequence[Mapping[str, float]]
+) -> None:
+    """The smallest and the largest step of every round, on a logarithmic axis."""
+    low = [row["q_low"] for row in history]
+    high = [row["q_high"] for row in history]
+    axes.fill_between(rounds, low, high, color=LENS, alpha=0.25, linewidth=0)
+    axes.plot(rounds, low, color=LENS)
+    axes.plot(rounds, high, color=LENS)
+    axes.set(ylabel="smallest and largest\nstep q", yscale="log", xlabel="round")
+    axes.yaxis.set_major_locator(_log_ticks(min(low), max(high)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _note(axes: Axes, y: float, text: str) -> None:
@@ -172,40 +183,21 @@ def _note(axes: Axes, y: float, text: str) -> None:
 
 @matplotlib.rc_context(STYLE)
 def simplex_figure(view: OneClass) -> Figure:
-    """Predictions for the samples of one class over that class and its two rivals, without and with the lens.
+    """Predictions for the samples of one class over that class and its two rivals.
 
-    The three probabilities are renormalised to sum to one; the share of all probability that they hold is written out.
+    Without and with the lens.  The three probabilities are renormalised to sum to one; the share of
+    all probability that they hold is written out.
     """
     before, after = view.before, view.after
     figure = Figure(figsize=(9.6, 4.9), layout="constrained")
     sharpness = "" if view.temperature == 1 else f" at T = {view.temperature:g}"
-    cmi = f"its CMI {before.cmi:.3f} → {after.cmi:.3f} nats"
     figure.suptitle(
-        f"What the teacher says{sharpness} of {len(after.f)} images of class “{view.corners[0]}”; {cmi}"
+        f"What the teacher says{sharpness} of {len(after.f)} images of class "
+        f"“{view.corners[0]}”; its CMI {before.cmi:.3f} → {after.cmi:.3f} nats"
     )
-    panels = figure.subplots(1, 2)
-    for axes, side, colour, name in zip(
-        panels, (before, after), (PLAIN, LENS), ("plain teacher", "with the lens")
-    ):
-        _triangle(axes, view.corners)
-        centre = side.f.mean(0)
-        axes.scatter(
-            *_to_plane(side.f).T.numpy(),
-            s=16,
-            color=colour,
-            alpha=0.45,
-            linewidth=0,
-            zorder=2,
-            label="an image",
-        )
-        place = _to_plane(centre[None])[0].tolist()
-        axes.scatter(
-            *place, s=60, color="none", edgecolor="black", marker="D", zorder=3, label="their mean"
-        )
-        axes.set_title(
-            f"{name}: {side.accuracy:.0f} % right, the three hold {100 * centre.sum().item():.0f} % of the probability"
-        )
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.05, 0.97), handletextpad=0.2)
+    plain, lens = figure.subplots(1, 2)
+    _draw_answers(plain, view.corners, before, PLAIN, "plain teacher")
+    _draw_answers(lens, view.corners, after, LENS, "with the lens")
     figure.supxlabel(
         "the three probabilities are scaled to sum to 1; dashed: where the decision changes",
         fontsize=8,
@@ -213,20 +205,44 @@ def simplex_figure(view: OneClass) -> Figure:
     return figure
 
 
+def _draw_answers(
+    axes: Axes, corners: Sequence[str], answers: Answers, colour: str, name: str
+) -> None:
+    """The simplex with a point per image, and their mean."""
+    _triangle(axes, corners)
+    points = _to_plane(answers.f).T.numpy()
+    axes.scatter(*points, s=16, color=colour, alpha=0.45, linewidth=0, zorder=2, label="an image")
+    centre = answers.f.mean(0)
+    place = _to_plane(centre[None])[0].tolist()
+    axes.scatter(
+        *place, s=60, color="none", edgecolor="black", marker="D", zorder=3, label="their mean"
+    )
+    share = 100 * centre.sum().item()
+    axes.set_title(
+        f"{name}: {answers.accuracy:.0f} % right, the three hold {share:.0f} % of the probability"
+    )
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.05, 0.97), handletextpad=0.2)
+
+
 def _to_plane(f: Tensor) -> Tensor:
-    """Barycentric coordinates (N, 3), made to sum to 1, -> points (N, 2) of a triangle with its first corner on top."""
+    """Map barycentric coordinates (N, 3), scaled to sum to 1, to points (N, 2) of a triangle.
+
+    Its first corner is on top.
+    """
     corners = torch.tensor([[0.5, math.sqrt(0.75)], [0.0, 0.0], [1.0, 0.0]], dtype=f.dtype)
     return f / f.sum(1, keepdim=True).clamp_min(1e-12) @ corners
 
 
 def _triangle(axes: Axes, names: Sequence[str]) -> None:
-    """An empty simplex: its outline, the borders between the three decisions, and the corners' names."""
+    """Draw an empty simplex: its outline, the borders of the three decisions, named corners."""
     top, left, right = corners = _to_plane(torch.eye(3)).tolist()
     centre = _to_plane(torch.ones(1, 3))[0].tolist()
-    axes.plot(*zip(*corners, top), color=INK, linewidth=1, zorder=1)
+    axes.plot(*zip(*corners, top, strict=True), color=INK, linewidth=1, zorder=1)
     for a, b in ((top, left), (left, right), (right, top)):
         middle = [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2]
-        axes.plot(*zip(centre, middle), color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
+        axes.plot(
+            *zip(centre, middle, strict=True), color=FAINT, linewidth=0.8, linestyle="--", zorder=0
+        )
     axes.text(top[0], top[1] + 0.03, names[0], ha="center", va="bottom", weight="bold")
     axes.text(left[0], left[1] - 0.03, names[1], ha="center", va="top")
     axes.text(right[0], right[1] - 0.03, names[2], ha="center", va="top")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from djip_ext.errors import Busy, DJIPError, first_line
 
@@ -88,6 +88,9 @@ def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
+        while not _names(path, lock):
+            lock.release()
+            lock.acquire(blocking=False)
     except Timeout as error:
         raise Busy(f"another process is at work on {what}; wait for it or stop it") from error
     except OSError as error:
@@ -97,4 +100,18 @@ def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # Windows keeps a file that is open
+            Path(path).unlink()  # while it is held: see _names
         lock.release()
+
+
+def _names(path: str | os.PathLike[str], lock: BaseFileLock) -> bool:
+    """Whether ``path`` is the file that is locked.
+
+    It is not when the process that held the lock before deleted the file as we opened it.
+    """
+    held = lock._context.lock_file_fd
+    try:
+        return held is not None and os.path.samestat(os.fstat(held), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,17 +1,38 @@
 #!/usr/bin/env bash
-# The tables and pictures of results/README.md from the records: bash results/cifar100/tables.sh [DJIP]     (no training)
+# The tables and pictures of results/README.md from the records in tables/, without training:
+#   bash results/cifar100/tables.sh [DJIP]
 set -eu
-cd "$(dirname "$0")"
+cd "$(dirname "$0")/tables"
 djip=${1:-djip}
-plain=records/djip-identity lens=records/djip-554685ee jpeg=records/djip-dec9c692 random=records/djip-addaec9b jpeg_dl=records/djip-f6f0c0b8 half=records/djip-b1916d44
-mkdir -p tables
-$djip compare plain=$plain/kd-5 lens=$lens/kd-5 jpeg=$jpeg/kd-5 random=$random/kd-5 --out tables/kd-5 --title "KD, 5 % of CIFAR-100, wrn_16_2 to resnet8"
-$djip compare jpeg=$jpeg/kd-5 lens=$lens/kd-5 --out tables/kd-5-against-jpeg --title "KD, 5 %: the lens against JPEG at the same teacher accuracy"
-for method in dkd rkd; do
-  $djip compare plain=$plain/$method-5 lens=$lens/$method-5 --out tables/$method-5 --title "${method^^}, 5 % of CIFAR-100, wrn_16_2 to resnet8"
+
+few="5 % of CIFAR-100, wrn_16_2 to resnet8"
+plain=fewshot/djip-identity   # folders as the runs had them, before djip collect
+half=fewshot/djip-b1916d44    # lenses/gain015
+lens=fewshot/djip-554685ee    # lenses/gain03
+jpeg=fewshot/djip-dec9c692    # lenses/jpeg
+random=fewshot/djip-addaec9b  # lenses/random
+jpeg_dl=fewshot/djip-f6f0c0b8 # tables/frontier/JPEG-DL-s-code
+
+compare() { # TITLE FILE NAME=FOLDER...
+  local title=$1 file=$2
+  shift 2
+  $djip compare "$@" --out "fewshot/report/$file" --title "$title"
+}
+
+compare "KD, $few" kd-5 plain=$plain/kd-5 lens=$lens/kd-5 jpeg=$jpeg/kd-5 random=$random/kd-5
+compare "KD, 5 %: the lens against JPEG at the same teacher accuracy" kd-5-against-jpeg \
+  jpeg=$jpeg/kd-5 lens=$lens/kd-5
+compare "DKD, $few" dkd-5 plain=$plain/dkd-5 lens=$lens/dkd-5
+compare "RKD, $few" rkd-5 plain=$plain/rkd-5 lens=$lens/rkd-5
+compare "KD, 10 % of CIFAR-100, wrn_16_2 to resnet8" kd-10 plain=$plain/kd-10 lens=$lens/kd-10
+compare "KD, 5 %, 120 epochs, wrn_16_2 to resnet8" kd-5-long \
+  plain=$plain/kd-5-long half=$half/kd-5-long lens=$lens/kd-5-long jpeg=$jpeg/kd-5-long \
+  random=$random/kd-5-long JPEG-DL=$jpeg_dl/kd-5-long MCMI=$plain/kd-5-long-mcmi
+compare "KD, 5 %, 120 epochs: the lens against JPEG" kd-5-long-against-jpeg \
+  jpeg=$jpeg/kd-5-long lens=$lens/kd-5-long
+compare "KD, 5 %, 120 epochs: the lens against random tables" kd-5-long-against-random \
+  random=$random/kd-5-long lens=$lens/kd-5-long
+
+for table in fewshot13 controls full; do
+  $djip report $table
 done
-$djip compare plain=$plain/kd-10 lens=$lens/kd-10 --out tables/kd-10 --title "KD, 10 % of CIFAR-100, wrn_16_2 to resnet8"
-$djip compare plain=$plain/kd-5-long half=$half/kd-5-long lens=$lens/kd-5-long jpeg=$jpeg/kd-5-long random=$random/kd-5-long JPEG-DL=$jpeg_dl/kd-5-long MCMI=$plain/kd-5-long-mcmi --out tables/kd-5-long --title "KD, 5 %, 120 epochs, wrn_16_2 to resnet8"
-$djip compare jpeg=$jpeg/kd-5-long lens=$lens/kd-5-long --out tables/kd-5-long-against-jpeg --title "KD, 5 %, 120 epochs: the lens against JPEG"
-$djip compare random=$random/kd-5-long lens=$lens/kd-5-long --out tables/kd-5-long-against-random --title "KD, 5 %, 120 epochs: the lens against random tables"
-for table in fewshot13 controls full; do $djip report $table --out tables/$table; done

@@ -388,9 +388,11 @@ def test_bfloat16_is_for_the_network_and_the_lens_sees_float32(
     )
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(4, 3, side, side, generator=generator) * 2 - 1, torch.arange(4))]
-    seen, look = [], JPEGLens.look
+    seen, forward = [], JPEGLens.forward
     monkeypatch.setattr(
-        JPEGLens, "look", lambda lens, *args: seen.append(look(lens, *args)) or seen[-1]
+        JPEGLens,
+        "forward",
+        lambda lens, *args, **scale: seen.append(forward(lens, *args, **scale)) or seen[-1],
     )
     fits = {}
     for precision in ("float32", "bfloat16"):

@@ -17,7 +17,8 @@ from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.run import build_model, load_weights, resolve_device, run_record, train
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.statistics import compare, markdown, read_arm, summarise
+from djip_ext.experiments.runs import read_arm
+from djip_ext.experiments.statistics import compare, markdown, summarise
 from djip_ext.hosts.registry import install, uninstall
 from djip_ext.lens.io import weight_hash
 from djip_ext.lens.jpeg_lens import JPEGLens
@@ -115,7 +116,7 @@ def test_a_lens_undoes_the_scale_of_the_loader(
     )
     seen = []
     monkeypatch.setattr(
-        DJIPTeacher, "look", lambda self, x: seen.append(self.djip_normalisation) or x
+        DJIPTeacher, "apply_lens", lambda self, x: seen.append(self.djip_normalisation) or x
     )
     lens = JPEGLens(q=5.0)
     lens.metadata = {"mean": list(scale[0]), "std": list(scale[1])}

@@ -31,7 +31,7 @@ def test_only_the_logits_are_divided() -> None:
     plain, soft = (DJIPTeacher(network, lens, *SCALE) for lens in ("identity", "temperature:4"))
     image = torch.randn(2, 3, 32, 32)
     (logits, features), (softer, same) = plain(image), soft(image)
-    assert torch.equal(softer, logits / 4) and torch.equal(soft.look(image), image)
+    assert torch.equal(softer, logits / 4) and torch.equal(soft.apply_lens(image), image)
     assert features.keys() == same.keys() and torch.equal(
         features["pooled_feat"], same["pooled_feat"]
     )

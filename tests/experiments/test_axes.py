@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from djip_ext.experiments import axes
 from djip_ext.bench.engine.run import run_folder
 from djip_ext.cli.main import main
 from djip_ext.errors import DJIPError
+from djip_ext.experiments import axes
 from djip_ext.experiments.plan import make_plan
 from djip_ext.experiments.table import load_table
 
@@ -99,10 +99,11 @@ def test_a_report_has_a_row_a_value_columns_for_the_axes_and_a_picture_of_each(
     capsys: pytest.CaptureFixture,
 ) -> None:
     finished(table())
-    for what in (
-        ["t.yaml", "--runs", "out"],
-        ["out"],
-    ):  # from the table, and from the records alone
+    main(["collect", "out", "kept"])
+    capsys.readouterr()
+    assert len({path.stem for path in Path("kept/configs").iterdir()}) == 6
+    # From the table, from the runs alone, and from the collected runs
+    for what in (["t.yaml", "--runs", "out"], ["out"], ["t.yaml", "--runs", "kept"], ["kept"]):
         main(["report", *what, "--out", "r"])
         text = capsys.readouterr().out
         assert "| distiller | KD.TEMPERATURE | BENCH.FRACTION | n |" in text
@@ -128,7 +129,8 @@ def test_a_report_has_a_row_a_value_columns_for_the_axes_and_a_picture_of_each(
 
 
 def test_an_axis_picture_has_a_line_an_arm_and_a_panel_for_the_other_axes() -> None:
-    from djip_ext.experiments.records import read_results, table_rows
+    from djip_ext.experiments.differences import table_rows
+    from djip_ext.experiments.records import read_results
     from djip_ext.plots.table import axis_figure
 
     finished(table())

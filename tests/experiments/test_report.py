@@ -10,18 +10,16 @@ import yaml
 
 from djip_ext.cli.main import main
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.records import (
-    PUBLISHED,
-    Pair,
-    arms_of,
+from djip_ext.experiments.differences import (
     cmi_difference,
     gains,
     mean_difference,
-    read_published,
-    read_results,
     table_rows,
 )
+from djip_ext.experiments.published import PUBLISHED, read_published
+from djip_ext.experiments.records import arms_of, read_results
 from djip_ext.experiments.report import pair_table
+from djip_ext.experiments.runs import Pair
 from djip_ext.experiments.statistics import summarise
 from djip_ext.plots.table import gain_figure
 

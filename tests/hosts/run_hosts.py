@@ -117,7 +117,7 @@ def listed(host: Path) -> tuple[list[str], str]:
 
     def write() -> None:
         nothing.write_text("")
-        launch([str(nothing)])  # for the cures alone
+        launch([str(nothing)])  # for the workarounds alone
         own = list(find_registry("mdistiller"))
         found.write_text(
             json.dumps(configurations(host, importlib.import_module("mdistiller.engine.cfg").CFG))
@@ -163,7 +163,14 @@ def run_distiller(host: Path, row: Row) -> Row:
     subprocess.run(
         [sys.executable, PATCH, "add", host, "--script", script], check=True, capture_output=True
     )
-    flags = ["--djip-lens", "lens.safetensors", "--djip-seed", "0", "--djip-no-cure", "folders"]
+    flags = [
+        "--djip-lens",
+        "lens.safetensors",
+        "--djip-seed",
+        "0",
+        "--djip-no-workaround",
+        "folders",
+    ]
     outcome["one_line"] = attempt(host, lambda: run_script(script, ["--cfg", str(cfg), *flags]))
     students["one_line"] = student(host) if outcome["one_line"] == WORKS else None
     subprocess.run(

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext import DJIPError, JPEGLens, install, uninstall
-from djip_ext.hosts.activation import seed
 from djip_ext.hosts.extra_distillers import ADDITIONS
 from djip_ext.hosts.registry import find_registry, put_behind, teachers_behind_lens
+from djip_ext.hosts.seeding import seed
 from djip_ext.teacher import FINGERPRINT, DJIPTeacher
 
 EMBEDDED = "djip_ext.bench"

@@ -1,4 +1,7 @@
-"""The launcher, the one added line and the cures, on a host of a few lines.  Every run is a fork of the test's process."""
+"""The launcher, the added line and the workarounds, on a host of a few lines.
+
+Every run is a fork of the test's process.
+"""
 
 import atexit
 import importlib.util
@@ -13,7 +16,7 @@ import yacs.config  # noqa: F401
 from helpers.forks import forked
 
 from djip_ext import JPEGLens
-from djip_ext.hosts.workarounds import CURES
+from djip_ext.hosts.workarounds import WORKAROUNDS
 from djip_ext.launch import main as launch
 from djip_ext.launch import run_script
 from djip_ext.lens.io import lens_id
@@ -146,8 +149,8 @@ def test_a_lens_that_is_never_used_is_an_error(checkout: Path) -> None:
             "there is no lens missing.safetensors",
         ),
         (
-            ["--no-cure", "nonsense", "tools/train.py"],
-            "there is no cure 'nonsense'; the cures are path",
+            ["--no-workaround", "nonsense", "tools/train.py"],
+            "there is no workaround 'nonsense'; the workarounds are path",
         ),
         (["--seed", "-1", "tools/train.py"], "--seed is -1"),
         (
@@ -156,7 +159,7 @@ def test_a_lens_that_is_never_used_is_an_error(checkout: Path) -> None:
         ),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(argv: list[str], reason: str, checkout: Path) -> None:
+def test_what_the_user_can_fix_is_one_line(argv: list[str], reason: str, checkout: Path) -> None:
     status, output = launched(checkout, *argv)
     assert status == 2 and f"error: {reason}" in output and "Traceback" not in output
 
@@ -164,7 +167,9 @@ def test_what_the_user_can_mend_is_one_line(argv: list[str], reason: str, checko
 def test_a_seed_fixes_the_draw_and_names_the_folder(checkout: Path) -> None:
     draws = []
     for seed in ("3", "3", "4"):
-        _, output = launched(checkout, "--seed", seed, "--no-cure", "folders", "tools/train.py")
+        _, output = launched(
+            checkout, "--seed", seed, "--no-workaround", "folders", "tools/train.py"
+        )
         draws.append(output.split("draw ")[1].split()[0])
     assert draws[0] == draws[1] != draws[2]
     assert launched(checkout, "--seed", "3", "tools/train.py")[0] == 0
@@ -222,11 +227,11 @@ def test_the_added_line_says_when_the_lens_was_never_used(used: bool, checkout: 
     assert status == 0 and ("the lens was never used" in output) != used
 
 
-@pytest.mark.parametrize("door", ["launcher", "one line"])
-def test_packages_at_the_top_of_a_checkout_have_the_name_dot(door: str, checkout: Path) -> None:
+@pytest.mark.parametrize("entry", ["launcher", "one line"])
+def test_packages_at_the_top_of_a_checkout_have_the_name_dot(entry: str, checkout: Path) -> None:
     script = checkout / "host/tools/train.py"
     script.parent.mkdir()
-    text = (TRAIN if door == "launcher" else (checkout / "tools/patched.py").read_text()).replace(
+    text = (TRAIN if entry == "launcher" else (checkout / "tools/patched.py").read_text()).replace(
         "from host.", "from "
     )
     script.write_text(
@@ -238,7 +243,7 @@ def test_packages_at_the_top_of_a_checkout_have_the_name_dot(door: str, checkout
     def run() -> None:
         for name in [name for name in sys.modules if name == "host" or name.startswith("host.")]:
             del sys.modules[name]
-        if door == "launcher":
+        if entry == "launcher":
             launch(["--host", ".", "--djip-lens", "lens.safetensors", str(script)])
         else:
             sys.path.insert(0, str(checkout / "host"))
@@ -255,25 +260,29 @@ def test_a_host_without_a_project_is_told_to_name_its_folder(checkout: Path) -> 
     status, output = launched(checkout, "--djip-lens", "identity", "tools/train.py")
     assert status == 2 and "no EXPERIMENT.PROJECT" in output and not (checkout / "output").exists()
     assert (
-        launched(checkout, "--djip-lens", "identity", "--no-cure", "folders", "tools/train.py")[0]
+        launched(
+            checkout, "--djip-lens", "identity", "--no-workaround", "folders", "tools/train.py"
+        )[0]
         == 0
     )
 
 
-def test_wandb_is_off_unless_its_cure_is(checkout: Path) -> None:
+def test_wandb_is_off_unless_its_workaround_is(checkout: Path) -> None:
     assert "wandb False" in launched(checkout, "tools/train.py")[1]
     assert (
         "wandb True"
-        in launched(checkout, "--no-cure", "wandb", "--no-cure", "folders", "tools/train.py")[1]
+        in launched(
+            checkout, "--no-workaround", "wandb", "--no-workaround", "folders", "tools/train.py"
+        )[1]
     )
 
 
-def test_a_finished_run_is_not_written_over_unless_the_cure_is_off(checkout: Path) -> None:
+def test_a_finished_run_is_not_written_over_unless_the_workaround_is_off(checkout: Path) -> None:
     assert launched(checkout, "tools/train.py")[0] == 0
     status, output = launched(checkout, "tools/train.py")
     assert status == 2 and "output/project/name holds a run already" in output
     assert launched(checkout, "tools/train.py", "--resume")[0] == 0
-    assert launched(checkout, "--no-cure", "folders", "tools/train.py")[0] == 0
+    assert launched(checkout, "--no-workaround", "folders", "tools/train.py")[0] == 0
 
 
 def test_a_lens_never_writes_among_the_plain_runs(checkout: Path) -> None:
@@ -291,14 +300,14 @@ def test_cuda_means_cpu_where_there_is_no_gpu(checkout: Path) -> None:
     text = "import torch\nx = torch.zeros(2)\nprint(x.cuda(non_blocking=True) is x, torch.nn.Linear(1, 1).cuda().weight.device)"
     assert "True cpu" in scripted(checkout, text)[1]
     (checkout / "tools/own.py").write_text(text)
-    assert launched(checkout, "--no-cure", "cpu", "tools/own.py")[0] == 1
+    assert launched(checkout, "--no-workaround", "cpu", "tools/own.py")[0] == 1
 
 
 def test_a_learning_rate_that_numpy_computed_can_be_resumed(checkout: Path) -> None:
     torch.save({"lr": 0.05 * np.float64(0.1)}, checkout / "latest_state")
     text = "import torch\nprint('lr', torch.load('latest_state', weights_only=True)['lr'])"
     assert "lr 0.005" in scripted(checkout, text)[1]
-    assert launched(checkout, "--no-cure", "resume", "tools/own.py")[0] == 1
+    assert launched(checkout, "--no-workaround", "resume", "tools/own.py")[0] == 1
 
 
 def test_a_script_imports_its_own_checkout(checkout: Path, tmp_path: Path) -> None:
@@ -316,10 +325,12 @@ def test_a_script_imports_its_own_checkout(checkout: Path, tmp_path: Path) -> No
 
     status, output = run()
     assert status == 0 and str(checkout / "host/__init__.py") in output and "not from" in output
-    assert str(shadow / "__init__.py") in run("--no-cure", "path")[1]
+    assert str(shadow / "__init__.py") in run("--no-workaround", "path")[1]
 
 
-def test_missing_scipy_stops_with_the_cure(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_scipy_stops_and_says_what_to_do(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -331,15 +342,22 @@ def test_missing_scipy_stops_with_the_cure(checkout: Path, monkeypatch: pytest.M
     status, output = launched(checkout, "tools/train.py")
     assert status == 2 and "pip install scipy" in output
     assert (
-        launched(checkout, "--no-cure", "scipy", "--no-cure", "folders", "tools/train.py")[0] == 0
+        launched(
+            checkout, "--no-workaround", "scipy", "--no-workaround", "folders", "tools/train.py"
+        )[0]
+        == 0
     )
 
 
-def test_every_cure_has_a_fault_and_a_name_of_its_own() -> None:
-    assert len({cure.name for cure in CURES}) == len(CURES) == len({cure.fault for cure in CURES})
+def test_every_workaround_has_a_fault_and_a_name_of_its_own() -> None:
+    assert (
+        len({workaround.name for workaround in WORKAROUNDS})
+        == len(WORKAROUNDS)
+        == len({workaround.fault for workaround in WORKAROUNDS})
+    )
 
 
-def test_the_documentation_lists_every_cure() -> None:
+def test_the_documentation_lists_every_workaround() -> None:
     text = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
     listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
-    assert listed == [cure.name for cure in CURES]
+    assert listed == [workaround.name for workaround in WORKAROUNDS]

@@ -206,16 +206,16 @@ def test_two_processes_of_torchrun_train_the_student_of_one(checkout: Path) -> N
     assert output.count(f"project/{tag} ['KEY', 'FT']") == 2
 
 
-@pytest.mark.parametrize("door", ["launcher", "one line"])
-def test_a_process_that_the_script_spawns_has_the_lens_too(door: str, checkout: Path) -> None:
+@pytest.mark.parametrize("entry", ["launcher", "one line"])
+def test_a_process_that_the_script_spawns_has_the_lens_too(entry: str, checkout: Path) -> None:
     flags, script = (
         ["--djip-lens", "lens.safetensors"],
-        checkout / "tools" / ("spawn.py" if door == "launcher" else "patched.py"),
+        checkout / "tools" / ("spawn.py" if entry == "launcher" else "patched.py"),
     )
 
     def script_spawns() -> None:
         sys.path.insert(0, str(checkout))
-        if door == "launcher":
+        if entry == "launcher":
             launch(["--host", "host", *flags, str(script), free_port()])
         else:
             run_script(str(script), [free_port(), *flags])

@@ -21,9 +21,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 @pytest.fixture
 def lens() -> JPEGLens:
-    lens = JPEGLens(
-        torch.rand(2, 8, 8) * 20 + 0.1, alpha=3.25, max_index=127, window=5, kappa=0.7, clamp=True
-    )
+    lens = JPEGLens(torch.rand(2, 8, 8) * 20 + 0.1, alpha=3.25, max_index=127, window=5, kappa=0.7)
     lens.metadata = {
         "teacher": "resnet56",
         "mean": [0.5, 0.4, 0.3],

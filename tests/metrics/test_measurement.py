@@ -49,7 +49,7 @@ def test_network_sees_what_look_makes_of_the_images() -> None:
     teacher = network()
     flipped = [(-image, label) for image, label, _ in loader()]
     assert (
-        measure(teacher, loader(), 3, look=torch.neg).summary()
+        measure(teacher, loader(), 3, transform=torch.neg).summary()
         == measure(teacher, flipped, 3).summary()
     )
 

@@ -1,4 +1,4 @@
-"""The curves of the table entries against the law that they stand for."""
+"""The curves of the table entries against the moments that they stand for."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from djip_ext.ops.curves import SWITCH, Curves, law
+from djip_ext.ops.curves import SWITCH, Curves, moments
 
 KAPPAS = (
     1e-6,
@@ -36,7 +36,7 @@ def law_of(kappa: float, window: int | None = None, r: Tensor = R) -> tuple[Tens
             torch.ones_like(r),
             torch.zeros_like(r),
         )  # Poisson: (2 pi / kappa) exp(-pi^2 / kappa) < 1e-80
-    return law(r, torch.tensor(kappa, dtype=torch.float64), reach)
+    return moments(r, torch.tensor(kappa, dtype=torch.float64), reach)
 
 
 @pytest.mark.parametrize("window", (None, 3, 5, 9))

@@ -97,7 +97,7 @@ def test_neither_the_size_of_a_chunk_nor_its_buffers_matter(
         seen = NORMALISATION.through(lens, x)
         results.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), (lens.q, x))))
     monkeypatch.setattr(
-        fused, "_chunks", lambda batch: iter([(slice(None), fused.fresh)])
+        fused, "_chunks", lambda batch: iter([(slice(None), fused.no_buffers)])
     )  # as on a GPU
     seen = NORMALISATION.through(lens, x)
     results.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), (lens.q, x))))

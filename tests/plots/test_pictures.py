@@ -12,8 +12,11 @@ from djip_ext.errors import DJIPError
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.metrics.class_simplex import Answers, OneClass
 from djip_ext.metrics.cmi import CMI, conditional_mutual_information
+from djip_ext.plots.cmi import cmi_figure
+from djip_ext.plots.comparison import comparison_figure
+from djip_ext.plots.images import images_figure
 from djip_ext.plots.lens import fit_figure, simplex_figure, step_text, tables_figure
-from djip_ext.plots.style import cmi_figure, comparison_figure, images_figure, save_figure
+from djip_ext.plots.style import save_figure
 
 HISTORY = [
     {

@@ -1,6 +1,6 @@
 """DIST (Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022)."""
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -25,13 +25,14 @@ def dist_loss(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -
     p_t = (z_t / tau).softmax(dim=1)
     inter = 1 - _pearson(p_s, p_t, dim=1).mean()
     intra = 1 - _pearson(p_s, p_t, dim=0).mean()
-    return cast(Tensor, tau**2 * (beta * inter + gamma * intra))
+    return tau**2 * (beta * inter + gamma * intra)
 
 
 def _pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
     a = a - a.mean(dim, keepdim=True)
     b = b - b.mean(dim, keepdim=True)
-    return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + eps)
+    norms: Tensor = a.norm(dim=dim) * b.norm(dim=dim)
+    return (a * b).sum(dim) / (norms + eps)
 
 
 class DIST(Distiller):

@@ -43,8 +43,8 @@ def learning_rate(cfg: CfgNode, epoch: int) -> float:
     """
     solver = cfg.SOLVER
     schedule = cfg.BENCH.SCHEDULE
-    warmup = cfg.BENCH.WARMUP
-    lr = float(solver.LR)
+    warmup: int = cfg.BENCH.WARMUP
+    lr: float = solver.LR
     if schedule not in ("steps", "cosine"):
         raise DJIPError(f"BENCH.SCHEDULE is '{schedule}'; choose steps or cosine")
     if not 0 <= warmup < solver.EPOCHS:

@@ -1,0 +1,91 @@
+"""The seed of a run: for the generators now, and for a script that seeds them again."""
+
+import functools
+import importlib
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from djip_ext.errors import DJIPError
+
+NUMBERS = 2**32  # numpy's seeds lie below this
+SEEDING = (
+    ("random", "seed"),
+    ("numpy.random", "seed"),
+    ("torch", "manual_seed"),
+    ("torch.random", "manual_seed"),
+    ("torch.cuda", "manual_seed"),
+    ("torch.cuda", "manual_seed_all"),
+)
+
+
+def seed(number: int) -> None:
+    """Seed every generator that a host draws from.
+
+    Raises:
+        DJIPError: the number is out of range.
+    """
+    import numpy as np
+
+    if not 0 <= number < NUMBERS:
+        raise DJIPError(f"--seed is {number}; it must lie in [0, 2^32)")
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@dataclass
+class _Seeds:
+    """The run's seed ``number``, and the first one that the script chose itself."""
+
+    number: int
+    first: int | None = None
+
+    def instead_of(self, chosen: int) -> int:
+        """What a generator is seeded with where the script chose ``chosen``."""
+        if self.first is None:
+            if torch.utils.data.get_worker_info() is not None:
+                return chosen  # a worker's own number, made of the seed that it was given
+            self.first = chosen
+            if chosen != self.number:
+                print(
+                    f"djip: the script seeds itself with {chosen}; "
+                    f"it gets {self.number} in its place, as --seed asks",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        return (chosen - self.first + self.number) % NUMBERS
+
+
+def pass_seed_on(number: int) -> None:
+    """Let a script that seeds itself seed with ``number`` instead, and say so once.
+
+    Without this, ``setup_seed(args.seed)`` in the script would undo the seed of the run, and runs
+    of different seeds would be one.  A script that goes on to other numbers, such as the seed plus
+    the epoch, gets ``number`` plus the same difference.  torch's own calls, those for the workers
+    of a loader say, are left alone.
+    """
+    seeds = _Seeds(number)
+    for module_name, name in SEEDING:
+        module = importlib.import_module(module_name)
+        setattr(module, name, _passing_on(getattr(module, name), seeds))
+
+
+def _passing_on(function: Callable[..., Any], seeds: _Seeds) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def seed_instead(*args: Any, **kwargs: Any) -> Any:
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.partition(".")[0] in ("torch", "numpy", "djip_ext"):
+            return function(*args, **kwargs)
+        chosen = args[0] if args else next(iter(kwargs.values()), None)
+        if chosen is None:  # a number that nobody knows
+            return function(seeds.number)
+        if not hasattr(chosen, "__index__"):  # a text or an array
+            return function(*args, **kwargs)
+        return function(seeds.instead_of(chosen.__index__()), *args[1:])
+
+    return seed_instead
