@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
     "collect": "the records of finished runs as a few files to keep: runs.csv, curves.csv, "
     "configs/, lenses/",
+    "encode": "write a folder of images as JPEG files with a lens's tables",
     "inspect": "show what a lens is and does (tools/inspect_lens.py)",
 }
 MODULES = {name: name for name in COMMANDS} | {

@@ -21,6 +21,7 @@ from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import combinations, suffix, words_of
 from djip_ext.experiments.table import Table
 from djip_ext.lens.io import lens_name, read_lens, softening, weight_hash
+from djip_ext.utils.checkpoints import variants
 
 
 @dataclass(frozen=True)
@@ -147,21 +148,22 @@ def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
         known
         and path
         and Path(path).is_file()
-        and (found := _hash_of(str(path), os.stat(path).st_mtime_ns)) != known
+        and known not in (found := _hashes_of(str(path), os.stat(path).st_mtime_ns))
     ):
         raise DJIPError(
-            f"{where} was made with another teacher ({known}) than {path} is now ({found}); delete it or give the table another --out"
+            f"{where} was made with another teacher ({known}) than {path} is now ({found[0]}); delete it or give the table another --out"
         )
 
 
 @functools.cache
-def _hash_of(path: str, mtime_ns: int) -> str:
+def _hashes_of(path: str, mtime_ns: int) -> tuple[str, ...]:
+    """The hash of the weights in a checkpoint; then those of the networks that a trainer's module may hold."""
     state = read_weights(path)
     for key in [
         key for key in state if key.endswith(".running_var")
     ]:  # old checkpoints lack what torch then sets to 0
         state.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
-    return weight_hash(state)
+    return tuple(weight_hash(variant) for variant in variants(state))
 
 
 def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:

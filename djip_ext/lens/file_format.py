@@ -1,8 +1,9 @@
 """The layout of a lens file: one safetensors file of about a kilobyte, of tensors and dictionaries.
 
 The tensor ``q`` (2, 8, 8) holds the steps; the metadata entry ``djip`` holds a JSON object with
-``format`` (the version of this layout), ``lens`` (the codec's settings) and ``about``
-(normalisation, teacher, data, CMI and accuracy, the fit).
+``format`` (the version of this layout), ``lens`` (the codec's settings), ``about`` (normalisation,
+teacher, data, CMI and accuracy, the fit) and ``digest`` (SHA-256 over the steps and all of the
+header but itself; files written before it existed have none).
 """
 
 import hashlib
@@ -51,7 +52,8 @@ def write_lens_file(
     Raises:
         DJIPError: the place cannot be written.
     """
-    header = {"format": FORMAT, "lens": FORMER_SETTINGS | settings, "about": about}
+    header: dict[str, Any] = {"format": FORMAT, "lens": FORMER_SETTINGS | settings, "about": about}
+    header["digest"] = _file_digest(_plain(q), json.dumps(header))
     # Bytes first: a full disk then is a plain OSError.
     content = save({"q": _plain(q)}, metadata={"djip": json.dumps(header)})
 
@@ -93,6 +95,12 @@ def read_lens_file(path: str | os.PathLike[str]) -> LensFile:
             f"{path} has lens format {version}, this djip_ext reads up to {FORMAT}; "
             "upgrade djip_ext"
         )
+    known = header.pop("digest", None)
+    if known is not None and known != _file_digest(q, json.dumps(header)):
+        raise DJIPError(
+            f"{path} is damaged: its tables or its header are not those that were written; copy it "
+            "again or fit the lens again"
+        )
     try:
         return LensFile(q, parse_settings(header["lens"]), dict(header["about"]))
     except (ValueError, KeyError, TypeError) as error:
@@ -124,6 +132,12 @@ def digest(q: Tensor, settings: dict[str, Any]) -> bytes:
     """SHA-256 over steps and settings."""
     text = json.dumps(FORMER_SETTINGS | settings, sort_keys=True)
     return hashlib.sha256(_plain(q).numpy().tobytes() + text.encode()).digest()
+
+
+def _file_digest(q: Tensor, header: str) -> str:
+    """SHA-256 over the steps and the header of a lens file, the header without its digest."""
+    content = str(q.dtype).encode() + q.contiguous().numpy().tobytes() + header.encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _plain(q: Tensor) -> Tensor:

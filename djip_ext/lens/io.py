@@ -25,6 +25,7 @@ from djip_ext.lens.file_format import (
     write_lens_file,
 )
 from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.utils.wrappers import plain_state, precision_of
 
 __all__ = [
     "FORMAT",
@@ -145,11 +146,11 @@ def lens_digest(lens: JPEGLens) -> bytes:
 def weight_hash(network: nn.Module | Mapping[str, Any]) -> str:
     """Sixteen hex digits over the names and values of a network's state.
 
-    It is how a lens recognises its teacher.
+    It is how a lens recognises its teacher.  Wrappers such as torch.compile's and DataParallel do
+    not enter; rounding to half precision does.
     """
-    state = network.state_dict() if isinstance(network, nn.Module) else network
     sha = hashlib.sha256()
-    for name, value in sorted(state.items()):
+    for name, value in sorted(plain_state(network).items()):
         if not isinstance(value, Tensor):
             continue
         sha.update(name.encode())
@@ -181,6 +182,21 @@ def check_belongs(lens: JPEGLens, network: nn.Module, mean: Any, std: Any) -> No
     if known != found:
         raise DJIPError(
             f"the lens was fitted for {about.get('teacher', 'a teacher')} with weights {known}, "
-            f"this teacher has {found}; fit a lens for it, or pass any_teacher=True "
-            "(--djip-any-teacher) to use this one all the same"
+            f"this teacher has {found}{_other_precision(network, known)}; fit a lens for it, or "
+            "pass any_teacher=True (--djip-any-teacher) to use this one all the same"
         )
+
+
+def _other_precision(network: nn.Module, known: str) -> str:
+    """Why the hashes may differ, where precision is the reason: the same weights, rounded, hash to another value."""
+    precision = precision_of(network)
+    state = plain_state(network)
+    for dtype in (torch.float16, torch.bfloat16):
+        if weight_hash({name: _rounded(value, dtype) for name, value in state.items()}) == known:
+            return f", which rounded to {str(dtype)[6:]} are those of the lens"
+    return "" if precision == "float32" else f" in {precision}, where rounded weights are others"
+
+
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value

@@ -110,6 +110,35 @@ class JPEGLens(nn.Module):
         """The arguments that make this lens, but for its steps."""
         return {name: getattr(self, name) for name in SETTINGS}
 
+    @classmethod
+    def from_jpeg(cls, path: str | os.PathLike[str], hard: bool = True) -> "JPEGLens":
+        """The quantization tables of a JPEG file, a camera's or a service's, as a lens.
+
+        Progressive files have the same tables and are read alike.  The lens works 4:4:4: for a file
+        with subsampled chroma, or a grey one, a warning says what it cannot show.
+
+        Args:
+            hard: round as the file does and clamp to [0, 255] as its decoder does; otherwise soft
+                with alpha = 5 / q^2, where a fit can start.
+
+        Raises:
+            DJIPError: no JPEG file, no YCbCr in it, or different tables for Cb and Cr.
+        """
+        from djip_ext.lens.jpeg_file import from_jpeg
+
+        return from_jpeg(path, hard)
+
+    def jpeg_tables(self) -> list[list[int]]:
+        """The tables as a JPEG file holds them: two lists of 64 integers in 1 .. 255, luma and chroma.
+
+        In natural order (row by row, not zigzag), as the ``qtables`` of Pillow's ``Image.save`` takes
+        them.  Steps are rounded to the nearest integer, a half to the nearest even one, and a step
+        below 1 becomes 1; so the file shows the *hard* lens of these integers, without saturation.
+        """
+        from djip_ext.lens.jpeg_file import jpeg_tables
+
+        return jpeg_tables(self.q)
+
     def sharpness(self) -> Tensor | float:
         """alpha of every step: the fixed number, or (2, 8, 8) when it is tied to q."""
         return self.alpha if self.kappa is None else self.kappa / self.q.square()

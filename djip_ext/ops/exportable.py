@@ -1,7 +1,7 @@
 """The soft lens as a plain graph of tensor operations, for torch.export, ONNX and torch.jit.trace.
 
 :mod:`djip_ext.ops.fused` looks at the values of the tables, keeps buffers between calls and is an
-autograd function; a tracer can follow none of that. Here everything that depends on the values of the
+autograd function; a tracer can follow none of that. Here all that depends on the values of the
 tables is computed beforehand, and what remains is colour, DCT, one pointwise function and back.
 """
 
@@ -83,7 +83,7 @@ class Constants:
 
 
 def through(pixels: Tensor, constants: Constants) -> Tensor:
-    """Apply the lens to pixels (B, 3, H, W) in [0, 255], sides multiples of 8; float32, not clamped.
+    """Apply the lens to pixels (B, 3, H, W) in [0, 255], sides multiples of 8; unclamped.
 
     Raises:
         DJIPError: so small steps that the sums at the ends of the range cannot be written out.

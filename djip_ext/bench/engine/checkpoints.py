@@ -1,55 +1,38 @@
-"""Reading trained weights: files of a network's state, and their strict loading."""
+"""Reading trained weights into the benchmark's networks, as float32 and strictly."""
 
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from djip_ext.errors import DJIPError, first_line
+from djip_ext.errors import DJIPError
+from djip_ext.utils.checkpoints import read_state, state_for
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state of a network in a ``.safetensors`` file or a ``torch.save``d ``{"model": state_dict}``, its numbers as float32.
-
-    Pickles are read with ``weights_only``: a checkpoint cannot run code.
+    """The state of a network in a checkpoint, see :func:`read_state`, its numbers as float32.
 
     Raises:
-        DJIPError: the file is missing or damaged.
+        DJIPError: the file is missing or damaged, or holds several networks.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DJIPError(
-            f"there is no checkpoint {path}; train one with DISTILLER.TYPE NONE or name one with BENCH.TEACHER_CHECKPOINT"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("model", state.get("state_dict", state))
-        return {
-            key: value.float() if value.is_floating_point() else value
-            for key, value in state.items()
-        }
-    except Exception as error:  # torch.load raises a dozen types for damaged files
-        raise DJIPError(
-            f"{path} is not a readable checkpoint ({first_line(error)}); fetch or train it again"
-        ) from error
+    return _as_float32(read_state(path))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a checkpoint (:func:`read_weights`) into ``model``, strictly.
+    """Load a checkpoint, see :func:`state_for`, into ``model``, strictly.
 
     Raises:
-        DJIPError: the file is missing, damaged, of another architecture or for another number of
-            classes.
+        DJIPError: the file is missing, damaged, of another architecture or number of classes.
     """
     try:
-        model.load_state_dict(read_weights(path))
+        model.load_state_dict(_as_float32(state_for(model, path)))
     except RuntimeError as error:
         detail = str(error).splitlines()[-1].strip()
+        name = getattr(model, "name", type(model).__name__)
         raise DJIPError(
-            f"{path} does not fit {getattr(model, 'name', type(model).__name__)}: {detail}; name the architecture and the data set it was trained for"
+            f"{path} does not fit {name}: {detail}; name the architecture it was trained for"
         ) from error
     return model
+
+
+def _as_float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: v.float() if v.is_floating_point() else v for key, v in state.items()}

@@ -1,0 +1,145 @@
+"""A lens as a real JPEG file, and the tables of a JPEG file as a lens (ITU-T T.81).
+
+A JPEG encoder rounds each DCT coefficient to a multiple of an integer step: the hard lens of
+integer tables.  So a closed service, which takes files and nothing else, can be shown what the lens
+shows.
+Uses Pillow, which is imported only when a file is read or written.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from djip_ext.errors import DJIPError, first_line
+from djip_ext.lens.io import lens_id
+from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
+from djip_ext.ops.dct import BLOCK
+from djip_ext.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.JpegImagePlugin import JpegImageFile
+
+SOFT_KAPPA = 5.0  # alpha q^2 of a soft lens read from a file: where fits start as well
+SUBSAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes; 65535 is white
+
+
+def jpeg_tables(q: Tensor) -> list[list[int]]:
+    """Round the steps ``q`` (2, 8, 8) to what a baseline JPEG file can hold.
+
+    Returns:
+        Two lists of 64 integers in 1 .. 255, luma and chroma, row by row ("natural order", not
+        zigzag), as the ``qtables`` of Pillow's ``Image.save`` takes them.  A step below 1 becomes
+        1, all others the nearest integer, a half the nearest even one.
+    """
+    steps = q.detach().cpu().round().clamp(1, Q_MAX).long()
+    return steps.view(2, BLOCK * BLOCK).tolist()
+
+
+def from_jpeg(path: str | os.PathLike[str], hard: bool = True) -> JPEGLens:
+    """The quantization tables of a JPEG file as a lens; see :meth:`JPEGLens.from_jpeg`."""
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            if image.format not in ("JPEG", "MPO"):
+                raise DJIPError(
+                    f"{path} is a {image.format} file; only JPEG files carry quantization tables"
+                )
+            luma, chroma, about = _read(image, path)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise DJIPError(
+            f"{path} cannot be read as a JPEG file ({first_line(error)}); check the path"
+        ) from error
+    tables = torch.tensor([luma, chroma]).float().view(2, BLOCK, BLOCK)
+    lens = JPEGLens(tables, kappa=None if hard else SOFT_KAPPA, hard=hard, clamp=hard)
+    lens.metadata = {"start": f"the tables of {path.name}", "jpeg_file": about}
+    return lens
+
+
+def _read(image: JpegImageFile, path: Path) -> tuple[list[int], list[int], dict[str, object]]:
+    """Luma table, chroma table and the file's properties; warn of what the lens cannot show."""
+    from PIL.JpegImagePlugin import get_sampling
+
+    if image.mode not in ("RGB", "L") or image.info.get("adobe_transform") == 0:
+        raise DJIPError(
+            f"{path} does not store YCbCr (mode {image.mode}); its tables have no luma and chroma"
+        )
+    # A component is (id, horizontal sampling, vertical sampling, number of its table).
+    tables = [list(image.quantization[component[3]]) for component in image.layer]
+    if len(tables) == 3 and tables[1] != tables[2]:
+        raise DJIPError(f"{path} has different tables for Cb and Cr; a lens has one for both")
+    sampling = "grey" if len(tables) == 1 else SUBSAMPLINGS.get(get_sampling(image), "unknown")
+    if sampling == "grey":
+        warnings.warn(
+            f"{path} is a grey JPEG; its one table is taken for chroma as well", stacklevel=4
+        )
+    elif sampling != "4:4:4":
+        warnings.warn(
+            f"{path} is subsampled ({sampling}): its chroma steps are for averaged pixels, but "
+            "the lens is always 4:4:4",
+            stacklevel=4,
+        )
+    if max(map(max, tables)) > Q_MAX:
+        warnings.warn(f"{path} has steps above 255; the lens has 255 there", stacklevel=4)
+    about = {"progressive": bool(image.info.get("progressive")), "subsampling": sampling}
+    return tables[0], tables[-1], about
+
+
+def open_rgb(path: str | os.PathLike[str]) -> Image:
+    """Read an image file as 8-bit RGB, upright: its EXIF orientation is applied.
+
+    Of an animation the first frame is taken.  Transparency is dropped, as most loaders of data sets
+    do.  16-bit grey is scaled by 1 / 257.
+
+    Raises:
+        DJIPError: no image, a damaged one, or one of a mode without a scale (floating point).
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode in SIXTEEN_BITS:
+            image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
+        if image.mode in ("I", "F"):
+            raise DJIPError(
+                f"{path} holds numbers of unknown scale (mode {image.mode}); save it with 8 bits"
+            )
+        return image.convert("RGB")
+    except DJIPError:
+        raise
+    except (OSError, SyntaxError, ValueError) as error:  # a broken PNG is a SyntaxError
+        raise DJIPError(
+            f"{path} cannot be read as an image ({first_line(error)}); replace or remove it"
+        ) from error
+
+
+def write_jpeg(image: Image, lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
+    """Write an RGB ``image`` as a 4:4:4 JPEG file with the tables of ``lens``, atomically.
+
+    The lens's id stands in the file's comment.  Profiles and other metadata are not kept.
+
+    Raises:
+        DJIPError: the operating system refused.
+    """
+
+    def write(temporary: Path) -> None:
+        image.save(
+            temporary,
+            "JPEG",
+            qtables=jpeg_tables(lens.q),
+            subsampling=0,
+            comment=f"djip lens {lens_id(lens)}",
+        )
+
+    image.info = {}  # else Pillow would keep a comment or a profile of the source
+    return atomic_write(path, write)
