@@ -6,20 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.protocols import LabelledImages
 from djip_ext.bench.engine.run import load_weights
 from djip_ext.errors import DJIPError, first_line
 from djip_ext.hosts.extra_distillers import module_name
 from djip_ext.hosts.offline import no_downloads
 from djip_ext.hosts.workarounds import Host, apply_workarounds
-
-if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderSet
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class HostTask:
     """
 
     teacher: nn.Module
-    train: "ImageSet | FolderSet"
-    test: "ImageSet | FolderSet"
+    train: LabelledImages
+    test: LabelledImages
     dataset: str
     teacher_name: str
 
