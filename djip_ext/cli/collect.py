@@ -6,6 +6,7 @@ from djip_ext.experiments.runs import collect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip collect``."""
     parser.add_argument(
         "runs",
         metavar="RUNS",
@@ -20,5 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Collect the runs; raises DJIPError when there are none."""
     count = collect(args.runs, args.folder)
     print(f"{count} runs collected in {args.folder}; djip report {args.folder} makes their report")
