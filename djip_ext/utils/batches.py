@@ -148,15 +148,21 @@ class Batches:
                 raise DJIPError(_out_of_range(low, high, self.num_classes))
         if self.mean is None or self.std is None:
             return
-        mean, std = (batch.image.new_tensor(list(v))[:, None, None] for v in (self.mean, self.std))
-        pixels = batch.image.detach().float() * std.float() + mean.float()
-        low, high = float(pixels.min()), float(pixels.max())
-        if low < LOWEST or high > HIGHEST:
-            found = f"[{float(batch.image.min()):.3g}, {float(batch.image.max()):.3g}]"
-            raise DJIPError(
-                f"the images lie in {found}, which normalising with mean {tuple(self.mean)} and std "
-                f"{tuple(self.std)} cannot give; divide pixels by 255, then normalise them, once"
-            )
+        check_range(batch.image, self.mean, self.std)
+
+
+def check_range(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raise DJIPError when images (B, 3, H, W) cannot have been normalised with mean and std."""
+    if image.numel() == 0:
+        return
+    columns = torch.tensor([list(mean), list(std)], device=image.device)[:, :, None, None]
+    pixels = image.detach().float() * columns[1] + columns[0]
+    if float(pixels.min()) < LOWEST or float(pixels.max()) > HIGHEST:
+        found = f"[{float(image.min()):.3g}, {float(image.max()):.3g}]"
+        raise DJIPError(
+            f"the images lie in {found}, which normalising with mean {tuple(mean)} and std "
+            f"{tuple(std)} cannot give; divide pixels by 255, then normalise them, once"
+        )
 
 
 def _parts(raw: Any, labels: bool) -> tuple[Any, Any, Any]:
