@@ -109,6 +109,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_fit_arguments(parser)
     parser.add_argument(
+        "--black-box",
+        action="store_true",
+        help="use the teacher's answers alone, not its gradient; nothing is asked beyond --queries",
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        metavar="N",
+        help="with --black-box, how many images may be sent to the teacher at most "
+        "(default: 30 passes)",
+    )
+    parser.add_argument(
+        "--hard",
+        action="store_true",
+        help="with --black-box, fit the hard lens, which JPEG files of djip encode show",
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted fit, to the same lens"
     )
 
@@ -145,6 +162,8 @@ def finished(out: Path) -> bool:
 
 def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     """Read teacher and images, fit, measure without and with the lens, and write it."""
+    if not args.black_box and (args.hard or args.queries is not None):
+        raise DJIPError("--hard and --queries are for a fit with --black-box; add it")
     cfg, host_options = configuration(args)
     settings = fit_settings(args, cfg.BENCH.PRECISION)
     task = read_task(args, cfg, host_options)
@@ -153,7 +172,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     device = resolve_device(cfg.BENCH.DEVICE)
     task.teacher.to(device).to(memory_format=torch.channels_last).eval()
     part = images_of_the_fit(task.train, args.images, settings.seed)
-    fitting = Fitting(task, part, settings, device)
+    fitting = Fitting(task, part, settings, device, args.black_box, args.queries)
 
     loader = make_loader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
     start = starting_lens(args, task.teacher, loader, part)
@@ -246,13 +265,14 @@ class Measured:
     seen: LabelledImages
     before: Measurement
     after: Measurement
-    test_before: Measurement
-    test_after: Measurement
+    test_before: Measurement | None
+    test_after: Measurement | None
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """CMI, cross entropy and accuracy of each, as the lens' metadata keep them."""
         names = ("before", "after", "test_before", "test_after")
-        return {name: getattr(self, name).summary() for name in names}
+        known = {name: getattr(self, name) for name in names}
+        return {name: one.summary() for name, one in known.items() if one is not None}
 
 
 @dataclass(frozen=True)
@@ -263,6 +283,8 @@ class Fitting:
     part: LabelledImages
     settings: FitSettings
     device: torch.device
+    black_box: bool = False
+    queries: int | None = None
 
     def fit(self, start: JPEGLens, loader: Loader, out: Path, first: bool) -> FitResult:
         """Fit from ``start``, with a checkpoint and TensorBoard events beside ``out``."""
@@ -283,10 +305,17 @@ class Fitting:
                 settings=self.settings,
                 checkpoint=out.with_suffix(".fit.pth"),
                 log=log,
+                gradients=not self.black_box,
+                queries=self.queries,
             )
 
     def measure(self, result: FitResult) -> Measured:
-        """Measure on all training images, where these are in memory, and on the test images."""
+        """Measure on all training images, where these are in memory, and on the test images.
+
+        Not with ``--black-box``: the budget of queries is the fit's alone.
+        """
+        if self.black_box:
+            return Measured(self.part, result.before, result.after, None, None)
         lens = self.transform(result.lens)
         train, test = self.task.train, self.task.test
         seen = self.part
@@ -321,16 +350,18 @@ class Fitting:
         self, result: FitResult, measured: Measured, out: Path, run: dict[str, Any]
     ) -> JPEGLens:
         """Write lens and record, with ``run`` in it; return the lens as others will read it."""
-        one_class = most_raised_class(
-            self.task.teacher,
-            measured.seen,
-            lambda samples: make_loader(samples, MEASURING_BATCH, self.device),
-            self.transform(result.lens),
-            measured.before.cmi,
-            measured.after.cmi,
-            self.settings.temperature,
-            self.settings.precision,
-        )
+        one_class = None
+        if not self.black_box:
+            one_class = most_raised_class(
+                self.task.teacher,
+                measured.seen,
+                lambda samples: make_loader(samples, MEASURING_BATCH, self.device),
+                self.transform(result.lens),
+                measured.before.cmi,
+                measured.after.cmi,
+                self.settings.temperature,
+                self.settings.precision,
+            )
         result.lens.save(out)
         saved = load_lens(out)  # its steps are clamped to the range: the id is of that
         record: dict[str, Any] = describe(saved) | {
@@ -382,7 +413,7 @@ def starting_lens(
             f"--start is '{args.start}'; give a number, jpeg:QUALITY, magnitude, "
             "sensitivity:QMAX or random:MEDIAN"
         ) from error
-    return JPEGLens(q, **codec)
+    return JPEGLens(q, hard=args.hard, **codec)
 
 
 def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
@@ -393,12 +424,16 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
         ("fitted on", "before", "after"),
         ("test set", "test_before", "test_after"),
     ):
+        if before not in about:
+            continue
         plain = about[before]
         lensed = about[after]
         print(
             f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, "
             f"accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %"
         )
+    if "queries" in about:
+        print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
     if not in_band:
         print(
             "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "

@@ -24,6 +24,7 @@ from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.cmi import CMI
 from djip_ext.metrics.measurement import Measurement, measure
+from djip_ext.utils.closed_teacher import ClosedTeacher
 from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, sum_all
 from djip_ext.utils.files import atomic_write
 from djip_ext.utils.networks import autocast, device_of, logits_of
@@ -63,6 +64,8 @@ def fit_lens(
     checkpoint: str | os.PathLike[str] | None = None,
     log: Callable[[dict[str, float]], None] | None = None,
     progress: bool = True,
+    gradients: bool = True,
+    queries: int | None = None,
     **overrides: Any,
 ) -> FitResult:
     """Fit the 128 steps of a lens so that ``teacher`` shows more CMI at little cross entropy.
@@ -85,11 +88,38 @@ def fit_lens(
             same lens, bit for bit, as one never interrupted.
         log: called with each round's row, for TensorBoard and the like.
         progress: show a progress bar.
+        gradients: ``False`` asks the teacher for answers only, so that it may be any callable, a
+            :class:`~djip_ext.ClosedTeacher` say; see :mod:`djip_ext.fit.black_box`.
+        queries: with ``gradients=False``, how many images may be sent to the teacher at most;
+            ``None``: thirty passes over the images of ``loader``.
 
     Raises:
         DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an empty loader, one whose set changes.
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
+    if not gradients:
+        from djip_ext.fit.black_box import fit_black_box
+
+        return fit_black_box(
+            teacher,
+            loader,
+            num_classes,
+            mean=mean,
+            std=std,
+            lens=lens,
+            settings=settings,
+            queries=queries,
+            checkpoint=checkpoint,
+            log=log,
+            progress=progress,
+        )
+    if any(isinstance(module, ClosedTeacher) for module in teacher.modules()):
+        raise DJIPError(
+            "a closed teacher has no gradient; fit its lens with gradients=False "
+            "(djip fit --black-box)"
+        )
+    if queries is not None:
+        raise DJIPError("queries is the budget of a fit with gradients=False; set rounds instead")
     if settings.variant == "literal" and processes() > 1:
         raise DJIPError(
             "the literal variant keeps predictions in the process that made them; use fresh with several processes"

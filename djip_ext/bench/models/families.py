@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from djip_ext.bench.models.closed import closed_build, closed_spec
 from djip_ext.bench.models.input_spec import InputSpec, triple
 from djip_ext.errors import DJIPError, first_line
 
@@ -312,6 +313,7 @@ def _hf_build(network: str, num_classes: int, pretrained: bool, download: bool) 
 
 
 FAMILIES = {
+    "closed": Family(closed_spec, closed_build),
     "torchvision": Family(_torchvision_spec, _torchvision_build),
     "timm": Family(_timm_spec, _timm_build),
     "hf": Family(_hf_spec, _hf_build),
