@@ -245,7 +245,8 @@ def _hf_spec(network: str, download: bool) -> InputSpec:
     mean: Sequence[float] = (0, 0, 0)
     std: Sequence[float] = (1, 1, 1)
     if processor.get("do_normalize", True):
-        mean, std = processor["image_mean"], processor["image_std"]
+        mean = processor["image_mean"]
+        std = processor["image_std"]
     size, resize = _hf_size(network, processor)
     interpolation = RESAMPLE[int(processor.get("resample") or 2)]
     return InputSpec(
