@@ -1,11 +1,13 @@
-"""How few images and rounds a lens needs: CMI on the whole training set against images, seconds and teacher-epochs of compute.
+"""How few images and rounds a lens needs: CMI on the whole training set against compute.
 
-    python benchmarks/fit.py --cfg CFG [--grid IMAGESxROUNDS ...] [--flags '--patience 2'] [--out docs/performance/fit] [KEY VALUE ...]
+    python benchmarks/fit.py --cfg CFG [--grid IMAGESxROUNDS ...] [--flags '--patience 2']
+                             [--out docs/performance/fit] [KEY VALUE ...]
 
-Runs ``djip fit`` once for every IMAGESxROUNDS of the grid, the last one being the long fit that the others are compared with; fits that
-have been run are not run again.  A teacher-epoch is what one epoch of *training* the teacher costs (forward, backward, step): by the clock,
-timed on a few batches right before each fit; or by passes, which no load disturbs, where a training step counts as three forward passes, a
-step of the tables as two.  The seconds of a fit are those of its rounds.
+Runs ``djip fit`` once for every IMAGESxROUNDS of the grid, the last one being the long fit that the
+others are compared with; fits that have been run are not run again.  A teacher-epoch is what one
+epoch of *training* the teacher costs (forward, backward, step): by the clock, timed on a few
+batches right before each fit; or by passes, which no load disturbs, where a training step counts as three
+forward passes, a step of the tables as two.  The seconds of a fit are those of its rounds.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from djip_ext.utils.networks import logits_of  # noqa: E402
 
 
 def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> tuple[float, int]:
-    """Seconds of one training epoch of the teacher, extrapolated from the median of some batches, and its images."""
+    """Seconds of a training epoch of the teacher, from the median of some batches; its images."""
     cfg = load_cfg(cfg_path or None, options)
     device = resolve_device(cfg.BENCH.DEVICE)
     train_set, _ = load_image_sets(cfg)
@@ -124,21 +126,22 @@ def main() -> None:
         write(
             rows,
             args.out,
-            f"{machine()}; plain teacher: CMI {long['before']['cmi']:.4f} nats, CE {long['before']['ce']:.4f}",
+            f"{machine()}; plain teacher: CMI {long['before']['cmi']:.4f} nats, "
+            f"CE {long['before']['ce']:.4f}",
         )
     )
     picture(fits, rows, args.out)
 
 
 def picture(fits: dict[str, dict], rows: list[dict[str, object]], path: Path) -> None:
-    """Left: the rounds of every fit, on its own images; right: the lenses that were taken, on all training images."""
+    """Left: the rounds of every fit, on its own images; right: the chosen lenses, on all images."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, (way, end) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for (job, fit), row in zip(fits.items(), rows):
+    for fit, row in zip(fits.values(), rows, strict=True):
         rounds = range(len(fit["history"]))
         spent = [
             fit["about"]["images"] * (2 + 3 * k) / (3 * fit["teacher_epoch_images"]) for k in rounds

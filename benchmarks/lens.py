@@ -1,13 +1,16 @@
 """The lens against other JPEG layers: time and peak memory, ratios in one interleaved run.
 
-    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT] [--rounds 15] [--threads N] [--out PATH]
+    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT]
+                              [--rounds 15] [--threads N] [--out PATH]
 
-kornia is taken when pip has installed it; without a checkout of JPEG-DL a naive five-bin layer stands in for it, under that name.
-Prints, and writes as CSV and Markdown, the medians in milliseconds and the peak memory in units of the images, with a picture; the
-ratios; and the share that the lens has in a teacher's forward pass.
+kornia is taken when pip has installed it; without a checkout of JPEG-DL a naive five-bin layer
+stands in for it, under that name.  Prints, and writes as CSV and Markdown, the medians in
+milliseconds and the peak memory in units of the images, with a picture; the ratios; and the share
+that the lens has in a teacher's forward pass.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -25,6 +28,7 @@ from torch import Tensor  # noqa: E402
 
 SIZES = ((128, 32), (32, 224))
 MODES = ("forward", "to q", "to q and x")
+COLOURS = ("#8c8c8c", "#3b6ea5", "#c1543c")
 
 
 def candidates(args: argparse.Namespace, batch: int, size: int) -> dict[str, Callable[[], Peer]]:
@@ -151,12 +155,12 @@ def shares(args: argparse.Namespace) -> list[dict[str, object]]:
         images, _ = scene(batch, size)
         normalised = images.to(memory_format=torch.channels_last) / 128 - 1
         calls: dict[str, Callable[[], object]] = {
-            "teacher": torch.no_grad()(lambda: network(normalised))
+            "teacher": torch.no_grad()(functools.partial(network, normalised))
         }
         for compiled in (False, True) if args.compiled else (False,):
             see = peers.lens(compiled=compiled).see
             calls["lens, compiled" if compiled else "lens"] = torch.no_grad()(
-                lambda see=see: see(images)
+                functools.partial(see, images)
             )
         medians = interleaved(calls, args.rounds)
         row: dict[str, object] = {"teacher": name, "images": f"{batch} x {size} x {size}"}
@@ -201,9 +205,9 @@ def picture(rows: list[dict[str, object]], path: Path) -> None:
     figure, axes = pyplot.subplots(
         1, len(sizes), figsize=(5.5 * len(sizes), 4), squeeze=False, layout="constrained"
     )
-    for axis, size in zip(axes[0], sizes):
+    for axis, size in zip(axes[0], sizes, strict=True):
         chosen = [row for row in rows if row["images"] == size][::-1]
-        for k, (mode, colour) in enumerate(zip(MODES, ("#8c8c8c", "#3b6ea5", "#c1543c"))):
+        for k, (mode, colour) in enumerate(zip(MODES, COLOURS, strict=True)):
             key = f"{mode}, ms"
             places = [i + 0.27 * (1 - k) for i, row in enumerate(chosen) if key in row]
             axis.barh(

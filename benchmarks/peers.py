@@ -1,8 +1,8 @@
-"""Other JPEG layers under one interface: those that pip or a checkout gives, and a plain stand-in of JPEG-DL's.
+"""Other JPEG layers under one interface: from pip or a checkout, and a plain stand-in of JPEG-DL's.
 
-A peer is built for a batch size and an image size and maps images in [0, 255] (B, 3, H, W) to images; its ``tables`` are the
-parameters that gradients go to.  kornia, Diff-JPEG and DiffJPEG halve the colour resolution, round by polynomials and have no sharpness:
-they do less work than the lens.
+A peer is built for a batch size and an image size and maps images in [0, 255] (B, 3, H, W) to
+images; its ``tables`` are the parameters that gradients go to.  kornia, Diff-JPEG and DiffJPEG
+halve the colour resolution, round by polynomials and have no sharpness: they do less work than the lens.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Peer:
 
 
 def lens(compiled: bool = False, **settings: object) -> Peer:
-    """This project's lens; by default as it is fitted: exact sum, alpha tied to the step with kappa = 5, equal steps of 8."""
+    """This project's lens, by default as a fit begins: exact sum, kappa = 5, equal steps of 8."""
     made = JPEGLens(**({"q": 8.0, "kappa": 5.0} | settings)).to(DEVICE)
     if compiled:
         made.compile()
@@ -41,7 +41,7 @@ def lens(compiled: bool = False, **settings: object) -> Peer:
 
 
 class PlainFiveBins(torch.nn.Module):
-    """JPEG-DL's layer written down naively: the five bins nearest to z / q by softmax, differentiated by autograd."""
+    """JPEG-DL's layer written down naively: softmax of the five nearest bins, by autograd."""
 
     def __init__(self, alpha: float = 5.0, max_index: int = 127) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def kornia_codec(batch: int) -> Peer:
 
 
 def jpeg_dl(checkout: Path, size: int, alpha: float = 5.0, step: float = 8.0) -> Peer:
-    """The layer of a checkout of JPEG-DL as its CIFAR scripts set it: alpha fixed, five bins, 8 bits."""
+    """The layer of a checkout of JPEG-DL as its CIFAR scripts set it: fixed alpha, five bins."""
     options = types.SimpleNamespace(
         num_bit=8,
         Q_inital=step,
@@ -164,7 +164,7 @@ def torchvision_codec() -> Peer:
 
 @contextlib.contextmanager
 def _importing(checkout: Path, *names: str) -> Iterator[None]:
-    """Import from a checkout, whose top-level names are those of half the world, and forget them afterwards."""
+    """Import from a checkout and forget its top-level names, which are common ones, afterwards."""
     if not checkout.is_dir():
         raise SystemExit(f"there is no checkout {checkout}")
     sys.path.insert(0, str(checkout))

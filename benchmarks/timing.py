@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory, the machine's description, and tables: what every benchmark here shares."""
+"""What every benchmark here shares: interleaved timing, peak memory, the machine, tables."""
 
 import csv
 import platform
@@ -14,7 +14,11 @@ import torch
 def interleaved(
     calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
 ) -> dict[str, float]:
-    """Median seconds of each call; every round runs each once, in a new order, so that a busy machine and a cold cache hurt all alike."""
+    """Median seconds of each call.
+
+    Every round runs each call once, in a new order, so that a busy machine and a cold cache hurt
+    all of them alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)
     for index in range(warm_up + rounds):
@@ -29,10 +33,10 @@ def interleaved(
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
-    """What a call holds at most, beyond what was there before it; ``None`` where the system does not tell.
+    """Bytes that a call holds at most, beyond those before it; None where the system does not tell.
 
-    On a CPU this is the high-water mark of resident memory, which Linux can reset; run with MALLOC_MMAP_THRESHOLD_=65536, so that
-    freed tensors are returned at once.
+    On a CPU this is the high-water mark of resident memory, which Linux can reset; run with
+    MALLOC_MMAP_THRESHOLD_=65536, so that freed tensors are returned at once.
     """
     call()
     if torch.cuda.is_available():
@@ -80,7 +84,8 @@ def machine() -> str:
         )
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     vector = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {torch.get_num_threads()} threads, {vector}{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {torch.get_num_threads()} threads, {vector}{gpu}; {versions}"
 
 
 def write(rows: Sequence[Mapping[str, object]], path: Path, title: str) -> str:

@@ -1,11 +1,12 @@
-"""Images per second of this benchmark's training loop and of mdistiller's own, KD on the same networks, batches and machine.
+"""Images per second of this benchmark's training loop and of mdistiller's own, for KD.
 
-    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N]
-                                       [--compile]
+    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...]
+                                       [--batches 20] [--rounds 7] [--threads N] [--compile]
 
-Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the
-device), its own trainer and its own networks, without evaluation and without files.  Loops take turns, some batches each; the medians are
-compared.
+Networks, batches and machine are the same.  Every loop trains on random images with its own data
+pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the device), its own
+trainer and its own networks, without evaluation and without files.  Loops take turns, some batches
+each; the medians are compared.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def ours(
     views: int = 0,
     compiled: bool = False,
 ) -> Step:
-    """One training step of this benchmark; ``views``: with the teacher's answers kept instead of computed."""
+    """One training step of this benchmark; ``views``: the teacher's answers are kept ones."""
     cfg = load_cfg(None, ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision])
     device = resolve_device("auto")
     distiller = distiller_dict["KD"](build_model(student, 100), build_model(teacher, 100), cfg)
@@ -130,7 +131,7 @@ def multiplications(name: str) -> float:
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Thousand millions of multiplications a second in a matrix product, the most that any network can hope for."""
+    """10^9 multiplications per second in a matrix product: no network can do more."""
     a = torch.randn(size, size, device=resolve_device("auto")).to(dtype)
     return size**3 / interleaved({"product": lambda: a @ a}, rounds=9)["product"] / 1e9
 
@@ -209,7 +210,10 @@ def main() -> None:
         f"{product_rate(dtype):.0f} in {str(dtype).removeprefix('torch.')}"
         for dtype in (torch.float32, torch.bfloat16)
     )
-    title = f"{machine()}; KD, batch {args.batch_size}, 32 x 32; a matrix product: {product} (10^9 multiplications / s)"
+    title = (
+        f"{machine()}; KD, batch {args.batch_size}, 32 x 32; "
+        f"a matrix product: {product} (10^9 multiplications / s)"
+    )
     print(write(rows, args.out, title))
 
 
