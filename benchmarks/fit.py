@@ -6,8 +6,8 @@
 Runs ``djip fit`` once for every IMAGESxROUNDS of the grid, the last one being the long fit that the
 others are compared with; fits that have been run are not run again.  A teacher-epoch is what one
 epoch of *training* the teacher costs (forward, backward, step): by the clock, timed on a few
-batches right before each fit; or by passes, which no load disturbs, where a training step counts as three
-forward passes, a step of the tables as two.  The seconds of a fit are those of its rounds.
+batches right before each fit; or by passes, which no load disturbs, where a training step counts
+as three forward passes, a step of the tables as two.  The seconds of a fit are those of its rounds.
 """
 
 import argparse

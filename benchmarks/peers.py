@@ -2,7 +2,8 @@
 
 A peer is built for a batch size and an image size and maps images in [0, 255] (B, 3, H, W) to
 images; its ``tables`` are the parameters that gradients go to.  kornia, Diff-JPEG and DiffJPEG
-halve the colour resolution, round by polynomials and have no sharpness: they do less work than the lens.
+halve the colour resolution, round by polynomials and have no sharpness: they do less work than the
+lens.
 """
 
 import contextlib
