@@ -1,4 +1,4 @@
-"""Whole tables as real processes: killed, out of disk, two at once, handed to a cluster; always to the same numbers."""
+"""Whole tables as real processes: killed, out of disk, two at once, on a cluster; same numbers."""
 
 import csv
 import json
