@@ -41,7 +41,7 @@ _ONCE: tuple[type, ...] = (
 
 
 class Batch(NamedTuple):
-    """Normalised images (B, 3, H, W), class numbers int64 (B,), the images' indices (B,) or None."""
+    """Normalised images (B, 3, H, W), class numbers int64 (B,), the indices (B,) or None."""
 
     image: Tensor
     label: Tensor
@@ -105,7 +105,7 @@ class Batches:
         if number == 0 and self._filled:
             raise DJIPError(
                 "the loader's second pass is empty: it can be read once only; let its __iter__ "
-                "start anew each time (an IterableDataset around a generator does not), or pass a list"
+                "start anew each time (around a generator it does not), or give a list"
             )
         self._filled = self._filled or number > 0
 

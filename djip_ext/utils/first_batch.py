@@ -91,7 +91,7 @@ def say_if_unchanged(plain: Tensor, output: Any) -> None:
     if bool((seen - plain).abs().max() <= EQUAL * largest) and rank() == 0:
         print(
             "djip: warning: the lens changes nothing, the teacher answers alike without it; does "
-            "it look at its images, or answer from memory? Then apply the lens where answers are made",
+            "it look at its images, or answer from memory? Then apply the lens where they are made",
             file=sys.stderr,
             flush=True,
         )
