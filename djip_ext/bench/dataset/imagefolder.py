@@ -16,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode
 
 from djip_ext.bench.dataset.imageset import few_shot, fingerprint
+from djip_ext.utils.pixel_modes import UNREADABLE, to_rgb
 from djip_ext.bench.models.input_spec import InputSpec
 from djip_ext.errors import DJIPError
 from djip_ext.lens.normalisation import Normalisation
@@ -104,8 +105,8 @@ class _Files(Dataset[tuple[Tensor, int, int]]):
         index, seed = key
         path = os.fsdecode(self.data.paths[index])
         try:
-            image = Image.open(path).convert("RGB")
-        except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
+            image = to_rgb(Image.open(path))
+        except UNREADABLE as error:
             reason = " ".join(str(error).split())
             raise DJIPError(
                 f"{path} cannot be read as an image ({reason}); replace or remove it"
