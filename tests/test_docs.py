@@ -4,7 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch import nn
+
+import djip_ext
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -25,6 +29,31 @@ def test_how_it_works_names_every_package_in_its_table() -> None:
 def test_what_how_it_works_names_exists(name: str) -> None:
     path = ROOT / name
     assert path.is_dir() if name.endswith("/") else path.is_file()
+
+
+def test_the_example_of_an_exported_teacher_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (DOCS / "outside.md").read_text(), flags=re.DOTALL
+    )
+    monkeypatch.chdir(tmp_path)
+    written = []
+    monkeypatch.setattr(torch.onnx, "export", lambda program, f: written.append(f))
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    scope = {
+        "djip_ext": djip_ext,
+        "teacher": teacher,
+        "lens": djip_ext.JPEGLens(q=8.0, kappa=5.0),
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "images": torch.randn(2, 3, 16, 24),
+    }
+    exec(compile(example, "outside.md", "exec"), scope)
+    others = torch.randn(3, 3, 32, 40)
+    exported, amplified = scope["program"].module(), scope["amplified"]
+    assert torch.allclose(exported(others), amplified(others), atol=1e-5)
+    assert written == ["teacher.onnx"]
 
 
 def test_every_package_has_a_page_of_the_api_reference() -> None:

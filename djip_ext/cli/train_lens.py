@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import load_image_sets, make_loader
 from djip_ext.bench.dataset.imageset import ImageSet
-from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 from djip_ext.bench.engine.run import build_teacher, code_version, resolve_device, run_record
 from djip_ext.cli.options import (
     add_benchmark_arguments,
@@ -39,10 +39,6 @@ from djip_ext.utils.distributed import by_first, joined, processes, rank, say, s
 from djip_ext.utils.files import claimed, write_json
 
 if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet
-
-    Images = ImageSet | FolderSet
-    Loader = DeviceLoader | FolderLoader
     Transform = Callable[[Tensor], Tensor]
 
 
@@ -257,7 +253,7 @@ def forget_earlier_fit(out: Path) -> None:
     out.with_suffix(".json").unlink(missing_ok=True)
 
 
-def images_of_the_fit(data: Images, count: int, seed: int) -> Images:
+def images_of_the_fit(data: LabelledImages, count: int, seed: int) -> LabelledImages:
     """``count`` images of ``data``, the same share of every class; all of them when it is 0."""
     return data.subset(min(1.0, count / len(data.labels)), seed=seed) if count else data
 
@@ -266,7 +262,7 @@ def images_of_the_fit(data: Images, count: int, seed: int) -> Images:
 class Measured:
     """The teacher without and with the lens, on training images ``seen`` and on test images."""
 
-    seen: Images
+    seen: LabelledImages
     before: Measurement
     after: Measurement
     test_before: Measurement | None
@@ -284,7 +280,7 @@ class Fitting:
     """A fit of ``task`` on its training images ``part``."""
 
     task: HostTask
-    part: Images
+    part: LabelledImages
     settings: FitSettings
     device: torch.device
     black_box: bool = False
@@ -334,7 +330,7 @@ class Fitting:
             seen, before, after, self.measure_on(test, None), self.measure_on(test, lens)
         )
 
-    def measure_on(self, data: Images, transform: Transform | None) -> Measurement:
+    def measure_on(self, data: LabelledImages, transform: Transform | None) -> Measurement:
         """CMI, cross entropy and accuracy on ``data``, each process on its share."""
         return measure(
             self.task.teacher,
@@ -381,7 +377,7 @@ def starting_lens(
     args: argparse.Namespace,
     teacher: nn.Module,
     loader: Loader,
-    data: Images,
+    data: LabelledImages,
 ) -> JPEGLens:
     """The start that ``--start`` and the codec's flags describe.
 

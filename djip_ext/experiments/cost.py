@@ -29,9 +29,9 @@ from djip_ext.hosts.registry import put_behind
 from djip_ext.utils.networks import autocast
 
 if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet
+    from djip_ext.bench.dataset.imagefolder import FolderSet
     from djip_ext.bench.dataset.imageset import ImageSet
-    from djip_ext.bench.dataset.loader import DeviceLoader
+    from djip_ext.bench.dataset.protocols import Loader
 
 STEPS = 2  # training steps that are timed, after one that is not
 
@@ -148,7 +148,7 @@ def fit_passes(images: int, rounds: int) -> int:
 class _Few:
     """The first batches of a loader."""
 
-    def __init__(self, loader: DeviceLoader | FolderLoader, batches: int) -> None:
+    def __init__(self, loader: Loader, batches: int) -> None:
         self.loader, self.batches, self.batch_size = loader, batches, loader.batch_size
         self.device, self.data, self.num_images = (
             loader.device,

@@ -1,4 +1,4 @@
-"""Images that stay in folders: prepared as the network expects, in reproducible batches, with clear errors."""
+"""Images that stay in folders: prepared for the network, reproducible batches, clear errors."""
 
 from pathlib import Path
 
@@ -120,7 +120,9 @@ def test_shares_of_all_processes_make_up_every_batch(train: FolderSet) -> None:
         [batch[2].tolist() for batch in FolderLoader(train, 5, shuffle=True, shard=(rank, 2))]
         for rank in range(2)
     ]
-    assert [sorted(a + b) for a, b in zip(*shares)] == [sorted(batch) for batch in whole]
+    assert [sorted(a + b) for a, b in zip(*shares, strict=True)] == [
+        sorted(batch) for batch in whole
+    ]
 
 
 def test_a_fraction_keeps_every_class(train: FolderSet) -> None:

@@ -1,4 +1,4 @@
-"""mdistiller's surface, name by name: what its tools import and call works in ``djip_ext.bench``."""
+"""mdistiller's surface, name by name: what its tools import and call works here."""
 
 import hashlib
 import importlib

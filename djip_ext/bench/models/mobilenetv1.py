@@ -1,4 +1,9 @@
-"""MobileNetV1 (Howard et al., *MobileNets*, arXiv 1704.04861, table 1) with mdistiller's state-dict keys."""
+"""MobileNetV1 (Howard et al., *MobileNets*, arXiv 1704.04861, table 1).
+
+The state-dict keys are mdistiller's.
+"""
+
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,8 +46,7 @@ class MobileNetV1(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 224.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16,
-          32.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2 to 32.
     """
 
     def __init__(self, num_classes: int = 1000) -> None:
@@ -57,17 +61,20 @@ class MobileNetV1(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends each stage after the stem."""
-        return [self.model[i][-2] for i in STAGE_ENDS[1:]]
+        return [self._last_norm(i) for i in STAGE_ENDS[1:]]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""
-        return [self.model[i][-2].num_features for i in STAGE_ENDS]
+        return [self._last_norm(i).num_features for i in STAGE_ENDS]
+
+    def _last_norm(self, block: int) -> nn.BatchNorm2d:
+        return cast(nn.BatchNorm2d, cast(nn.Sequential, self.model[block])[-2])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
         x = self.model[0](x)
         feats, preact = [x], [x]
         for i, block in enumerate(self.model[1:-1], start=1):
-            before = block[:-1](x)
+            before = cast(nn.Sequential, block)[:-1](x)
             x = F.relu(before)
             if i in STAGE_ENDS:
                 feats.append(x)
