@@ -24,9 +24,12 @@ from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.cmi import CMI
 from djip_ext.metrics.measurement import Measurement, measure
-from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, sum_all
+from djip_ext.utils.batches import Batches, check_enough
+from djip_ext.utils.closed_teacher import ClosedTeacher
+from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, say, sum_all
 from djip_ext.utils.files import atomic_write
 from djip_ext.utils.networks import autocast, device_of, logits_of
+from djip_ext.utils.precision import in_dtype_of
 
 CHANGED = "the loader's second pass holds {} that its first did not; every pass must yield the same images, so fix its set before the fit"
 
@@ -63,6 +66,8 @@ def fit_lens(
     checkpoint: str | os.PathLike[str] | None = None,
     log: Callable[[dict[str, float]], None] | None = None,
     progress: bool = True,
+    gradients: bool = True,
+    queries: int | None = None,
     **overrides: Any,
 ) -> FitResult:
     """Fit the 128 steps of a lens so that ``teacher`` shows more CMI at little cross entropy.
@@ -85,11 +90,38 @@ def fit_lens(
             same lens, bit for bit, as one never interrupted.
         log: called with each round's row, for TensorBoard and the like.
         progress: show a progress bar.
+        gradients: ``False`` asks the teacher for answers only, so that it may be any callable, a
+            :class:`~djip_ext.ClosedTeacher` say; see :mod:`djip_ext.fit.black_box`.
+        queries: with ``gradients=False``, how many images may be sent to the teacher at most;
+            ``None``: thirty passes over the images of ``loader``.
 
     Raises:
         DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an empty loader, one whose set changes.
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
+    if not gradients:
+        from djip_ext.fit.black_box import fit_black_box
+
+        return fit_black_box(
+            teacher,
+            loader,
+            num_classes,
+            mean=mean,
+            std=std,
+            lens=lens,
+            settings=settings,
+            queries=queries,
+            checkpoint=checkpoint,
+            log=log,
+            progress=progress,
+        )
+    if any(isinstance(module, ClosedTeacher) for module in teacher.modules()):
+        raise DJIPError(
+            "a closed teacher has no gradient; fit its lens with gradients=False "
+            "(djip fit --black-box)"
+        )
+    if queries is not None:
+        raise DJIPError("queries is the budget of a fit with gradients=False; set rounds instead")
     if settings.variant == "literal" and processes() > 1:
         raise DJIPError(
             "the literal variant keeps predictions in the process that made them; use fresh with several processes"
@@ -112,8 +144,10 @@ def fit_lens(
             "number of classes": num_classes,
         }
         before = measure(
-            teacher, loader, num_classes, None, settings.temperature, settings.precision
+            teacher, fit.batches, num_classes, None, settings.temperature, settings.precision
         )
+        if few := check_enough(before.cmi.counts):
+            say(f"note: {few}")
         if checkpoint is not None and by_first(lambda: Path(checkpoint).exists()):
             fit.load(checkpoint, identity, before)
         else:
@@ -149,6 +183,7 @@ class _Fit:
         settings: FitSettings,
     ) -> None:
         self.teacher, self.loader, self.num_classes = teacher, loader, num_classes
+        self.batches = Batches(loader, num_classes, normalisation.mean, normalisation.std)
         self.normalisation, self.lens, self.settings = normalisation, lens, settings
         lens.to(device_of(teacher) or torch.device("cpu"))
         with torch.no_grad():
@@ -181,7 +216,7 @@ class _Fit:
         )
         now = measure(
             self.teacher,
-            self.loader,
+            self.batches,
             self.num_classes,
             self.look,
             settings.temperature,
@@ -229,7 +264,7 @@ class _Fit:
             cmi, dtype=torch.float64, device=self.ln_q.device
         )  # stays there: reading a number every step would stall a GPU
         strangers = torch.zeros_like(now)  # images of a class that the measuring pass did not hold
-        for batch in in_step(self.loader):
+        for batch in in_step(self.batches):
             if batch is not None:
                 strangers += (counts[batch[1].to(counts.device)] == 0).sum()
             lam = self.price(now)
@@ -249,13 +284,14 @@ class _Fit:
         settings, q = self.settings, self.lens.q
         both, size = q.new_zeros(q.numel() + 1), 0
         if batch is not None:
-            image, label, *rest = batch
+            image, label, number = batch
             image, label = image.to(q.device), label.to(q.device)
             with autocast(image.device, settings.precision):
-                logits = logits_of(self.teacher(self.look(image)))
+                seen = in_dtype_of(self.teacher, self.look(image))
+                logits = logits_of(self.teacher(seen))
             try:
                 ln_f_old = (
-                    torch.stack([old[i] for i in rest[0].tolist()])
+                    torch.stack([old[i] for i in number.tolist()])
                     if settings.variant == "literal"
                     else None
                 )

@@ -60,7 +60,7 @@ def from_jpeg(path: str | os.PathLike[str], hard: bool = True) -> JPEGLens:
             f"{path} cannot be read as a JPEG file ({first_line(error)}); check the path"
         ) from error
     tables = torch.tensor([luma, chroma]).float().view(2, BLOCK, BLOCK)
-    lens = JPEGLens(tables, kappa=None if hard else SOFT_KAPPA, hard=hard, clamp=hard)
+    lens = JPEGLens(tables, kappa=None if hard else SOFT_KAPPA, hard=hard)
     lens.metadata = {"start": f"the tables of {path.name}", "jpeg_file": about}
     return lens
 

@@ -118,7 +118,7 @@ class JPEGLens(nn.Module):
         with subsampled chroma, or a grey one, a warning says what it cannot show.
 
         Args:
-            hard: round as the file does and clamp to [0, 255] as its decoder does; otherwise soft
+            hard: round as the file does (its decoder clamps to [0, 255] as well); otherwise soft
                 with alpha = 5 / q^2, where a fit can start.
 
         Raises:
