@@ -5,8 +5,8 @@
 
 Pixels: photographs that scikit-image ships, encoded by ``djip encode`` and decoded by Pillow.
 CMI and accuracy: the teacher on CIFAR-100 as it is, through the lens, through the hard lens of its
-steps, of its integer tables, and on the decoded files; on N images of the lens's training set, and
-of the test set.
+steps, of its integer tables, and on the decoded files, in the precision of the fit; on N images of
+the lens's training set, and of the test set.
 """
 
 import argparse
@@ -49,8 +49,8 @@ def encoded(lens: JPEGLens, images: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def integer_lens(lens: JPEGLens) -> JPEGLens:
-    """The hard lens of the integer tables, clamped as a decoder clamps."""
-    return JPEGLens(torch.tensor(lens.jpeg_tables()).float().view(2, 8, 8), hard=True, clamp=True)
+    """The hard lens of the integer tables."""
+    return JPEGLens(torch.tensor(lens.jpeg_tables()).float().view(2, 8, 8), hard=True)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def pixels(lenses: dict[str, JPEGLens]) -> list[dict[str, object]]:
             photographs, encoded(lens, list(photographs.values())), strict=True
         ):
             image = torch.from_numpy(photographs[photo].copy()).permute(2, 0, 1)[None].float()
-            seen = integer_lens(lens)(image)[0].permute(1, 2, 0).numpy()
+            seen = integer_lens(lens)(image)[0].clamp(0, 255).permute(1, 2, 0).numpy()
             error = np.abs(seen - decoded)
             rows.append(
                 {
@@ -100,7 +100,13 @@ def predictions(
             "JPEG files": (from_files, None),
         }
         for name, (images, view) in arms.items():
-            now = measure(teacher, make_loader(images, 250), data.num_classes, view)
+            now = measure(
+                teacher,
+                make_loader(images, 250),
+                data.num_classes,
+                view,
+                precision=lens.metadata["fit"]["precision"],
+            )
             rows.append({"images": where, "seen": name, **now.summary()})
             print(rows[-1], flush=True)
     return rows

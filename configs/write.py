@@ -1,7 +1,8 @@
 """The configuration files of the published tables, composed from what differs: a pair, a method.
 
-``python configs/write.py`` writes them beside this file, flat and in mdistiller's layout and naming, for its train.py and for
-``djip train`` alike; ``--check`` only says whether they are current.  Edit this file, not those.
+``python configs/write.py`` writes them beside this file, flat and in mdistiller's layout and
+naming, for its train.py and for ``djip train`` alike; ``--check`` only says whether they are
+current.  Edit this file, not those.
 """
 
 import argparse
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 FOLDER = Path(__file__).parent
 HEADER = "# Written by configs/write.py from a pair and a method; edit that file, not this one.\n"
 
-# What differs between methods: the node of each, as published (mdistiller's for its own methods). DKD, WTTM and ITRD: by pair, below.
+# What differs between methods: the node of each, as published (mdistiller's for its own methods).
+# DKD, WTTM and ITRD: by pair, below.
 METHODS: dict[str, dict[str, Any]] = {
     "KD": {"TEMPERATURE": 4, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}},
     "DKD": {"CE_WEIGHT": 1.0, "ALPHA": 1.0, "BETA": 8.0, "T": 4.0, "WARMUP": 20},
@@ -69,8 +71,11 @@ class Tuned(NamedTuple):
     itrd_mutual: float = 1.0
 
 
-# Pairs: mdistiller's file name -> teacher, student, their weights. Two betas are not published, those of res110_res20 and res50_vgg8:
-# the teacher's other pair lends its own.
+UNTUNED = Tuned()  # for pairs without published weights
+
+
+# Pairs: mdistiller's file name -> teacher, student, their weights. Two betas are not published,
+# those of res110_res20 and res50_vgg8: they are those of the teacher's other pair.
 CIFAR_PAIRS: dict[str, tuple[str, str, Tuned]] = {
     "wrn40_2_wrn_16_2": ("wrn_40_2", "wrn_16_2", Tuned(6.0, 0.1, 4.0)),
     "wrn40_2_wrn_40_1": ("wrn_40_2", "wrn_40_1", Tuned(6.0, 0.1, 3.0)),
@@ -92,8 +97,9 @@ FEWSHOT = (
 )  # the pairs of results/: small enough for a CPU
 LONG = {"vgg8"}  # teachers whose few-shot students learn for 120 epochs along a cosine
 
-# ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student and teacher, weights.
-# The transformers are timm's and give logits and pooled features only; their recipe is DeiT's, for the embedded benchmark alone.
+# ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student
+# and teacher, weights. The transformers are timm's and give logits and pooled features only; their
+# recipe is DeiT's, for the embedded benchmark alone.
 IMAGENET_PAIRS = {
     "r34_r18": (("ResNet34", "ResNet18"), ("res34", "res18"), (512, 512), Tuned(0.5, 0.8, 1.6)),
     "r50_mv1": (
@@ -144,9 +150,12 @@ def compose() -> dict[str, str]:
 
 
 def cifar(
-    method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewshot: bool = False
+    method: str, teacher: str, student: str, tuned: Tuned = UNTUNED, fewshot: bool = False
 ) -> str:
-    """The recipe of the CRD benchmark and DKD: 240 epochs; few-shot: 50, at a rate of .05, with the same decay, or as LONG says."""
+    """The recipe of the CRD benchmark and DKD: 240 epochs.
+
+    Few-shot: 50, at a rate of .05, with the same decay, or as LONG says.
+    """
     (short_t, dim_t), (short_s, dim_s) = CIFAR_NETWORKS[teacher], CIFAR_NETWORKS[student]
     tag = ["vanilla", short_s] if method == "NONE" else [method.lower(), short_t, short_s]
     solver = {
@@ -184,7 +193,8 @@ def imagenet(
 ) -> str:
     """mdistiller's recipe: 100 epochs, 512 images a batch at a rate of .2 (CRD: half of both).
 
-    Transformers take DeiT's optimiser and schedule (arXiv 2012.12877), 300 epochs of AdamW, without its mixup, cutmix and RandAugment.
+    Transformers take DeiT's optimiser and schedule (arXiv 2012.12877), 300 epochs of AdamW, without
+    its mixup, cutmix and RandAugment.
     """
     half = 2 if method == "CRD" else 1
     solver = {
@@ -253,7 +263,7 @@ def text(tree: dict[str, Any], indent: str = "") -> str:
 
 
 def stale(folder: Path = FOLDER) -> list[str]:
-    """Files that differ from what this file says, are missing, or were written by it once and are no longer."""
+    """Files that differ from what this file says, are missing, or are no longer written by it."""
     files = compose()
     differing = [
         name

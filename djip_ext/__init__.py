@@ -13,10 +13,12 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.metrics.cmi import CMI, ClassStatistics, conditional_mutual_information
 from djip_ext.ops.quantizer import hard_quantize, soft_quantize
 from djip_ext.teacher import DJIPTeacher
+from djip_ext.utils.closed_teacher import ClosedTeacher
 
 __version__ = "0.1.0"
 __all__ = [
     "CMI",
+    "ClosedTeacher",
     "ClassStatistics",
     "DJIPError",
     "DJIPTeacher",

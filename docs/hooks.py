@@ -48,6 +48,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         target, anchor = match[1], match[2] or ""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         place = pages().get(path, path.removeprefix("docs/"))
+        if not (ROOT / path).exists():
+            return match[0]  # mkdocs says what is wrong with it
         if files.get_file_from_path(place) is None:
             kind = "tree" if (ROOT / path).is_dir() else "blob"
             return f"]({config.repo_url}/{kind}/main/{path}{anchor})"

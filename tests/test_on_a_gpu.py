@@ -30,7 +30,6 @@ LENSES = {
     "JPEG-DL on CIFAR": lambda: JPEGLens.jpeg_dl(),
     "JPEG-DL on ImageNet": lambda: JPEGLens.jpeg_dl(4.0, "imagenet"),
     "hard": lambda: JPEGLens(q=8.0, hard=True),
-    "clamped": lambda: JPEGLens(q=30.0, kappa=5.0, clamp=True),
 }
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import load_image_sets, make_loader
-from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.protocols import LabelledImages
 from djip_ext.bench.engine.run import build_teacher, resolve_device
 from djip_ext.cli.options import add_benchmark_arguments, benchmark_cfg
 from djip_ext.errors import DJIPError
@@ -26,9 +26,6 @@ from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.class_simplex import most_raised_class
 from djip_ext.metrics.measurement import measure
 from djip_ext.utils.files import write_json
-
-if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderSet
 
 HEALTH_IMAGES = 256
 
@@ -103,7 +100,7 @@ def draw_lens(record: LensRecord, out: Path) -> list[Path]:
     return [save_figure(figure, out / f"{name}.png") for name, figure in figures.items()]
 
 
-def draw_images(lens: JPEGLens, data: ImageSet | FolderSet, count: int, out: Path) -> Path:
+def draw_images(lens: JPEGLens, data: LabelledImages, count: int, out: Path) -> Path:
     """Draw ``count`` images without and with the lens; return the picture's path."""
     from djip_ext.plots.images import images_figure
     from djip_ext.plots.style import save_figure
@@ -116,7 +113,7 @@ def draw_images(lens: JPEGLens, data: ImageSet | FolderSet, count: int, out: Pat
 
 
 def inspect_teacher(
-    lens: JPEGLens, cfg: CfgNode, data: ImageSet | FolderSet, out: Path
+    lens: JPEGLens, cfg: CfgNode, data: LabelledImages, out: Path
 ) -> tuple[dict[str, Any], list[Path]]:
     """Measure the teacher on ``data`` without and with the lens; draw CMI and one class.
 
@@ -137,7 +134,7 @@ def inspect_teacher(
     normalisation = Normalisation(data.mean, data.std)
     lens = lens.to(device)
 
-    def load(part: ImageSet | FolderSet) -> Any:
+    def load(part: LabelledImages) -> Any:
         return make_loader(part, 250, device)
 
     def with_lens(image: Tensor) -> Tensor:
@@ -204,8 +201,7 @@ def quantizer_text(lens: JPEGLens) -> str:
     sharpness = f"alpha = {lens.alpha:g}" if lens.kappa is None else f"alpha = {lens.kappa:g} / q^2"
     bins = f"{lens.window} nearest bins" if lens.window else "all bins"
     rounding = "hard rounding" if lens.hard else f"soft, {sharpness}, {bins}"
-    output = "clamped to [0, 255]" if lens.clamp else "not clamped"
-    return f"{rounding}, index range L = {lens.max_index}, output {output}"
+    return f"{rounding}, index range L = {lens.max_index}, output not clamped"
 
 
 def change_text(before: dict[str, float] | None, after: dict[str, float] | None) -> str:
@@ -261,14 +257,12 @@ def health_text(health: dict[str, Any]) -> str:
     )
 
 
-def image_sets(cfg: CfgNode) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
+def image_sets(cfg: CfgNode) -> tuple[LabelledImages, LabelledImages, str]:
     """Training set, test set and name of the data that ``cfg`` names."""
     return *load_image_sets(cfg), cfg.DATASET.TYPE
 
 
-def image_sets_of(
-    lens: JPEGLens, cfg: CfgNode
-) -> tuple[ImageSet | FolderSet, ImageSet | FolderSet, str]:
+def image_sets_of(lens: JPEGLens, cfg: CfgNode) -> tuple[LabelledImages, LabelledImages, str]:
     """The same for the data that ``lens`` was fitted for.
 
     The synthetic set stands in where these are unknown or not there.
@@ -286,7 +280,7 @@ def image_sets_of(
         return image_sets(cfg)
 
 
-def spread(data: ImageSet | FolderSet, count: int) -> tuple[Tensor, Tensor]:
+def spread(data: LabelledImages, count: int) -> tuple[Tensor, Tensor]:
     """Up to ``count`` images, evenly spread over the set, and their labels (N,).
 
     The images are float (N, 3, H, W) in [0, 255].

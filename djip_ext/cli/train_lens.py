@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import load_image_sets, make_loader
 from djip_ext.bench.dataset.imageset import ImageSet
-from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 from djip_ext.bench.engine.run import build_teacher, code_version, resolve_device, run_record
 from djip_ext.cli.options import (
     add_benchmark_arguments,
@@ -39,10 +39,6 @@ from djip_ext.utils.distributed import by_first, joined, processes, rank, say, s
 from djip_ext.utils.files import claimed, write_json
 
 if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet
-
-    Images = ImageSet | FolderSet
-    Loader = DeviceLoader | FolderLoader
     Transform = Callable[[Tensor], Tensor]
 
 
@@ -113,6 +109,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_fit_arguments(parser)
     parser.add_argument(
+        "--black-box",
+        action="store_true",
+        help="use the teacher's answers alone, not its gradient; nothing is asked beyond --queries",
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        metavar="N",
+        help="with --black-box, how many images may be sent to the teacher at most "
+        "(default: 30 passes)",
+    )
+    parser.add_argument(
+        "--hard",
+        action="store_true",
+        help="with --black-box, fit the hard lens, which JPEG files of djip encode show",
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted fit, to the same lens"
     )
 
@@ -149,6 +162,8 @@ def finished(out: Path) -> bool:
 
 def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     """Read teacher and images, fit, measure without and with the lens, and write it."""
+    if not args.black_box and (args.hard or args.queries is not None):
+        raise DJIPError("--hard and --queries are for a fit with --black-box; add it")
     cfg, host_options = configuration(args)
     settings = fit_settings(args, cfg.BENCH.PRECISION)
     task = read_task(args, cfg, host_options)
@@ -157,7 +172,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     device = resolve_device(cfg.BENCH.DEVICE)
     task.teacher.to(device).to(memory_format=torch.channels_last).eval()
     part = images_of_the_fit(task.train, args.images, settings.seed)
-    fitting = Fitting(task, part, settings, device)
+    fitting = Fitting(task, part, settings, device, args.black_box, args.queries)
 
     loader = make_loader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
     start = starting_lens(args, task.teacher, loader, part)
@@ -238,7 +253,7 @@ def forget_earlier_fit(out: Path) -> None:
     out.with_suffix(".json").unlink(missing_ok=True)
 
 
-def images_of_the_fit(data: Images, count: int, seed: int) -> Images:
+def images_of_the_fit(data: LabelledImages, count: int, seed: int) -> LabelledImages:
     """``count`` images of ``data``, the same share of every class; all of them when it is 0."""
     return data.subset(min(1.0, count / len(data.labels)), seed=seed) if count else data
 
@@ -247,16 +262,17 @@ def images_of_the_fit(data: Images, count: int, seed: int) -> Images:
 class Measured:
     """The teacher without and with the lens, on training images ``seen`` and on test images."""
 
-    seen: Images
+    seen: LabelledImages
     before: Measurement
     after: Measurement
-    test_before: Measurement
-    test_after: Measurement
+    test_before: Measurement | None
+    test_after: Measurement | None
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """CMI, cross entropy and accuracy of each, as the lens' metadata keep them."""
         names = ("before", "after", "test_before", "test_after")
-        return {name: getattr(self, name).summary() for name in names}
+        known = {name: getattr(self, name) for name in names}
+        return {name: one.summary() for name, one in known.items() if one is not None}
 
 
 @dataclass(frozen=True)
@@ -264,9 +280,11 @@ class Fitting:
     """A fit of ``task`` on its training images ``part``."""
 
     task: HostTask
-    part: Images
+    part: LabelledImages
     settings: FitSettings
     device: torch.device
+    black_box: bool = False
+    queries: int | None = None
 
     def fit(self, start: JPEGLens, loader: Loader, out: Path, first: bool) -> FitResult:
         """Fit from ``start``, with a checkpoint and TensorBoard events beside ``out``."""
@@ -287,10 +305,17 @@ class Fitting:
                 settings=self.settings,
                 checkpoint=out.with_suffix(".fit.pth"),
                 log=log,
+                gradients=not self.black_box,
+                queries=self.queries,
             )
 
     def measure(self, result: FitResult) -> Measured:
-        """Measure on all training images, where these are in memory, and on the test images."""
+        """Measure on all training images, where these are in memory, and on the test images.
+
+        Not with ``--black-box``: the budget of queries is the fit's alone.
+        """
+        if self.black_box:
+            return Measured(self.part, result.before, result.after, None, None)
         lens = self.transform(result.lens)
         train, test = self.task.train, self.task.test
         seen = self.part
@@ -305,7 +330,7 @@ class Fitting:
             seen, before, after, self.measure_on(test, None), self.measure_on(test, lens)
         )
 
-    def measure_on(self, data: Images, transform: Transform | None) -> Measurement:
+    def measure_on(self, data: LabelledImages, transform: Transform | None) -> Measurement:
         """CMI, cross entropy and accuracy on ``data``, each process on its share."""
         return measure(
             self.task.teacher,
@@ -325,16 +350,18 @@ class Fitting:
         self, result: FitResult, measured: Measured, out: Path, run: dict[str, Any]
     ) -> JPEGLens:
         """Write lens and record, with ``run`` in it; return the lens as others will read it."""
-        one_class = most_raised_class(
-            self.task.teacher,
-            measured.seen,
-            lambda samples: make_loader(samples, MEASURING_BATCH, self.device),
-            self.transform(result.lens),
-            measured.before.cmi,
-            measured.after.cmi,
-            self.settings.temperature,
-            self.settings.precision,
-        )
+        one_class = None
+        if not self.black_box:
+            one_class = most_raised_class(
+                self.task.teacher,
+                measured.seen,
+                lambda samples: make_loader(samples, MEASURING_BATCH, self.device),
+                self.transform(result.lens),
+                measured.before.cmi,
+                measured.after.cmi,
+                self.settings.temperature,
+                self.settings.precision,
+            )
         result.lens.save(out)
         saved = load_lens(out)  # its steps are clamped to the range: the id is of that
         record: dict[str, Any] = describe(saved) | {
@@ -350,7 +377,7 @@ def starting_lens(
     args: argparse.Namespace,
     teacher: nn.Module,
     loader: Loader,
-    data: Images,
+    data: LabelledImages,
 ) -> JPEGLens:
     """The start that ``--start`` and the codec's flags describe.
 
@@ -386,7 +413,7 @@ def starting_lens(
             f"--start is '{args.start}'; give a number, jpeg:QUALITY, magnitude, "
             "sensitivity:QMAX or random:MEDIAN"
         ) from error
-    return JPEGLens(q, **codec)
+    return JPEGLens(q, hard=args.hard, **codec)
 
 
 def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
@@ -397,12 +424,16 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
         ("fitted on", "before", "after"),
         ("test set", "test_before", "test_after"),
     ):
+        if before not in about:
+            continue
         plain = about[before]
         lensed = about[after]
         print(
             f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, "
             f"accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %"
         )
+    if "queries" in about:
+        print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
     if not in_band:
         print(
             "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "

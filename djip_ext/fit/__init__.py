@@ -5,7 +5,9 @@ any loader.
 
 * :mod:`~djip_ext.fit.objective`: CE + lambda L_rev (DJIP, Theorem 1), and its sign.
 * :mod:`~djip_ext.fit.settings`: every number that a fit depends on.
+* :mod:`~djip_ext.fit.start`, :mod:`~djip_ext.fit.result`: the lens it starts from, what it returns.
 * :mod:`~djip_ext.fit.loop`: :func:`fit_lens`, the alternating optimisation.
+* :mod:`~djip_ext.fit.black_box`: the same for a teacher that only answers, as a search.
 * :mod:`~djip_ext.fit.checkpoint`: its state on disk.
 * :mod:`~djip_ext.fit.sampling`: the order in which it reads a loader.
 * :mod:`~djip_ext.fit.record`: what a fit leaves beside the lens, for reports and pictures.

@@ -69,8 +69,8 @@ def write_checkpoint(
     best = state.best
     content = vars(state) | {
         "identity": identity,
-        "before": _pack(state.before),
-        "best": vars(best) | {"measured": _pack(best.measured)},
+        "before": pack_measurement(state.before),
+        "best": vars(best) | {"measured": pack_measurement(best.measured)},
     }
     atomic_write(path, lambda temporary: torch.save(content, temporary))
 
@@ -90,10 +90,13 @@ def read_checkpoint(path: str | os.PathLike[str], identity: dict[str, Any]) -> F
             q=content["q"],
             optimizer=content["optimizer"],
             history=content["history"],
-            before=_unpack(content["before"]),
+            before=unpack_measurement(content["before"]),
             centres=content["centres"],
             best=BestRound(
-                tuple(best["rank"]), best["index"], best["tables"], _unpack(best["measured"])
+                tuple(best["rank"]),
+                best["index"],
+                best["tables"],
+                unpack_measurement(best["measured"]),
             ),
         )
     except (RuntimeError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
@@ -150,7 +153,7 @@ def _check_identity(
         )
 
 
-def _pack(measurement: Measurement) -> dict[str, Any]:
+def pack_measurement(measurement: Measurement) -> dict[str, Any]:
     """A measurement as tensors and numbers, which torch loads without running code."""
     return {
         "cmi": dict(vars(measurement.cmi)),
@@ -159,7 +162,7 @@ def _pack(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _unpack(content: dict[str, Any]) -> Measurement:
+def unpack_measurement(content: dict[str, Any]) -> Measurement:
     """The inverse of :func:`_pack`."""
     cmi = content["cmi"]
     whole = CMI(

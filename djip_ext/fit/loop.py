@@ -1,6 +1,5 @@
 """Fitting a lens: class centres and tables in turn, until the teacher's CMI is in its band."""
 
-import copy
 import dataclasses
 import math
 import os
@@ -23,39 +22,21 @@ from djip_ext.fit.checkpoint import (
     write_checkpoint,
 )
 from djip_ext.fit.objective import lens_objective
-from djip_ext.fit.sampling import begin_round, kept_random_state
+from djip_ext.fit.result import FitResult
+from djip_ext.fit.sampling import CHANGED, begin_round, kept_random_state
 from djip_ext.fit.settings import FitSettings
+from djip_ext.fit.start import default_start, starting_lens
 from djip_ext.lens.io import settings_of, weight_hash
 from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.measurement import Measurement, measure
-from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, sum_all
+from djip_ext.utils.batches import Batches, check_enough
+from djip_ext.utils.closed_teacher import ClosedTeacher
+from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, say, sum_all
 from djip_ext.utils.networks import autocast, device_of, frozen, logits_of
+from djip_ext.utils.precision import in_dtype_of
 
-CHANGED = (
-    "the loader's second pass holds {} that its first did not; every pass must yield the same "
-    "images, so fix its set before the fit"
-)
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """A fitted lens and how it came about.
-
-    Attributes:
-        lens: the chosen round's lens, its ``metadata`` filled in.
-        before, after: the teacher on the data of the fit, without and with the lens.
-        history: one row per round: CMI, CE, accuracy *at its start*, lambda, the range of q.
-        chosen: the round whose tables were taken.
-        in_band: whether they meet both the target band and the accuracy floor.
-    """
-
-    lens: JPEGLens
-    before: Measurement
-    after: Measurement
-    history: list[dict[str, float]]
-    chosen: int
-    in_band: bool
+__all__ = ["FitResult", "default_start", "fit_lens"]
 
 
 def fit_lens(
@@ -70,6 +51,8 @@ def fit_lens(
     checkpoint: str | os.PathLike[str] | None = None,
     log: Callable[[dict[str, float]], None] | None = None,
     progress: bool = True,
+    gradients: bool = True,
+    queries: int | None = None,
     **overrides: Any,
 ) -> FitResult:
     """Fit the 128 steps of a lens so that ``teacher`` shows more CMI at little cross entropy.
@@ -95,24 +78,54 @@ def fit_lens(
             it and ends with the same lens, bit for bit, as one never interrupted.
         log: called with each round's row, for TensorBoard and the like.
         progress: show a progress bar.
+        gradients: ``False`` asks the teacher for answers only, so that it may be any callable, a
+            :class:`~djip_ext.ClosedTeacher` say; see :mod:`djip_ext.fit.black_box`.
+        queries: with ``gradients=False``, how many images may be sent to the teacher at most;
+            ``None``: thirty passes over the images of ``loader``.
 
     Raises:
         DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an
             empty loader, one whose set changes.
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
+    if not gradients:
+        from djip_ext.fit.black_box import fit_black_box
+
+        return fit_black_box(
+            teacher,
+            loader,
+            num_classes,
+            mean=mean,
+            std=std,
+            lens=lens,
+            settings=settings,
+            queries=queries,
+            checkpoint=checkpoint,
+            log=log,
+            progress=progress,
+        )
+    if any(isinstance(module, ClosedTeacher) for module in teacher.modules()):
+        raise DJIPError(
+            "a closed teacher has no gradient; fit its lens with gradients=False "
+            "(djip fit --black-box)"
+        )
+    if queries is not None:
+        raise DJIPError("queries is the budget of a fit with gradients=False; set rounds instead")
     if settings.variant == "literal" and processes() > 1:
         raise DJIPError(
             "the literal variant keeps predictions in the process that made them; use fresh with "
             "several processes"
         )
-    lens = _starting_lens(lens)
+    lens = starting_lens(lens)
     normalisation = Normalisation(mean, std)
+    batches = Batches(loader, num_classes, normalisation.mean, normalisation.std)
     with frozen(teacher), kept_random_state(loader):
         before = measure(
-            teacher, loader, num_classes, None, settings.temperature, settings.precision
+            teacher, batches, num_classes, None, settings.temperature, settings.precision
         )
-        fit = _Fit(teacher, loader, num_classes, normalisation, lens, settings, before)
+        if few := check_enough(before.cmi.counts):
+            say(f"note: {few}")
+        fit = _Fit(teacher, loader, batches, num_classes, normalisation, lens, settings, before)
         identity = fit.identity()
         if checkpoint is not None and by_first(Path(checkpoint).exists):
             fit.resume(checkpoint, identity)
@@ -155,6 +168,7 @@ class _Fit:
         self,
         teacher: nn.Module,
         loader: Iterable[Any],
+        batches: Batches,
         num_classes: int,
         normalisation: Normalisation,
         lens: JPEGLens,
@@ -163,6 +177,7 @@ class _Fit:
     ) -> None:
         self.teacher = teacher
         self.loader = loader
+        self.batches = batches
         self.num_classes = num_classes
         self.normalisation = normalisation
         self.lens = lens
@@ -197,7 +212,7 @@ class _Fit:
 
         now = measure(
             self.teacher,
-            self.loader,
+            self.batches,
             self.num_classes,
             self.apply_lens,
             settings.temperature,
@@ -248,7 +263,7 @@ class _Fit:
         spent = torch.zeros_like(now)
         unseen = torch.zeros_like(now)  # images of a class that the measuring pass did not hold
         steps = 0
-        for batch in in_step(self.loader):
+        for batch in in_step(self.batches):
             if batch is not None:
                 unseen += (held.counts[batch[1].to(device)] == 0).sum()
             lam = self.lagrange_multiplier(now)
@@ -282,15 +297,16 @@ class _Fit:
         """dL/dq and KL(f || S_y), means over this process's ``batch``."""
         settings = self.settings
         q = self.lens.q
-        image, label, *rest = batch
+        image, label, image_index = batch
         image = image.to(q.device)
         label = label.to(q.device)
         with autocast(image.device, settings.precision):
-            logits = logits_of(self.teacher(self.apply_lens(image)))
+            seen = in_dtype_of(self.teacher, self.apply_lens(image))
+            logits = logits_of(self.teacher(seen))
         ln_f_old = None
         if settings.variant == "literal":
             try:
-                ln_f_old = torch.stack([held.ln_f[i] for i in rest[0].tolist()])
+                ln_f_old = torch.stack([held.ln_f[i] for i in image_index.tolist()])
             except KeyError as error:
                 raise DJIPError(CHANGED.format("images")) from error
         loss, _, kl = lens_objective(
@@ -403,23 +419,3 @@ class _Fit:
         self.before = state.before
         self.centres = state.centres
         self.best = state.best
-
-
-def default_start() -> JPEGLens:
-    """Equal steps of 8 with alpha = 5 / q^2: soft enough for a quiet gradient at any step.
-
-    ``docs/defaults.md`` has what else was tried.
-    """
-    return JPEGLens(q=8.0, kappa=5.0)
-
-
-def _starting_lens(lens: JPEGLens | None) -> JPEGLens:
-    """A copy to work on; its teacher-specific metadata are dropped."""
-    lens = default_start() if lens is None else copy.deepcopy(lens)
-    if lens.hard:
-        raise DJIPError(
-            "a hard lens has no gradient; fit it soft (hard=False) and set lens.hard = True "
-            "afterwards"
-        )
-    lens.metadata = {}
-    return lens.unfreeze()

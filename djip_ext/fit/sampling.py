@@ -6,6 +6,11 @@ from typing import Any, Protocol, TypeGuard
 
 import torch
 
+CHANGED = (
+    "the loader's second pass holds {} that its first did not; every pass must yield the same "
+    "images, so fix its set before the fit"
+)
+
 
 class HasEpoch(Protocol):
     """A loader whose order or augmentation depends on the number of the epoch."""

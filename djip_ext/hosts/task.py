@@ -6,20 +6,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from djip_ext.bench.dataset.imageset import ImageSet
+from djip_ext.bench.dataset.protocols import LabelledImages
 from djip_ext.bench.engine.run import load_weights
 from djip_ext.errors import DJIPError, first_line
 from djip_ext.hosts.extra_distillers import module_name
 from djip_ext.hosts.offline import no_downloads
 from djip_ext.hosts.workarounds import Host, apply_workarounds
-
-if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderSet
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class HostTask:
     """
 
     teacher: nn.Module
-    train: "ImageSet | FolderSet"
-    test: "ImageSet | FolderSet"
+    train: LabelledImages
+    test: LabelledImages
     dataset: str
     teacher_name: str
 
@@ -73,14 +71,14 @@ def read_host(
     with no_downloads():
         cfg = _configuration(package, cfg_path, options)
         get_dataset = _member(package, "dataset").get_dataset
-        with _running(f"{module_name(package, 'dataset')}.get_dataset", cfg_path):
+        with _running("get_dataset", checkout, cfg_path):
             train_loader, test_loader, _, num_classes = get_dataset(cfg)
         mean, std = _scale(test_loader.dataset)
         plain = test_loader.dataset.transform
-        with _running("data set", cfg_path):
+        with _running("data set", checkout, cfg_path):
             train = _images(train_loader.dataset, plain, num_classes, mean, std, limit)
             test = _images(test_loader.dataset, plain, num_classes, mean, std, limit)
-        with _running("teacher", cfg_path):
+        with _running("teacher", checkout, cfg_path):
             teacher = _teacher(package, cfg, num_classes)
     return HostTask(teacher, train, test, cfg.DATASET.TYPE, cfg.DISTILLER.TEACHER)
 
@@ -99,8 +97,8 @@ def _configuration(package: str, cfg_path: str | Path, options: Sequence[str]) -
 
 
 @contextmanager
-def _running(what: str, cfg_path: str | Path) -> Iterator[None]:
-    """Turn what the host's own code raises into one line.
+def _running(what: str, checkout: Path, cfg_path: str | Path) -> Iterator[None]:
+    """Turn what the host's own code raises into one line with the place in ``checkout``.
 
     Its scripts may set what the YAML file leaves open, by flags of their own.
     """
@@ -109,7 +107,9 @@ def _running(what: str, cfg_path: str | Path) -> Iterator[None]:
     except DJIPError:
         raise
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).is_relative_to(checkout)]
+        last = (own or frames)[-1]
         raise DJIPError(
             f"the host's {what} fails at {last.filename}:{last.lineno} with "
             f"{type(error).__name__}: {first_line(error)}; where its scripts set by flags what "

@@ -6,6 +6,7 @@ Uses :mod:`djip_ext.ops` and :mod:`djip_ext.utils`; knows nothing of objectives,
 * :mod:`~djip_ext.lens.jpeg_file`: quantization tables from and to real JPEG files.
 * :mod:`~djip_ext.lens.jpeg_lens`: :class:`JPEGLens`, the module.
 * :mod:`~djip_ext.lens.io`: lenses from and to files, their ids, and which teacher they belong to.
+* :mod:`~djip_ext.lens.hub`: lenses on the Hugging Face Hub, an optional extra.
 * :mod:`~djip_ext.lens.initial_tables`: the quantization tables that a fit can start from.
 * :mod:`~djip_ext.lens.normalisation`: between a network's normalised input and pixels in [0, 255].
 """

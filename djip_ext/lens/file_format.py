@@ -22,7 +22,11 @@ from djip_ext.errors import DJIPError
 from djip_ext.utils.files import atomic_write
 
 FORMAT = 1
-SETTINGS = ("alpha", "kappa", "max_index", "window", "hard", "clamp")
+SETTINGS = ("alpha", "kappa", "max_index", "window", "hard")
+
+# Settings that a lens no longer has.  Files and digests go on naming them with the one value that
+# they had, so that a lens keeps its id and older versions can read it.
+FORMER_SETTINGS = {"clamp": False}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def write_lens_file(
     Raises:
         DJIPError: the place cannot be written.
     """
-    header: dict[str, Any] = {"format": FORMAT, "lens": settings, "about": about}
+    header: dict[str, Any] = {"format": FORMAT, "lens": FORMER_SETTINGS | settings, "about": about}
     header["digest"] = _file_digest(_plain(q), json.dumps(header))
     # Bytes first: a full disk then is a plain OSError.
     content = save({"q": _plain(q)}, metadata={"djip": json.dumps(header)})
@@ -104,11 +108,17 @@ def read_lens_file(path: str | os.PathLike[str]) -> LensFile:
 
 
 def parse_settings(content: dict[str, Any]) -> dict[str, Any]:
-    """The settings by :data:`SETTINGS` in ``content``, and no other entry of it.
+    """The settings by :data:`SETTINGS` in ``content``, which older versions may have written.
 
     Raises:
+        DJIPError: a setting that no longer exists has another value than the one it keeps.
         KeyError: a setting is missing.
     """
+    for name, kept in FORMER_SETTINGS.items():
+        if name in content and content[name] != kept:
+            raise DJIPError(
+                f"{name} is {content[name]}, which a lens no longer has; use djip_ext 0.1.0"
+            )
     return {name: content[name] for name in SETTINGS}
 
 
@@ -120,7 +130,7 @@ def not_a_lens(path: Path, error: Exception) -> DJIPError:
 
 def digest(q: Tensor, settings: dict[str, Any]) -> bytes:
     """SHA-256 over steps and settings."""
-    text = json.dumps(settings, sort_keys=True)
+    text = json.dumps(FORMER_SETTINGS | settings, sort_keys=True)
     return hashlib.sha256(_plain(q).numpy().tobytes() + text.encode()).digest()
 
 

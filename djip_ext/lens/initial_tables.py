@@ -14,7 +14,9 @@ from djip_ext.errors import DJIPError
 from djip_ext.lens.jpeg_lens import Q_MAX, Q_MIN
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
+from djip_ext.utils.batches import Batches
 from djip_ext.utils.networks import device_of, logits_of
+from djip_ext.utils.precision import in_dtype_of
 
 # ITU-T T.81, annex K.1 and K.2
 _LUMA = """
@@ -65,7 +67,7 @@ def mean_magnitude(loader: Iterable[Any], mean: Any, std: Any, divisor: float = 
     normalisation = Normalisation(mean, std)
     total = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64)
     count = 0
-    for image, *_ in loader:
+    for image, *_ in Batches(loader, mean=mean, std=std, labels=False):
         z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image)))
         total += _sum_blocks(z.abs())
         count += z.numel() // (3 * BLOCK * BLOCK)
@@ -92,14 +94,15 @@ def sensitivity(
     normalisation = Normalisation(mean, std)
     total = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64)
     device = device_of(network)
-    for image, label, *_ in loader:
+    for image, label, _ in Batches(loader, mean=mean, std=std):
         image = image.to(device=device)
         label = label.to(device=device)
         height, width = image.shape[2:]
         with torch.enable_grad():
             z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image))).requires_grad_()
             pixels = coefficients_to_rgb(z)[:, :, :height, :width]
-            logits = logits_of(network(normalisation.to_network(pixels))).float()
+            x = in_dtype_of(network, normalisation.to_network(pixels))
+            logits = logits_of(network(x)).float()
             loss = F.cross_entropy(logits / temperature, label, reduction="sum")
             (slope,) = torch.autograd.grad(loss, z)
         total += _sum_blocks(slope.square())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from djip_ext.errors import DJIPError
 from djip_ext.lens.file_format import (
     FORMAT,
+    FORMER_SETTINGS,
     SETTINGS,
     digest,
     not_a_lens,
@@ -46,7 +47,7 @@ __all__ = [
 
 def settings_of(lens: JPEGLens) -> dict[str, Any]:
     """All of ``lens`` but its steps and metadata, as lens files and records name it."""
-    return lens.settings()
+    return FORMER_SETTINGS | lens.settings()
 
 
 def save_lens(lens: JPEGLens, path: str | os.PathLike[str]) -> Path:

@@ -39,11 +39,9 @@ class JPEGLens(nn.Module):
         kappa: when given, alpha is tied to the step, alpha = kappa / q^2 (JPEG-DL has 0.7 on
             ImageNet).
         hard: round instead (alpha -> infinity); the tables then receive no gradient.
-        clamp: clamp the result to [0, 255], as a decoder of JPEG files does; off by default, since
-            it zeroes gradients.
 
-    Shape: float (B, 3, H, W) in [0, 255], any H and W -> the same; float32 whatever autocast says
-    (float64 stays).
+    Shape: float (B, 3, H, W) in [0, 255], any H and W -> the same, not clamped to [0, 255], which
+    would zero gradients; float32 whatever autocast says (float64 stays).
 
     The steps may be changed at any time; on a GPU under ``torch.no_grad()``, not through ``.data``,
     whose changes torch does not count.
@@ -66,7 +64,6 @@ class JPEGLens(nn.Module):
         window: int | None = None,
         kappa: float | None = None,
         hard: bool = False,
-        clamp: bool = False,
     ) -> None:
         super().__init__()
         tables = torch.as_tensor(q, dtype=torch.float32).detach().clone()
@@ -95,7 +92,6 @@ class JPEGLens(nn.Module):
         self.max_index = max_index
         self.window = window
         self.hard = hard
-        self.clamp = clamp
         self.metadata: dict[str, Any] = {}  # what it was fitted for; written and read with the file
         self._range_checked = False
         self._compiled = False
@@ -127,16 +123,73 @@ class JPEGLens(nn.Module):
         with subsampled chroma, or a grey one, a warning says what it cannot show.
 
         Args:
-            hard: round as the file does and clamp to [0, 255] as its decoder does; otherwise soft
+            hard: round as the file does (its decoder clamps to [0, 255] as well); otherwise soft
                 with alpha = 5 / q^2, where a fit can start.
 
         Raises:
             DJIPError: no JPEG file, no YCbCr in it, or different tables for Cb and Cr.
         """
         tables, about = read_jpeg_tables(path)
-        lens = cls(tables, kappa=None if hard else SOFT_KAPPA, hard=hard, clamp=hard)
+        lens = cls(tables, kappa=None if hard else SOFT_KAPPA, hard=hard)
         lens.metadata = {"start": f"the tables of {Path(path).name}", "jpeg_file": about}
         return lens
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **where: Any) -> "JPEGLens":
+        """Read a lens from a folder of :meth:`save_pretrained`, or from the Hugging Face Hub.
+
+        Args:
+            name: a folder, or the repository ``OWNER/NAME``.
+            where: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` and
+                ``force_download``, as huggingface_hub takes them.
+
+        Raises:
+            DJIPError: no lens there, no network, huggingface_hub is not installed.
+        """
+        from djip_ext.lens.hub import from_pretrained
+
+        return from_pretrained(name, **where)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        distiller: str = "",
+        temperature: float | None = None,
+    ) -> None:
+        """Write lens, configuration and model card into ``folder``, as the Hugging Face Hub does.
+
+        Args:
+            distiller, temperature: what the lens is meant for, as the card then says.
+
+        Raises:
+            DJIPError: the folder cannot be written, huggingface_hub is not installed.
+        """
+        from djip_ext.lens.hub import save_pretrained
+
+        save_pretrained(self, folder, distiller=distiller, temperature=temperature)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        distiller: str = "",
+        temperature: float | None = None,
+        **how: Any,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes; return the address of the commit.
+
+        Args:
+            repository: ``OWNER/NAME``.
+            distiller, temperature: what the lens is meant for.
+            how: ``private``, ``token``, ``branch`` ... of huggingface_hub's ``push_to_hub``.
+
+        Raises:
+            DJIPError: huggingface_hub is not installed.
+        """
+        from djip_ext.lens.hub import push_to_hub
+
+        return push_to_hub(self, repository, how, distiller=distiller, temperature=temperature)
 
     def jpeg_tables(self) -> list[list[int]]:
         """The tables as a JPEG file holds them: luma and chroma, 64 integers in 1 .. 255 each.
@@ -183,7 +236,6 @@ class JPEGLens(nn.Module):
         else:
             seen = exportable.through(pixels, self._known_graph_constants())
         seen = seen[:, :, : x.shape[2], : x.shape[3]]
-        seen = seen.clamp(0, 255) if self.clamp else seen
         inverse_gain = [1 / g for g in gain]
         inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
         return _affine(seen, inverse_gain, inverse_offset)
@@ -224,15 +276,7 @@ class JPEGLens(nn.Module):
             else:
                 constants = self._kernel_constants(gain, offset, padded)
                 seen = FusedLens.apply(padded, self.q, constants, self._compiled)
-            if padded is not x:
-                seen = seen[:, :, :height, :width]
-            if self.clamp:
-                black = [(0.0 - o) / g for g, o in zip(gain, offset, strict=True)]
-                white = [(255.0 - o) / g for g, o in zip(gain, offset, strict=True)]
-                seen = seen.clamp(
-                    x.new_tensor(black)[:, None, None], x.new_tensor(white)[:, None, None]
-                )
-            return seen
+            return seen if padded is x else seen[:, :, :height, :width]
 
     def compile(self) -> "JPEGLens":  # type: ignore[override]
         """Let torch.compile fuse what happens to a coefficient; returns the lens itself.

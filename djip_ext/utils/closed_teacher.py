@@ -41,7 +41,8 @@ class ClosedTeacher(nn.Module):
     Shape: images (B, 3, H, W) -> float32 logits (B, C) on the images' device.
 
     Raises:
-        DJIPError: answers of another shape, probabilities outside of [0, 1] or with another sum than
+        DJIPError: answers of another shape, probabilities outside of [0, 1] or with another sum
+        than
             1, logits that are probabilities.
 
     Example:
@@ -67,8 +68,16 @@ class ClosedTeacher(nn.Module):
         # In the state, so that the hash of the state tells teachers apart.
         self.register_buffer("about", torch.tensor(list(f"{answers} {self.name}".encode())))
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and images.requires_grad:
+            raise DJIPError(
+                f"{self.name} is closed and has no gradient; fit its lens with gradients=False "
+                "(djip fit --black-box)"
+            )
+        with torch.no_grad():
+            return self._logits(images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         self.queries += len(images)
         answer = self.ask(images)
         if self.answers == "logits":
@@ -79,9 +88,8 @@ class ClosedTeacher(nn.Module):
                     "say answers='probabilities'"
                 )
             return logits
-        pair = answer if isinstance(answer, (tuple, list)) and len(answer) == 2 else None
-        if pair is not None and _integral(pair[1]):
-            return self._spread(*pair, images).clamp_min(LEAST).log()
+        if isinstance(answer, (tuple, list)) and len(answer) == 2 and _integral(answer[1]):
+            return self._spread(answer[0], answer[1], images).clamp_min(LEAST).log()
         f = self._whole(answer, images)
         if not _in_unit(f) or not _sums_to_one(f):
             raise DJIPError(
@@ -106,9 +114,7 @@ class ClosedTeacher(nn.Module):
         """The k largest probabilities and their classes -> (B, C), the rest spread evenly."""
         top = _tensor(values).to(images.device, torch.float32)
         classes = _tensor(classes).to(images.device).long()
-        known = classes.dim() == 2 and bool(
-            ((classes >= 0) & (classes < self.num_classes)).all()
-        )
+        known = classes.dim() == 2 and bool(((classes >= 0) & (classes < self.num_classes)).all())
         if top.shape != classes.shape or len(top) != len(images) or not known:
             raise DJIPError(
                 f"{self.name} answers probabilities {tuple(top.shape)} of classes "

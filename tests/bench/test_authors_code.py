@@ -1,4 +1,6 @@
-"""The distillers that were written here against their authors' public code, values and gradients in float64.
+"""The distillers that were written here against their authors' public code, in float64.
+
+Values and gradients are compared.
 
 Runs when KD_REFERENCES names a folder of checkouts: OWNER+NAME for each of REPOSITORIES.
 """
@@ -67,7 +69,10 @@ def agree(
     *inputs: Tensor,
     tolerance: float = 1e-12,
 ) -> None:
-    """Equal values, and equal gradients for every input; ``tolerance`` is relative to the largest of each."""
+    """Equal values, and equal gradients for every input.
+
+    ``tolerance`` is relative to the largest of each.
+    """
     sides = []
     for function in (ours, reference):
         leaves = [x.clone().requires_grad_() for x in inputs]
@@ -91,7 +96,7 @@ def modules_agree(
     loss: Callable[[nn.Module], Tensor],
     read: Callable[[nn.Module], Tensor],
 ) -> None:
-    """Equal losses (``loss`` of ours, ``read`` of theirs) and equal gradients of every parameter."""
+    """Equal losses (``loss`` of ours, ``read`` of theirs) and gradients of every parameter."""
     same_weights(ours, reference)
     sides = []
     for module, function in ((ours, loss), (reference, read)):

@@ -1,4 +1,4 @@
-"""The generated configurations: current, the published recipe, and each of them a distiller that builds and learns."""
+"""The generated configurations: current, the published recipe, and each builds and learns."""
 
 import importlib.util
 import os
@@ -123,12 +123,17 @@ def test_the_weights_of_a_pair_are_those_that_docs_distillers_lists() -> None:
             itrd.ITRD.LOSS.MUTUAL_WEIGHT,
             dkd.DKD.BETA,
         ]
-        for number, published in zip(ours, listed[dkd.DISTILLER.TEACHER, dkd.DISTILLER.STUDENT]):
+        for number, published in zip(
+            ours, listed[dkd.DISTILLER.TEACHER, dkd.DISTILLER.STUDENT], strict=True
+        ):
             assert published == "" or number == float(published)
 
 
 def networks(pair: str) -> tuple[nn.Module, nn.Module]:
-    """Teacher and student with random weights, the teacher with the statistics of noise: else a deep one's numbers explode."""
+    """Teacher and student with random weights.
+
+    The teacher has the statistics of noise, without which a deep one's numbers explode.
+    """
     teacher, student, _ = WRITER.CIFAR_PAIRS[pair]
     return random_teacher(
         load_cfg(config(pair, "KD"), ["BENCH.DEVICE", "cpu"]), make_synthetic(1, 0)
@@ -138,7 +143,10 @@ def networks(pair: str) -> tuple[nn.Module, nn.Module]:
 def distiller_of(
     pair: str, method: str, teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[nn.Module, CfgNode]:
-    """The method on the given networks, as a run builds it; sixteen negatives for CRD, one epoch ahead for FT."""
+    """The method on the given networks, as a run builds it.
+
+    With sixteen negatives for CRD and one epoch of pretraining for FT.
+    """
     monkeypatch.setitem(
         cifar_model_dict, WRITER.CIFAR_PAIRS[pair][1], (lambda num_classes: student, None)
     )
@@ -209,5 +217,6 @@ def test_one_step_moves_the_student(
     before = [parameter.detach().clone() for parameter in distiller.student.parameters()]
     assert all(torch.isfinite(loss) for loss in step(distiller, cfg, 4, 32).values())
     assert any(
-        not torch.equal(old, new) for old, new in zip(before, distiller.student.parameters())
+        not torch.equal(old, new)
+        for old, new in zip(before, distiller.student.parameters(), strict=True)
     )

@@ -1,4 +1,4 @@
-"""Every distiller against a slow float64 reference, and against the surface that trainers rely on."""
+"""Every distiller against a slow float64 reference, and the surface that trainers rely on."""
 
 import copy
 import importlib
@@ -63,7 +63,7 @@ METHODS = [name for name in distiller_dict if name != "NONE"]
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-# --- the losses ---------------------------------------------------------------------------------------------------
+# --- the losses ---
 
 
 def noise(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -252,11 +252,14 @@ def test_contrast_memory_scores_against_the_other_network_and_remembers() -> Non
             side: F.normalize(noise(BATCH, 3, seed=2 * step + k)).float()
             for k, side in enumerate("st")
         }
-        scores = dict(zip("st", memory(v["s"], v["t"], INDEX, CONTRASTIVE_INDEX)))
+        scores = dict(zip("st", memory(v["s"], v["t"], INDEX, CONTRASTIVE_INDEX), strict=True))
         raw = {
             side: [
                 [
-                    math.exp(sum(x * y for x, y in zip(v[side][b].tolist(), old[other][i])) / 0.5)
+                    math.exp(
+                        sum(x * y for x, y in zip(v[side][b].tolist(), old[other][i], strict=True))
+                        / 0.5
+                    )
                     for i in row
                 ]
                 for b, row in enumerate(CONTRASTIVE_INDEX.tolist())
@@ -268,14 +271,17 @@ def test_contrast_memory_scores_against_the_other_network_and_remembers() -> Non
         for side in "st":
             torch.testing.assert_close(scores[side], torch.tensor(raw[side]) / z[side])
             for b, i in enumerate(INDEX.tolist()):
-                mixed = [0.75 * o + 0.25 * n for o, n in zip(old[side][i], v[side][b].tolist())]
+                mixed = [
+                    0.75 * o + 0.25 * n
+                    for o, n in zip(old[side][i], v[side][b].tolist(), strict=True)
+                ]
                 size = math.hypot(*mixed)
                 old[side][i] = [x / size for x in mixed]
         torch.testing.assert_close(memory.memory_s, torch.tensor(old["s"]))
         torch.testing.assert_close(memory.memory_t, torch.tensor(old["t"]))
 
 
-# --- the surface --------------------------------------------------------------------------------------------------
+# --- the surface ---
 
 
 POOLED = {"resnet8": 64, "resnet20": 64, "vgg8": 512, "wrn_16_2": 128}
@@ -573,12 +579,12 @@ def test_construction_leaves_both_networks_as_they_were(name: str) -> None:
     ]
     states = [copy.deepcopy(network.state_dict()) for network in networks]
     distiller_dict[name](*networks, config("resnet8", "wrn_16_2"))
-    for network, state in zip(networks, states):
+    for network, state in zip(networks, states, strict=True):
         assert network.training
         assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-# --- the pre-training of factor transfer --------------------------------------------------------------------------
+# --- the pre-training of factor transfer ---
 
 
 def untrained_ft(epochs: int = 5) -> FT:
@@ -621,7 +627,7 @@ def test_ft_pretraining_is_momentum_descent_on_the_squared_error_of_the_teachers
         expected.append(error.item())
         gradients = torch.autograd.grad(error, list(twin.parameters()))
         with torch.no_grad():
-            for p, v, g in zip(twin.parameters(), velocity, gradients):
+            for p, v, g in zip(twin.parameters(), velocity, gradients, strict=True):
                 v.mul_(0.9).add_(g + 0.0005 * p)
                 p -= 0.01 * v
     assert distiller.pretrain([(image,)]) == pytest.approx(expected, rel=1e-4)
@@ -654,7 +660,7 @@ def test_paraphraser_keeps_the_shape_of_the_map() -> None:
     assert paraphraser(f_t).shape == f_t.shape
 
 
-# --- training on the labels ---------------------------------------------------------------------------------------
+# --- training on the labels ---
 
 
 def test_vanilla_trains_on_the_labels_alone() -> None:
@@ -681,12 +687,15 @@ def test_every_method_but_vanilla_has_defaults() -> None:
     assert set(distiller_defaults) == set(METHODS)
 
 
-# --- against mdistiller itself ------------------------------------------------------------------------------------
+# --- against mdistiller itself ---
 
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Callable[[str], types.ModuleType]]:
-    """Imports a module of mdistiller by its dotted name, without its packages' own imports (scipy, wandb)."""
+    """Import a module of mdistiller by its dotted name.
+
+    Its packages' own imports (scipy, wandb) are skipped.
+    """
     root = os.environ.get("MDISTILLER_ROOT")
     if not root:
         pytest.skip("MDISTILLER_ROOT names no checkout of mdistiller")

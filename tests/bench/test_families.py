@@ -1,4 +1,4 @@
-"""Networks of torchvision, timm and Hugging Face by name: their own input, their own weights, the benchmark's surface."""
+"""Networks of torchvision, timm and Hugging Face: their own input and weights, our surface."""
 
 import copy
 import sys
@@ -160,8 +160,8 @@ def test_what_was_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) ->
         )
     )
     assert (
-        "note: images for torchvision:resnet18: 224x224 cut from a shorter side of 256, bilinear, mean (0.485"
-        in capsys.readouterr().out
+        "note: images for torchvision:resnet18: 224x224 cut from a shorter side of 256, bilinear, "
+        "mean (0.485" in capsys.readouterr().out
     )
     load_image_sets(load_cfg(None, ["DATASET.TYPE", "synthetic", "DISTILLER.TEACHER", TORCHVISION]))
     assert "synthetic's own 32x32" in capsys.readouterr().out

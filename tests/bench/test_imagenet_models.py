@@ -1,4 +1,4 @@
-"""The ImageNet classifiers: torchvision's and mdistiller's keys and values, and the surface of the benchmark."""
+"""The ImageNet classifiers: torchvision's and mdistiller's keys and values, our surface."""
 
 import hashlib
 import os
@@ -67,7 +67,8 @@ def test_forward_returns_logits_and_the_maps_of_every_stage(name: str) -> None:
     logits, feats = model(images())
     assert logits.shape == (2, 7)
     expected = [
-        (2, channels, side, side) for channels, side in zip(CHANNELS[name], (32, 16, 8, 4, 2))
+        (2, channels, side, side)
+        for channels, side in zip(CHANNELS[name], (32, 16, 8, 4, 2), strict=True)
     ]
     assert (
         [tuple(f.shape) for f in feats["feats"]]

@@ -1,4 +1,4 @@
-"""The embedded classifiers keep the surface, the sizes and the state-dict layout of the published ones."""
+"""The embedded classifiers have the surface, sizes and state-dict layout of the published ones."""
 
 import hashlib
 import importlib.util
@@ -90,7 +90,10 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Equal up to ``tolerance`` of the largest expected value: untrained deep networks have huge activations."""
+    """Equal up to ``tolerance`` of the largest expected value.
+
+    Untrained deep networks have huge activations.
+    """
     assert actual.shape == expected.shape
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 

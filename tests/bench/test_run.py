@@ -1,4 +1,4 @@
-"""Runs and what they leave: checkpoints that fit or are refused, records, kept teachers, paired comparison."""
+"""Runs and what they leave: checkpoints, records, kept teachers, paired comparison."""
 
 import csv
 import functools
@@ -238,7 +238,10 @@ def test_a_lens_changes_the_student_and_identity_does_not(options: list) -> None
 def test_compiled_networks_give_the_same_student_behind_a_lens(
     options: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced by the real compiler; what it generates is left out here, since a C++ compiler takes a minute for it."""
+    """Traced by the real compiler.
+
+    What that generates is left out here, since a C++ compiler takes a minute for it.
+    """
     traced = []
 
     def backend(graph: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:

@@ -35,7 +35,7 @@ def test_only_the_logits_are_divided() -> None:
     assert features.keys() == same.keys() and torch.equal(
         features["pooled_feat"], same["pooled_feat"]
     )
-    assert all(torch.equal(a, b) for a, b in zip(features["feats"], same["feats"]))
+    assert all(torch.equal(a, b) for a, b in zip(features["feats"], same["feats"], strict=True))
 
 
 def test_logits_are_divided_wherever_they_are() -> None:

@@ -1,4 +1,4 @@
-"""Every method of the embedded benchmark through its own trainer: a run, an interruption, the same numbers."""
+"""Every method through its own trainer: a run, an interruption, the same numbers."""
 
 from pathlib import Path
 
@@ -139,7 +139,10 @@ def test_ft_interrupted_while_pretraining_resumes_to_the_same_student(
 
 
 def contrast(mode: str, k: int, epoch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels, indices and contrastive indices of the first batch of an epoch on thirty images of three classes."""
+    """Labels, indices and contrastive indices of the first batch of an epoch.
+
+    There are thirty images of three classes.
+    """
     labels = torch.arange(3).repeat_interleave(10)
     data = ImageSet(torch.zeros(30, 8, 8, 3, dtype=torch.uint8), labels, 3, (0.5,) * 3, (0.25,) * 3)
     cfg = load_cfg(

@@ -1,4 +1,7 @@
-"""A whole training step of the distillers that were written here, modules that they train included, against slow float64 references."""
+"""A whole training step of the distillers that were written here, against slow references.
+
+The modules that they train are included; the references are float64.
+"""
 
 import copy
 from collections.abc import Callable
@@ -39,7 +42,7 @@ CONTRASTIVE_INDEX = torch.tensor([[7, 1, 2, 8], [0, 2, 4, 6], [3, 8, 7, 6], [5, 
 
 
 class Shown(nn.Module):
-    """A network whose outputs are given: logits, one map (as every stage's) and a pooled feature."""
+    """A network whose outputs are given: logits, one map (as all stages') and a pooled feature."""
 
     def __init__(self, seed: int, map_shape: tuple[int, int, int], pooled: int) -> None:
         super().__init__()
@@ -168,7 +171,7 @@ def assembled(case: Case) -> Any:
     cfg[case.name].update(dict(case.options))
     networks = [
         Shown(seed, shape, pooled)
-        for seed, (shape, pooled) in enumerate(zip(case.maps, case.pooled))
+        for seed, (shape, pooled) in enumerate(zip(case.maps, case.pooled, strict=True))
     ]
     distiller = (
         distiller_dict[case.name](*networks, cfg, *([NUM_DATA] if case.name == "CRD" else []))
@@ -202,7 +205,7 @@ def test_a_step_and_all_its_gradients_equal_the_slow_reference(case: Case) -> No
     assert [g is None for g in gradients] == [r is None for r in references]
     largest = max(r.abs().max() for r in references if r is not None)
     assert largest > 1e-3
-    for name, gradient, reference in zip(inputs, gradients, references):
+    for name, gradient, reference in zip(inputs, gradients, references, strict=True):
         if (
             reference is not None
         ):  # a bias before a normalisation has a gradient of zero, up to rounding

@@ -31,7 +31,7 @@ def make_folders(
 
 
 def hf_folder(root: Path, weights: bool = True, **processor: object) -> str:
-    """Write a two-layer ViT, five classes, 32x32 images, as transformers reads it; return its name."""
+    """Write a two-layer ViT, five classes, 32x32 images, for transformers; return its name."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=32,

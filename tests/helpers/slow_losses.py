@@ -1,4 +1,7 @@
-"""The distillers' losses and layers one number at a time, float64, in the order of the papers: what the fast ones are held to."""
+"""The distillers' losses and layers one number at a time, float64, in the order of the papers.
+
+The fast ones are compared with these.
+"""
 
 import math
 
@@ -34,7 +37,7 @@ def huber(a: Tensor, b: Tensor) -> Tensor:
 
 
 def kd_reference(z_s: Tensor, z_t: Tensor, temperature: float) -> Tensor:
-    rows = zip(z_t / temperature, z_s / temperature)
+    rows = zip(z_t / temperature, z_s / temperature, strict=True)
     return temperature**2 * mean([divergence(probabilities(t), probabilities(s)) for t, s in rows])
 
 
@@ -42,7 +45,7 @@ def dkd_reference(
     z_s: Tensor, z_t: Tensor, target: Tensor, alpha: float, beta: float, temperature: float
 ) -> Tensor:
     losses = []
-    for s, t, y in zip(z_s / temperature, z_t / temperature, target.tolist()):
+    for s, t, y in zip(z_s / temperature, z_t / temperature, target.tolist(), strict=True):
         p_s, p_t = probabilities(s), probabilities(t)
         rest_s = [p for i, p in enumerate(p_s) if i != y]
         rest_t = [p for i, p in enumerate(p_t) if i != y]
@@ -75,13 +78,15 @@ def attention_reference(f: Tensor, side: int, p: int) -> list[Tensor]:
 
 def at_reference(feats_s: list[Tensor], feats_t: list[Tensor], p: int) -> Tensor:
     total = 0
-    for f_s, f_t in zip(feats_s, feats_t):
+    for f_s, f_t in zip(feats_s, feats_t, strict=False):  # stages that both networks have
         side = min(f_s.shape[2], f_t.shape[2])
         maps = [
             (attention_reference(s, side, p), attention_reference(t, side, p))
-            for s, t in zip(f_s, f_t)
+            for s, t in zip(f_s, f_t, strict=True)
         ]
-        total = total + mean([(a - b) ** 2 for q_s, q_t in maps for a, b in zip(q_s, q_t)])
+        total = total + mean(
+            [(a - b) ** 2 for q_s, q_t in maps for a, b in zip(q_s, q_t, strict=True)]
+        )
     return total
 
 
@@ -92,7 +97,13 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def sp_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
     g_s = [unit([dot(a, b) for b in f_s]) for a in f_s]
     g_t = [unit([dot(a, b) for b in f_t]) for a in f_t]
-    return mean([(s - t) ** 2 for row_s, row_t in zip(g_s, g_t) for s, t in zip(row_s, row_t)])
+    return mean(
+        [
+            (s - t) ** 2
+            for row_s, row_t in zip(g_s, g_t, strict=True)
+            for s, t in zip(row_s, row_t, strict=False)
+        ]
+    )
 
 
 def relative_distances_reference(f: Tensor, squared: bool) -> list[Tensor]:
@@ -119,7 +130,7 @@ def cosines_reference(f: Tensor) -> list[Tensor]:
             [f.new_zeros(())] * f.shape[1] if j == i else unit(list(f[j] - f[i]))
             for j in range(len(f))
         ]
-        cosines += [sum(x * y for x, y in zip(a, b)) for a in e for b in e]
+        cosines += [sum(x * y for x, y in zip(a, b, strict=True)) for a in e for b in e]
     return cosines
 
 
@@ -137,14 +148,19 @@ def correlation(a: list[Tensor], b: list[Tensor]) -> Tensor:
 def dist_reference(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -> Tensor:
     rows_s = [probabilities(row) for row in z_s / tau]
     rows_t = [probabilities(row) for row in z_t / tau]
-    inter = 1 - mean([correlation(s, t) for s, t in zip(rows_s, rows_t)])
-    intra = 1 - mean([correlation(list(s), list(t)) for s, t in zip(zip(*rows_s), zip(*rows_t))])
+    inter = 1 - mean([correlation(s, t) for s, t in zip(rows_s, rows_t, strict=True)])
+    intra = 1 - mean(
+        [
+            correlation(list(s), list(t))
+            for s, t in zip(zip(*rows_s, strict=True), zip(*rows_t, strict=False), strict=False)
+        ]
+    )
     return tau**2 * (beta * inter + gamma * intra)
 
 
 def wttm_reference(z_s: Tensor, z_t: Tensor, gamma: float) -> Tensor:
     losses = []
-    for s, t in zip(z_s, z_t):
+    for s, t in zip(z_s, z_t, strict=True):
         powers = [p**gamma for p in probabilities(t)]
         u = sum(powers)
         losses.append(u * divergence([power / u for power in powers], probabilities(s)))
@@ -152,16 +168,22 @@ def wttm_reference(z_s: Tensor, z_t: Tensor, gamma: float) -> Tensor:
 
 
 def cc_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
-    gaps = [[abs(a - b) for a, b in zip(s, t, strict=True)] for s, t in zip(f_s, f_t)]
-    return mean([sum(a * b for a, b in zip(gaps[i], gaps[i + 1])) for i in range(len(gaps) - 1)])
+    gaps = [[abs(a - b) for a, b in zip(s, t, strict=True)] for s, t in zip(f_s, f_t, strict=True)]
+    return mean(
+        [
+            sum(a * b for a, b in zip(gaps[i], gaps[i + 1], strict=True))
+            for i in range(len(gaps) - 1)
+        ]
+    )
 
 
 def ft_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
     side = min(f_s.shape[2], f_t.shape[2])
     factors = [
-        (attention_reference(s, side, 2), attention_reference(t, side, 2)) for s, t in zip(f_s, f_t)
+        (attention_reference(s, side, 2), attention_reference(t, side, 2))
+        for s, t in zip(f_s, f_t, strict=True)
     ]
-    return mean([abs(a - b) for q_s, q_t in factors for a, b in zip(q_s, q_t)])
+    return mean([abs(a - b) for q_s, q_t in factors for a, b in zip(q_s, q_t, strict=True)])
 
 
 def z_scores(values: list[Tensor], eps: float) -> list[Tensor]:
@@ -173,7 +195,7 @@ def z_scores(values: list[Tensor], eps: float) -> list[Tensor]:
 def itrd_correlation_reference(f_s: Tensor, f_t: Tensor, alpha: float) -> Tensor:
     total = 0
     for s, t in zip(f_s.T, f_t.T, strict=True):
-        pairs = zip(z_scores(list(s), 1e-8), z_scores(list(t), 1e-8))
+        pairs = zip(z_scores(list(s), 1e-8), z_scores(list(t), 1e-8), strict=True)
         c = mean([a * b for a, b in pairs])
         total = total + abs(c - 1) ** (2 * alpha)
     return total.log() / math.log(2)
@@ -181,12 +203,15 @@ def itrd_correlation_reference(f_s: Tensor, f_t: Tensor, alpha: float) -> Tensor
 
 def gram(f: Tensor) -> list[list[Tensor]]:
     rows = [unit(list(row)) for row in f]
-    return [[sum(x * y for x, y in zip(a, b)) for b in rows] for a in rows]
+    return [[sum(x * y for x, y in zip(a, b, strict=True)) for b in rows] for a in rows]
 
 
 def itrd_mutual_reference(f_s: Tensor, f_t: Tensor) -> Tensor:
     g_s, g_t = gram(f_s), gram(f_t)
-    g_st = [[a * b for a, b in zip(row_s, row_t)] for row_s, row_t in zip(g_s, g_t)]
+    g_st = [
+        [a * b for a, b in zip(row_s, row_t, strict=True)]
+        for row_s, row_t in zip(g_s, g_t, strict=False)
+    ]
     energies = []
     for g in (g_s, g_st):
         trace = sum(g[i][i] for i in range(len(g)))
@@ -209,7 +234,7 @@ def nce_reference(scores: Tensor, num_data: int) -> Tensor:
 
 
 def cross_entropy_reference(z: Tensor, target: Tensor) -> Tensor:
-    return mean([-probabilities(row)[y].log() for row, y in zip(z, target.tolist())])
+    return mean([-probabilities(row)[y].log() for row, y in zip(z, target.tolist(), strict=True)])
 
 
 def crd_reference(
@@ -235,7 +260,9 @@ def crd_reference(
 
 
 def linear_reference(f: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.stack([torch.stack([dot(row, w) + b for w, b in zip(weight, bias)]) for row in f])
+    return torch.stack(
+        [torch.stack([dot(row, w) + b for w, b in zip(weight, bias, strict=True)]) for row in f]
+    )
 
 
 def convolution_reference(
@@ -255,7 +282,7 @@ def convolution_reference(
             ]
             for i in starts[0]
         ]
-        for w, b in zip(weight, bias)
+        for w, b in zip(weight, bias, strict=True)
     ]
     return torch.stack(
         [torch.stack([torch.stack(row, dim=1) for row in channel], dim=1) for channel in columns],
@@ -266,7 +293,10 @@ def convolution_reference(
 def transposed_convolution_reference(
     f: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """Every value (B, C, i, j) lays a kernel (C, D, k, k) over the output, ``stride`` apart; the border is cut off."""
+    """Lay a kernel (C, D, k, k) over the output for every value (B, C, i, j), ``stride`` apart.
+
+    The border is cut off.
+    """
     batch, _, height, width = f.shape
     _, channels, size, _ = weight.shape
     canvas = f.new_zeros(batch, channels, (height - 1) * stride + size, (width - 1) * stride + size)

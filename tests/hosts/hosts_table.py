@@ -10,10 +10,12 @@ FIT = (
 )
 INTRODUCTION = """# Every distiller of every checkout
 
-Made by `tests/hosts/run_hosts.py`, whose docstring says what a run is; the rows are in the CSV file of the same name. A run with a lens
-works when it ends well and its student differs from that of the identity lens. Of the distillers that run without a lens: how many do with
-one, through the launcher (identity and lens) and through the one added line, and for how many the student of the identity lens is bit for
-bit the plain one; the others disturb a bare teacher ([hosts.md](hosts.md)). "added", and a + after a name: distillers that djip_ext brings.
+Made by `tests/hosts/run_hosts.py`, whose docstring says what a run is; the rows are in the CSV
+file of the same name. A run with a lens works when it ends well and its student differs from that
+of the identity lens. Of the distillers that run without a lens: how many do with one, through the
+launcher (identity and lens) and through the one added line, and for how many the student of the
+identity lens is bit for bit the plain one; the others disturb a bare teacher
+([hosts.md](hosts.md)). "added", and a + after a name: distillers that djip_ext brings.
 """
 
 
@@ -21,7 +23,8 @@ bit the plain one; the others disturb a bare teacher ([hosts.md](hosts.md)). "ad
 class Row:
     """One distiller of one checkout.
 
-    ``plain``, ``identity``, ``lens`` and ``one_line`` are "works" or the reason why not; empty where there was nothing to run.
+    ``plain``, ``identity``, ``lens`` and ``one_line`` are "works" or the reason why not; empty
+    where there was nothing to run.
     ``identity_is_plain`` is "yes", "no" or empty.
     """
 
@@ -36,7 +39,10 @@ class Row:
 
     @property
     def added(self) -> bool:
-        """Whether djip_ext brings the distiller; such a one has no plain run, since without a lens nothing is added."""
+        """Whether djip_ext brings the distiller.
+
+        Such a one has no plain run, since without a lens nothing is added.
+        """
         return self.distiller.endswith("+")
 
 
@@ -60,8 +66,11 @@ def write_rows(path: Path, rows: list[Row]) -> None:
 
 
 def summary(rows: list[Row]) -> list[str]:
-    """One line a checkout: of the distillers that run there without a lens, how many run with one."""
-    counts = "distillers | run without a lens | with a lens, launcher | with a lens, one line | identity = plain | added"
+    """A row per checkout: of the distillers that run without a lens, how many run with one."""
+    counts = (
+        "distillers | run without a lens | with a lens, launcher | with a lens, one line "
+        "| identity = plain | added"
+    )
     lines = [
         f"| checkout | at | {counts} | `djip fit --host` |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -92,13 +101,17 @@ def summary(rows: list[Row]) -> list[str]:
             if row.checkout == checkout and row.distiller == FIT
         )
         lines.append(
-            f"| {checkout} | {commit} | {' | '.join(map(str, cells))} | {brought} of {len(added)} | {fits} |"
+            f"| {checkout} | {commit} | {' | '.join(map(str, cells))} "
+            f"| {brought} of {len(added)} | {fits} |"
         )
     return lines
 
 
 def exceptions(rows: list[Row]) -> list[str]:
-    """Every run that did not work, with its reason; what several distillers or arms have in common is one line."""
+    """Every run that did not work, with its reason.
+
+    What several distillers or arms have in common is one line.
+    """
     reasons: dict[
         tuple[str, str], dict[str, list[str]]
     ] = {}  # (checkout, reason) -> distiller -> arms

@@ -1,22 +1,26 @@
-"""Run every distiller of every checkout in a folder, end to end, and write the table of docs/hosts_table.md.
+"""Run every distiller of every checkout in a folder, end to end; write docs/hosts_table.md.
 
     python tests/hosts/run_hosts.py CHECKOUTS --data FOLDER_OF_CIFAR --out docs/hosts_table.csv
 
-Each run is the checkout's own train.py in a copy of the checkout, one epoch of two steps on 20 training images of the real
-CIFAR-100 (100, one of each class, where a CRD draws its negatives) and 10 test images, resnet56 -> resnet20, a teacher of
-random weights, on a CPU, seed 0, one process with the environment of torchrun:
+Each run is the checkout's own train.py in a copy of the checkout, one epoch of two steps on 20
+training images of the real CIFAR-100 (100, one of each class, where a CRD draws its negatives) and
+10 test images, resnet56 -> resnet20, a teacher of random weights, on a CPU, seed 0, one process
+with the environment of torchrun:
 
-- plain, identity, lens: by ``djip_ext.launch``, without a lens, with the identity lens and with a lens;
+- plain, identity, lens: by ``djip_ext.launch``, without a lens, with the identity lens and with a
+  lens;
 - one line: with the same lens, by the line that patches/djip_flag.py adds.
 
-A run with the lens "works" when it ends well and its student differs from that of the identity lens.  "identity = plain":
-the student of the identity lens is bit for bit the plain one; not so where the distiller moves the statistics of a bare
-teacher.  A name with + is a distiller that djip_ext adds.  Where a host fails without a lens the others are not run.  The row
+A run with the lens "works" when it ends well and its student differs from that of the identity
+lens.  "identity = plain": the student of the identity lens is bit for bit the plain one; not so
+where the distiller moves the statistics of a bare teacher.  A name with + is a distiller that
+djip_ext adds.  Where a host fails without a lens the others are not run.  The row
 "djip fit --host" reads teacher and images for a fit.
 Rows already in the file are kept, so that a run continues where it was interrupted.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -107,13 +111,14 @@ def main() -> None:
 
 
 def listed(host: Path) -> tuple[list[str], str]:
-    """The host's own distillers, then those that djip_ext adds, with a +; or "all" and why the host cannot be imported.
+    """The host's own distillers, then those that djip_ext adds, with a +.
 
-    Leaves in configurations.json which YAML file of the host's own, one that its schema accepts, is for which distiller.
+    They are "all", with the reason, when the host cannot be imported.  configurations.json then
+    holds which YAML file of the host's own, one that its schema accepts, is for which distiller.
     """
-    listing, nothing, found = (
-        host / name for name in ("distillers.txt", "nothing.py", "configurations.json")
-    )
+    listing = host / "distillers.txt"
+    nothing = host / "nothing.py"
+    found = host / "configurations.json"
 
     def write() -> None:
         nothing.write_text("")
@@ -131,7 +136,10 @@ def listed(host: Path) -> tuple[list[str], str]:
 
 
 def run_distiller(host: Path, row: Row) -> Row:
-    """``row`` with what became of the four runs; of the row FIT, whether its teacher and images can be read."""
+    """``row`` with what became of the four runs.
+
+    Of the row FIT: whether the host's teacher and images can be read.
+    """
     if row.distiller == FIT:
         cfg = next(iter(json.loads((host / "configurations.json").read_text()).values()))
         train_set(host, 20)
@@ -154,9 +162,8 @@ def run_distiller(host: Path, row: Row) -> Row:
     for arm, flags in arms.items():
         if arm == "plain" and row.added:
             continue
-        outcome[arm] = attempt(
-            host, lambda: launch(["--seed", "0", *flags, script, "--cfg", str(cfg)])
-        )
+        command = ["--seed", "0", *flags, script, "--cfg", str(cfg)]
+        outcome[arm] = attempt(host, functools.partial(launch, command))
         if arm == "plain" and outcome[arm] != WORKS:
             return replace(row, **outcome)
         students[arm] = student(host) if outcome[arm] == WORKS else None
@@ -179,13 +186,9 @@ def run_distiller(host: Path, row: Row) -> Row:
     for arm in ("lens", "one_line"):
         if outcome[arm] == WORKS and equal(students[arm], students["identity"]):
             outcome[arm] = "the lens changes nothing"
-    same = (
-        ""
-        if row.added or outcome["identity"] != WORKS
-        else "yes"
-        if equal(students["plain"], students["identity"])
-        else "no"
-    )
+    same = ""
+    if not row.added and outcome["identity"] == WORKS:
+        same = "yes" if equal(students["plain"], students["identity"]) else "no"
     return replace(row, **outcome, identity_is_plain=same)
 
 
@@ -215,7 +218,7 @@ def attempt(host: Path, run: Callable[[], object]) -> str:
     ]
     joined = [
         f"{line} {after}" if line.endswith(":") else line
-        for line, after in zip(lines, [*lines[1:], ""])
+        for line, after in zip(lines, [*lines[1:], ""], strict=True)
     ]
     errors = [line for line in joined if re.match(r"error: |[\w.]+(Error|Exception|Exit)\b", line)]
     return (errors or lines or ["no message"])[-1][:200].replace("|", "/")

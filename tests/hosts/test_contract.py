@@ -1,8 +1,8 @@
 """What a benchmark and a lens owe each other, for every distiller of the benchmark.
 
-Runs against the embedded benchmark and, when MDISTILLER_ROOT names a checkout of mdistiller or of a fork, against that
-one too (MDISTILLER_PACKAGE: its package, ``mdistiller`` unless given).  Where a host fails without a lens, it has to fail
-alike with one.
+Runs against the embedded benchmark and, when MDISTILLER_ROOT names a checkout of mdistiller or of
+a fork, against that one too (MDISTILLER_PACKAGE: its package, ``mdistiller`` unless given).  Where
+a host fails without a lens, it has to fail alike with one.
 """
 
 import copy
@@ -107,9 +107,8 @@ def configuration(package: str, student: nn.Module, teacher: nn.Module) -> Any:
         f["pooled_feat"].shape[1] for f in features
     )
     if "REVIEWKD" in cfg:
-        for f, channels, shapes in zip(
-            features, ("IN_CHANNELS", "OUT_CHANNELS"), ("SHAPES", "OUT_SHAPES")
-        ):
+        nodes = (("IN_CHANNELS", "SHAPES"), ("OUT_CHANNELS", "OUT_SHAPES"))
+        for f, (channels, shapes) in zip(features, nodes, strict=True):
             cfg.REVIEWKD[channels] = [m.shape[1] for m in f["feats"][1:]] + [
                 f["pooled_feat"].shape[1]
             ]
@@ -189,9 +188,9 @@ def test_plain_identity_and_lens_give_the_same_passes(package: str, kind: str, p
     assert torch.equal(plain.logits, identity.logits)
     for name, loss in plain.losses.items():
         torch.testing.assert_close(loss, identity.losses[name], rtol=0, atol=0, equal_nan=True)
-    for (name, p), (_, q) in zip(
-        plain.distiller.student.named_parameters(), identity.distiller.student.named_parameters()
-    ):
+    own = plain.distiller.student.named_parameters()
+    others = identity.distiller.student.parameters()
+    for (name, p), q in zip(own, others, strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
@@ -241,7 +240,10 @@ def test_a_copy_takes_the_same_step(package: str, kind: str) -> None:
 
 
 def replicate(network: nn.Module) -> nn.Module:
-    """What torch.nn.DataParallel makes of a network on every GPU: shells whose parameters are plain tensors."""
+    """What torch.nn.DataParallel makes of a network on every GPU.
+
+    The parameters of such a shell are plain tensors.
+    """
     shells = {module: module._replicate_for_data_parallel() for module in network.modules()}
     for module, shell in shells.items():
         for name, child in module._modules.items():
@@ -303,7 +305,10 @@ def test_a_lens_for_other_data_is_refused(package: str) -> None:
 
 
 def test_a_lens_fitted_with_a_host_keeps_the_scale_that_it_found_there() -> None:
-    """A fork may normalise a data set as no other does; a lens from elsewhere gets the usual scale, and says when that is not its own."""
+    """A fork may normalise a data set as no other does.
+
+    A lens from elsewhere gets the usual scale, and says when that is not its own.
+    """
     own = {"dataset": "tiny_imagenet", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     lens, cfg = (
         JPEGLens(4.0),

@@ -24,7 +24,7 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     assert "\n".join(summary(ROWS)) in (tmp_path / "table.md").read_text()
 
 
-def test_the_summary_counts_each_door_among_what_runs_without_a_lens() -> None:
+def test_the_summary_counts_each_entry_point_among_what_runs_without_a_lens() -> None:
     assert summary(ROWS)[2:] == [
         "| a/host | 1234567, 2023-11 | 4 | 2 | 2 of 2 | 1 of 2 | 1 of 2 | 1 of 1 | yes |",
         "| b/host | 89abcde, 2024-01 | 1 | 1 | 0 of 1 | 1 of 1 | 1 of 1 | 0 of 2 |  |",

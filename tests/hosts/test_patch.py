@@ -10,7 +10,7 @@ TOOL = Path(__file__).parents[2] / "patches" / "djip_flag.py"
 SOURCES = {
     "plain": b"import os\nfrom mdistiller.distillers import distiller_dict\nprint(1)\n",
     "windows": b"from mdistiller.distillers import distiller_dict\r\nprint(1)\r\n",
-    "parentheses": b"from air.distillers import (\n    Vanilla,\n    distiller_dict,\n)\nprint(1)\n",
+    "parentheses": b"from air.distillers import (\n    Vanilla,\n    distiller_dict,\n)\nprint()\n",
     "last line": b"from mdistiller.distillers import distiller_dict",
 }
 

@@ -1,4 +1,4 @@
-"""Several processes on a host of a few lines: torchrun before the launcher, and scripts that spawn their own."""
+"""Several processes on a host of a few lines: of torchrun, and those that a script spawns."""
 
 import os
 import socket

@@ -1,6 +1,8 @@
 """Reading teacher, images and scale from a host of a few lines."""
 
 import importlib
+import socket
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import yacs.config  # noqa: F401
 from helpers.forks import forked
 
 from djip_ext import DJIPError
-from djip_ext.cli.main import run_command
+from djip_ext.cli.main import main, run_command
+from djip_ext.hosts.offline import no_downloads
 from djip_ext.hosts.task import read_host
 
 MODELS = """
@@ -19,7 +22,11 @@ from torch import nn
 folder = os.path.dirname(__file__)
 def small(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, num_classes))
-cifar_model_dict = {"small": (small, os.path.join(folder, "small.pth")), "untrained": (small, None), "lost": (small, os.path.join(folder, "lost.pth"))}
+cifar_model_dict = {
+    "small": (small, os.path.join(folder, "small.pth")),
+    "untrained": (small, None),
+    "lost": (small, os.path.join(folder, "lost.pth")),
+}
 """
 DATASET = """
 import torch
@@ -45,7 +52,8 @@ class Files(Stored):
 
 def get_dataset(cfg):
     kind = {"cifar100": Stored, "files": Files}[cfg.DATASET.TYPE]
-    augment = transforms.Compose([transforms.ToTensor(), transforms.RandomErasing(p=1.0), normalize])
+    erase = transforms.RandomErasing(p=1.0)
+    augment = transforms.Compose([transforms.ToTensor(), erase, normalize])
     plain = transforms.Compose([transforms.ToTensor(), normalize])
     return DataLoader(kind(augment)), DataLoader(kind(plain)), 10, 10
 """
@@ -105,9 +113,11 @@ def test_a_host_gives_its_teacher_its_scale_and_its_images_as_stored(checkout: P
     status, output = reading(
         checkout,
         code="""
-assert torch.equal(task.teacher[1].weight, torch.load("host/small.pth")["model"]["1.weight"]) and not task.teacher.training
-assert task.train.mean == (0.5, 0.4, 0.3) and task.train.std == (0.2, 0.3, 0.25) and task.train.num_classes == 10
-assert (task.train.images.numpy() == dataset.pixels).all() and task.train.labels.tolist() == list(range(10))
+stored = torch.load("host/small.pth")["model"]["1.weight"]
+assert torch.equal(task.teacher[1].weight, stored) and not task.teacher.training
+assert task.train.mean == (0.5, 0.4, 0.3) and task.train.std == (0.2, 0.3, 0.25)
+assert task.train.num_classes == 10 and task.train.labels.tolist() == list(range(10))
+assert (task.train.images.numpy() == dataset.pixels).all()
 assert (task.dataset, task.teacher_name) == ("cifar100", "small")
 """,
     )
@@ -182,3 +192,89 @@ def test_options_that_mean_nothing_with_a_host_are_refused(
 def test_a_folder_that_is_no_checkout_is_named(tmp_path: Path) -> None:
     with pytest.raises(DJIPError, match="has no mdistiller/distillers"):
         read_host(tmp_path, "any.yaml")
+
+
+def fitting(checkout: Path, out: Path, *options: str) -> tuple[int, str]:
+    """``djip fit --host .`` for one image of a class, in a child process."""
+
+    def fit() -> None:
+        own = ["--host-package", "host", "--cfg", "own.yaml", "--rounds", "1", "--out", str(out)]
+        main(["fit", "--host", ".", *own, *options, "BENCH.DEVICE", "cpu"])
+
+    return forked(checkout, fit)
+
+
+def files(folder: Path) -> set[str]:
+    """The files below ``folder``, but for what Python and the test itself leave there."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "log.txt"
+    }
+
+
+def test_a_fit_leaves_nothing_in_the_checkout_and_no_lock(checkout: Path, tmp_path: Path) -> None:
+    before = files(checkout)
+    out = tmp_path / "lenses" / "a.safetensors"
+    status, output = fitting(checkout, out)
+    assert status == 0, output
+    written = files(out.parent)
+    assert {name for name in written if "tfevents" not in name} == {"a.safetensors", "a.json"}
+    assert {name.split("/")[0] for name in written} <= {"a.safetensors", "a.json", "a.events"}
+    assert files(checkout) - {f"lenses/{name}" for name in written} == before
+
+
+def test_a_failed_fit_leaves_nothing(checkout: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lenses" / "a.safetensors"
+    before = files(checkout)
+    status, output = fitting(checkout, out, "DISTILLER.TEACHER", "lost")
+    assert status == 2 and files(checkout) == before, output
+
+
+FLAGS = """
+def get_dataset(cfg):
+    return open(cfg.DATASET.ROOT)
+"""
+FETCHING = {
+    "torchvision": "from torchvision.datasets import CIFAR100; CIFAR100('data', download=True)",
+    "urllib": "import urllib.request; urllib.request.urlopen('http://example.org/a.tar')",
+    "by name": "from urllib.request import urlretrieve; urlretrieve('http://example.org/a.tar')",
+    "torch.hub": "torch.hub.load_state_dict_from_url('http://example.org/a.pth', 'hub')",
+    "a look-up": "import socket; socket.create_connection(('example.org', 80))",
+}
+
+
+def refusal(status: int, output: str) -> str:
+    assert status == 2 and "Traceback" not in output and output.count("error: ") == 1, output
+    return output.strip().splitlines()[-1]
+
+
+def test_what_only_the_hosts_own_script_sets_is_one_line(checkout: Path, tmp_path: Path) -> None:
+    with open(checkout / "host/dataset.py", "a") as file:
+        file.write(FLAGS)
+    line = refusal(*fitting(checkout, tmp_path / "a.safetensors"))
+    number = len((checkout / "host/dataset.py").read_text().splitlines())
+    place = f"{checkout.resolve()}/host/dataset.py:{number}"
+    assert f"the host's get_dataset fails at {place} with AttributeError: ROOT" in line
+    assert "add KEY VALUE pairs" in line
+
+
+@pytest.mark.parametrize("how", FETCHING)
+def test_nothing_is_downloaded(how: str, checkout: Path, tmp_path: Path) -> None:
+    with open(checkout / "host/dataset.py", "a") as file:
+        file.write(f"def get_dataset(cfg):\n    {FETCHING[how]}\n")
+    before = {path for path in checkout.rglob("*") if "__pycache__" not in str(path)}
+    line = refusal(*fitting(checkout, tmp_path / "a.safetensors"))
+    assert "but djip fit downloads nothing" in line
+    assert "a.tar" in line or "a.pth" in line or "cifar" in line or "example.org" in line
+    left = {path for path in checkout.rglob("*") if "__pycache__" not in str(path)} - before
+    assert {path.name for path in left} <= {"log.txt", "hub"}
+
+
+def test_afterwards_downloads_are_possible_again(checkout: Path) -> None:
+    look_up = socket.getaddrinfo
+    opened = urllib.request.OpenerDirector.open
+    with pytest.raises(DJIPError, match="would fetch"), no_downloads():
+        urllib.request.urlopen("http://example.org")
+    assert socket.getaddrinfo is look_up
+    assert urllib.request.OpenerDirector.open is opened

@@ -13,7 +13,7 @@ LENSES = {
     "default": lambda: JPEGLens(q=8.0, kappa=5.0),
     "many steps": lambda: JPEGLens(q=1 + 20 * torch.rand(2, 8, 8)),
     "small steps, which saturate": lambda: JPEGLens(q=0.1 + torch.rand(2, 8, 8)),
-    "hard, clamped": lambda: JPEGLens(q=9.0, hard=True, clamp=True),
+    "hard": lambda: JPEGLens(q=9.0, hard=True),
     "window": lambda: JPEGLens.jpeg_dl(0.9),
 }
 

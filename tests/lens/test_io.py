@@ -29,9 +29,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 @pytest.fixture
 def lens() -> JPEGLens:
-    lens = JPEGLens(
-        torch.rand(2, 8, 8) * 20 + 0.1, alpha=3.25, max_index=127, window=5, kappa=0.7, clamp=True
-    )
+    lens = JPEGLens(torch.rand(2, 8, 8) * 20 + 0.1, alpha=3.25, max_index=127, window=5, kappa=0.7)
     lens.metadata = {
         "teacher": "resnet56",
         "mean": [0.5, 0.4, 0.3],
@@ -301,11 +299,15 @@ def test_lens_that_names_no_teacher_fits_any(lens: JPEGLens, network: nn.Module)
 # ---- what the last version wrote
 
 
+def old_settings(**changes: Any) -> dict[str, Any]:
+    """The settings in a file or record of version 0.1.0, which had the option ``clamp``."""
+    settings = {"alpha": 5.0, "kappa": 5.0, "max_index": 1023, "window": None, "hard": False}
+    return settings | {"clamp": False} | changes
+
+
 def test_a_lens_file_of_the_last_version_loads_with_its_id(tmp_path: Path) -> None:
     q = torch.arange(128.0).view(2, 8, 8) + 1
-    settings = {"alpha": 5.0, "kappa": 5.0, "max_index": 1023, "window": None, "hard": False}
-    settings["clamp"] = False
-    header = {"format": 1, "lens": settings, "about": {"teacher": "resnet56"}}
+    header = {"format": 1, "lens": old_settings(), "about": {"teacher": "resnet56"}}
     save_file({"q": q}, tmp_path / "a.lens", metadata={"djip": json.dumps(header)})
     lens = load_lens(tmp_path / "a.lens")
     assert torch.equal(lens.q, q) and lens.metadata == header["about"]
@@ -314,6 +316,11 @@ def test_a_lens_file_of_the_last_version_loads_with_its_id(tmp_path: Path) -> No
     with safe_open(tmp_path / "b.lens", framework="pt") as file:
         saved = json.loads(file.metadata()["djip"])
     assert saved | header == saved  # so that the last version can read it
+
+
+def test_a_lens_that_clamps_is_refused(tmp_path: Path, lens: JPEGLens) -> None:
+    text = refusal(write(tmp_path / "a.lens", lens, lens=old_settings(clamp=True)))
+    assert "clamp is True, which a lens no longer has" in text
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,14 @@ class LabelledImages(Protocol):
 class Loader(Protocol):
     """Batches of a set: ``(image, target, index)`` when shuffled, else ``(image, target)``.
 
-    ``epoch`` selects the order and the augmentation of the next pass and grows by one with each.
+    ``epoch`` selects the order and the augmentation of the next pass and grows by one with each;
+    ``shard`` is (rank, processes), this process' share of every batch.
     """
 
     epoch: int
     device: torch.device
     batch_size: int
+    shard: tuple[int, int]
 
     @property
     def data(self) -> LabelledImages: ...

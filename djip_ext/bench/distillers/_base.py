@@ -21,7 +21,7 @@ class Output(NamedTuple):
 
 
 class Training(nn.Module):
-    """Dispatch between a training step, which returns losses, and inference, which returns logits."""
+    """What a trainer trains: a step returns losses, inference returns logits."""
 
     student: nn.Module
 
@@ -50,7 +50,8 @@ class Training(nn.Module):
         raise NotImplementedError
 
     def forward_test(self, image: Tensor) -> Tensor:
-        return self.student(image)[0]
+        logits: Tensor = self.student(image)[0]
+        return logits
 
 
 class Vanilla(Training):
@@ -94,20 +95,16 @@ class Distiller(Training):
         return [p for name, p in self.named_parameters() if not name.startswith(self.frozen)]
 
     def get_extra_parameters(self) -> int:
-        own = (
-            p
-            for name, p in self.named_parameters()
-            if not name.startswith(("student.", "teacher."))
-        )
+        networks = ("student.", "teacher.")
+        own = (p for name, p in self.named_parameters() if not name.startswith(networks))
         return sum(p.numel() for p in own)
 
     def forward_train(
         self, image: Tensor, target: Tensor, **batch: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         student = Output(*self.student(image))
-        with (
-            torch.no_grad()
-        ):  # inference_mode would forbid the trained layers that some methods put on the teacher
+        # inference_mode would forbid the trained layers that some methods put on the teacher
+        with torch.no_grad():
             teacher = Output(*self.teacher(image))
         losses = {
             "loss_ce": self.ce_loss_weight * cross_entropy(student.logits, target),

@@ -16,7 +16,8 @@ def probe(network: nn.Module, input_size: tuple[int, int]) -> Features:
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
-    _, features = network(torch.zeros(1, 3, *input_size, device=device_of(network)))
+    output: tuple[torch.Tensor, Features]
+    output = network(torch.zeros(1, 3, *input_size, device=device_of(network)))
     for module, mode in modes:
         module.training = mode
-    return features
+    return output[1]

@@ -15,7 +15,7 @@ DEFAULTS = {"P": 2, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 1000.0}}
 
 @full_precision
 def at_loss(feats_s: list[Tensor], feats_t: list[Tensor], p: float) -> Tensor:
-    """Sum over stages of the mean squared difference of normalised attention maps, equation 2 of the paper.
+    """Sum over stages of the mean squared difference of attention maps, equation 2 of the paper.
 
     The attention of a map is its channel mean of f^p, flattened, of unit length. The larger map is
     pooled to the smaller one; stages that only one network has are left out.
@@ -23,7 +23,7 @@ def at_loss(feats_s: list[Tensor], feats_t: list[Tensor], p: float) -> Tensor:
     Shape:
         feats_s, feats_t: maps ``(B, C, H, W)``; output: scalar.
     """
-    pairs = [to_common_size(f_s, f_t) for f_s, f_t in zip(feats_s, feats_t)]
+    pairs = [to_common_size(f_s, f_t) for f_s, f_t in zip(feats_s, feats_t, strict=False)]
     return torch.stack(
         [F.mse_loss(attention_map(f_s, p), attention_map(f_t, p)) for f_s, f_t in pairs]
     ).sum()
@@ -36,7 +36,8 @@ def attention_map(f: Tensor, p: float) -> Tensor:
 
 def to_common_size(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool the larger of two maps to the size of the other."""
-    size_s, size_t = f_s.shape[2:], f_t.shape[2:]
+    size_s = (f_s.shape[2], f_s.shape[3])
+    size_t = (f_t.shape[2], f_t.shape[3])
     if size_s > size_t:
         f_s = F.adaptive_avg_pool2d(f_s, size_t)
     elif size_s < size_t:
@@ -45,13 +46,13 @@ def to_common_size(f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AT(Distiller):
-    """The student looks where the teacher looks, at every stage after the stem."""
+    """The student attends to what the teacher attends to, at every stage after the stem."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         self.p = cfg.AT.P
         self.ce_loss_weight = cfg.AT.LOSS.CE_WEIGHT
-        self.feat_loss_weight = cfg.AT.LOSS.FEAT_WEIGHT
+        self.feat_loss_weight: float = cfg.AT.LOSS.FEAT_WEIGHT
 
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any

@@ -1,4 +1,4 @@
-"""Correlation congruence (Peng et al., ICCV 2019), in the form that RepDistiller has from its authors."""
+"""Correlation congruence (Peng et al., ICCV 2019), in RepDistiller's form, from its authors."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ DEFAULTS = {"DIM": 128, "INPUT_SIZE": (32, 32), "LOSS": {"CE_WEIGHT": 1.0, "FEAT
 
 @full_precision
 def cc_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """Mean over i of <D_i, D_i+1> with D = abs(f_s - f_t): neighbours in the batch must not err alike.
+    """Mean over i of <D_i, D_i+1>, D = abs(f_s - f_t): neighbours in the batch must not err alike.
 
     Shape:
         f_s, f_t: embeddings ``(B, D)``, B >= 2; output: scalar.
@@ -35,7 +35,7 @@ class CC(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         self.ce_loss_weight = cfg.CC.LOSS.CE_WEIGHT
-        self.feat_loss_weight = cfg.CC.LOSS.FEAT_WEIGHT
+        self.feat_loss_weight: float = cfg.CC.LOSS.FEAT_WEIGHT
         dim_s, dim_t = (
             probe(network, cfg.CC.INPUT_SIZE)["pooled_feat"].shape[1]
             for network in (student, teacher)

@@ -14,7 +14,8 @@ from ._base import Distiller, Output
 from ._precision import full_precision
 
 DEFAULTS = {
-    "MODE": "exact",  # of the data set that draws the negatives: any other class; "relax": any other image
+    # what is a positive, which the trainer draws: the image itself; "relax": any of its class
+    "MODE": "exact",
     "FEAT": {"DIM": 128, "STUDENT_DIM": 256, "TEACHER_DIM": 256},
     "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 0.8},
     "NCE": {"K": 16384, "MOMENTUM": 0.5, "TEMPERATURE": 0.07},
@@ -23,12 +24,15 @@ DEFAULTS = {
 
 @full_precision
 def nce_loss(scores: Tensor, num_data: int, eps: float = 1e-7) -> Tensor:
-    """Noise-contrastive estimation with uniform noise, section 3.2 of the paper, mean over the batch, in nats.
+    """Noise-contrastive estimation with uniform noise, section 3.2 of the paper.
+
+    The mean over the batch, in nats.
 
     Shape:
         scores: unnormalised probabilities ``(B, 1 + K)``, the positive first; output: scalar.
     """
-    positive, negative = scores[:, 0], scores[:, 1:]
+    positive = scores[:, 0]
+    negative = scores[:, 1:]
     noise = negative.shape[1] / num_data
     log_d1 = (positive / (positive + noise + eps)).log()
     log_d0 = (noise / (negative + noise + eps)).log()
@@ -70,15 +74,14 @@ class ContrastMemory(nn.Module):
     def forward(
         self, v_s: Tensor, v_t: Tensor, index: Tensor, contrastive_index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Scores of each embedding against what the other network remembers; then remembers the new embeddings.
+        """Score each embedding against what the other network remembers, then remember it.
 
         Shape:
-            v_s, v_t: ``(B, D)``; index: ``(B,)``; contrastive_index: ``(B, 1 + K)``, its first
-                column is ``index``;
-            outputs: ``(B, 1 + K)`` each.
+            v_s, v_t: ``(B, D)``; index: ``(B,)``; contrastive_index: ``(B, 1 + K)``, whose first
+            column is ``index``; outputs: ``(B, 1 + K)`` each.
         """
-        # One product with the whole memory and a gather of numbers is cheaper than a gather of B (1
-        # + K) vectors.
+        # One product with the whole memory and a gather of numbers is cheaper than a gather of
+        # B (1 + K) vectors.
         scores_s = (v_s @ self.memory_t.T).gather(1, contrastive_index).div(self.temperature).exp()
         scores_t = (v_t @ self.memory_s.T).gather(1, contrastive_index).div(self.temperature).exp()
         with torch.no_grad():
@@ -95,7 +98,7 @@ class ContrastMemory(nn.Module):
 
 
 class CRD(Distiller):
-    """The student's embedding of an image is near the teacher's of the same image, far from those of others.
+    """The student's embedding of an image is near the teacher's of it, far from those of others.
 
     Args:
         num_data: training images; batches carry their ``index`` and ``contrastive_index``.
@@ -104,7 +107,7 @@ class CRD(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode, num_data: int) -> None:
         super().__init__(student, teacher)
         self.ce_loss_weight = cfg.CRD.LOSS.CE_WEIGHT
-        self.feat_loss_weight = cfg.CRD.LOSS.FEAT_WEIGHT
+        self.feat_loss_weight: float = cfg.CRD.LOSS.FEAT_WEIGHT
         self.num_data = num_data
         self.embed_s = Embed(cfg.CRD.FEAT.STUDENT_DIM, cfg.CRD.FEAT.DIM)
         self.embed_t = Embed(cfg.CRD.FEAT.TEACHER_DIM, cfg.CRD.FEAT.DIM)
@@ -126,10 +129,12 @@ class CRD(Distiller):
             ("STUDENT", student, self.embed_s),
             ("TEACHER", teacher, self.embed_t),
         ):
-            found, expected = output.features["pooled_feat"].shape[1], embed.linear.in_features
+            found = output.features["pooled_feat"].shape[1]
+            expected = embed.linear.in_features
             if found != expected:
                 raise DJIPError(
-                    f"CRD.FEAT.{network}_DIM is {expected}, but that network's pooled feature has {found} numbers; set it to {found}"
+                    f"CRD.FEAT.{network}_DIM is {expected}, but that network's pooled feature has "
+                    f"{found} numbers; set it to {found}"
                 )
         v_s = self.embed_s(student.features["pooled_feat"])
         v_t = self.embed_t(teacher.features["pooled_feat"])

@@ -21,7 +21,8 @@ def dist_loss(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -
     Shape:
         z_s, z_t: logits ``(B, C)``; output: scalar.
     """
-    p_s, p_t = (z_s / tau).softmax(dim=1), (z_t / tau).softmax(dim=1)
+    p_s = (z_s / tau).softmax(dim=1)
+    p_t = (z_t / tau).softmax(dim=1)
     inter = 1 - _pearson(p_s, p_t, dim=1).mean()
     intra = 1 - _pearson(p_s, p_t, dim=0).mean()
     return tau**2 * (beta * inter + gamma * intra)
@@ -30,11 +31,12 @@ def dist_loss(z_s: Tensor, z_t: Tensor, beta: float, gamma: float, tau: float) -
 def _pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
     a = a - a.mean(dim, keepdim=True)
     b = b - b.mean(dim, keepdim=True)
-    return (a * b).sum(dim) / (a.norm(dim=dim) * b.norm(dim=dim) + eps)
+    norms: Tensor = a.norm(dim=dim) * b.norm(dim=dim)
+    return (a * b).sum(dim) / (norms + eps)
 
 
 class DIST(Distiller):
-    """The student keeps the order and the ratios of the teacher's probabilities, not their values."""
+    """The student has the order and ratios of the teacher's probabilities, not their values."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)

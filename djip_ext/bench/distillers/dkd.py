@@ -45,7 +45,7 @@ def _against_rest(target: Tensor, rest: Tensor) -> Tensor:
 
 
 def warm_up(epoch: int, epochs: int) -> float:
-    """Linear growth from 1 / epochs in epoch 1 to 1 in epoch ``epochs`` and after; 0 epochs: none."""
+    """Weight that grows linearly from 1 / epochs in epoch 1 to 1 in ``epochs``; 0: it is 1."""
     return min(epoch / max(1, epochs), 1.0)
 
 

@@ -46,7 +46,8 @@ class ConvReg(nn.Module):
             self.conv = nn.Conv2d(c_s, c_t, (1 + h_s - h_t, 1 + w_s - w_t))
         else:
             raise DJIPError(
-                f"FITNET cannot regress a {h_t}x{w_t} map from a {h_s}x{w_s} one; choose another FITNET.HINT_LAYER"
+                f"FITNET cannot regress a {h_t}x{w_t} map from a {h_s}x{w_s} one; choose another "
+                "FITNET.HINT_LAYER"
             )
         self.bn = nn.BatchNorm2d(c_t)
 
@@ -60,14 +61,15 @@ class FitNet(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         self.ce_loss_weight = cfg.FITNET.LOSS.CE_WEIGHT
-        self.feat_loss_weight = cfg.FITNET.LOSS.FEAT_WEIGHT
+        self.feat_loss_weight: float = cfg.FITNET.LOSS.FEAT_WEIGHT
         self.hint_layer = cfg.FITNET.HINT_LAYER
         maps_s, maps_t = (
             probe(network, cfg.FITNET.INPUT_SIZE)["feats"] for network in (student, teacher)
         )
         if not 0 <= self.hint_layer < min(len(maps_s), len(maps_t)):
             raise DJIPError(
-                f"FITNET.HINT_LAYER is {self.hint_layer}; the student has {len(maps_s)} maps and the teacher {len(maps_t)}, counted from 0"
+                f"FITNET.HINT_LAYER is {self.hint_layer}; the student has {len(maps_s)} maps and "
+                f"the teacher {len(maps_t)}, counted from 0"
             )
         shape_s, shape_t = maps_s[self.hint_layer].shape[1:], maps_t[self.hint_layer].shape[1:]
         self.conv_reg = ConvReg(shape_s, shape_t)

@@ -1,4 +1,7 @@
-"""Factor transfer (Kim et al., *Paraphrasing Complex Network*, NeurIPS 2018), with RepDistiller's settings."""
+"""Factor transfer (Kim et al., *Paraphrasing Complex Network*, NeurIPS 2018).
+
+The settings are RepDistiller's.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -32,8 +35,7 @@ def ft_loss(factor_s: Tensor, factor_t: Tensor) -> Tensor:
     """Mean absolute difference of the normalised channel means of the squared factors.
 
     Shape:
-        factor_s, factor_t: ``(B, C, H, W)``, the larger one is pooled to the smaller; output:
-            scalar.
+        factor_s, factor_t: ``(B, C, H, W)``, the larger is pooled to the smaller; output: scalar.
     """
     factor_s, factor_t = to_common_size(factor_s, factor_t)
     return F.l1_loss(attention_map(factor_s, 2), attention_map(factor_t, 2))
@@ -65,7 +67,7 @@ def _decoder(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class Paraphraser(nn.Module):
-    """An auto-encoder of the teacher's map whose code, the factor, is what the student has to match."""
+    """An auto-encoder of the teacher's map; its code, the factor, is what the student matches."""
 
     def __init__(self, channels: int, factor_channels: int) -> None:
         super().__init__()
@@ -74,13 +76,18 @@ class Paraphraser(nn.Module):
 
     def forward(self, f_t: Tensor) -> Tensor:
         """The reconstruction of ``f_t``, same shape."""
-        return self.decoder(self.encoder(f_t))
+        reconstruction: Tensor = self.decoder(self.encoder(f_t))
+        return reconstruction
 
 
 def _average_gradients(module: nn.Module) -> None:
-    """Over the processes of a distributed run: pretraining happens outside of DistributedDataParallel."""
+    """Average over the processes of a distributed run.
+
+    Pretraining happens outside of DistributedDataParallel.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for p in module.parameters():
+            assert p.grad is not None  # the error was just propagated back
             torch.distributed.all_reduce(p.grad)
             p.grad /= torch.distributed.get_world_size()
 
@@ -97,7 +104,7 @@ class FT(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         self.ce_loss_weight = cfg.FT.LOSS.CE_WEIGHT
-        self.feat_loss_weight = cfg.FT.LOSS.FEAT_WEIGHT
+        self.feat_loss_weight: float = cfg.FT.LOSS.FEAT_WEIGHT
         self.schedule = cfg.FT.PRETRAIN
         c_s, c_t = (
             probe(network, cfg.FT.INPUT_SIZE)["feats"][-1].shape[1]
@@ -159,7 +166,7 @@ class FT(Distiller):
             for image, *_ in loader:
                 error = self._reconstruction_error(image.to(device))
                 optimizer.zero_grad()
-                error.backward()
+                error.backward()  # type: ignore[no-untyped-call]
                 _average_gradients(self.paraphraser)
                 optimizer.step()
                 errors.append(error.detach())

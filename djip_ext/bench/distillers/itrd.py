@@ -1,4 +1,7 @@
-"""Information theoretic representation distillation (Miles et al., BMVC 2022), as its authors' code has it."""
+"""Information theoretic representation distillation (Miles et al., BMVC 2022).
+
+The losses are those of its authors' code.
+"""
 
 from typing import Any
 
@@ -20,7 +23,7 @@ DEFAULTS = {
 
 @full_precision
 def itrd_correlation_loss(f_s: Tensor, f_t: Tensor, alpha: float) -> Tensor:
-    """log2 sum_d abs(c_d - 1)^(2 alpha), c_d the correlation over the batch of the d-th features, in bits.
+    """log2 sum_d abs(c_d - 1)^(2 alpha), c_d the batch's correlation of the d-th features, in bits.
 
     A feature that is constant over the batch counts as uncorrelated. Standard deviations divide by
     B - 1, correlations by B, as in the authors' code, so that the sum is never zero.
@@ -38,26 +41,32 @@ def _standardise(f: Tensor, eps: float = 1e-8) -> Tensor:
 
 @full_precision
 def itrd_mutual_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """||G_s||_F^2 - ||G_st||_F^2 of the Gram matrices of unit features, G_st = G_s * G_t, both of trace one.
+    """||G_s||_F^2 - ||G_st||_F^2 of the Gram matrices of unit features, both of trace one.
+
+    G_st = G_s * G_t, element by element.
 
     Shape:
         f_s: ``(B, D_s)``, f_t: ``(B, D_t)``; output: scalar.
     """
-    f_s, f_t = F.normalize(f_s), F.normalize(f_t)
+    f_s = F.normalize(f_s)
+    f_t = F.normalize(f_t)
     g_s = f_s @ f_s.T
     g_st = g_s * (f_t @ f_t.T)
     return (g_s / g_s.trace()).pow(2).sum() - (g_st / g_st.trace()).pow(2).sum()
 
 
 class ITRD(Distiller):
-    """Pooled features that correlate with the teacher's and share their information; one linear map serves both."""
+    """Pooled features that correlate with the teacher's and share their information.
+
+    One linear map serves both.
+    """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         self.alpha = cfg.ITRD.ALPHA
         self.ce_loss_weight = cfg.ITRD.LOSS.CE_WEIGHT
-        self.corr_loss_weight = cfg.ITRD.LOSS.CORR_WEIGHT
-        self.mutual_loss_weight = cfg.ITRD.LOSS.MUTUAL_WEIGHT
+        self.corr_loss_weight: float = cfg.ITRD.LOSS.CORR_WEIGHT
+        self.mutual_loss_weight: float = cfg.ITRD.LOSS.MUTUAL_WEIGHT
         dim_s, dim_t = (
             probe(network, cfg.ITRD.INPUT_SIZE)["pooled_feat"].shape[1]
             for network in (student, teacher)
@@ -67,7 +76,8 @@ class ITRD(Distiller):
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any
     ) -> Tensor:
-        f_s, f_t = student.features["pooled_feat"], teacher.features["pooled_feat"]
+        f_s = student.features["pooled_feat"]
+        f_t = teacher.features["pooled_feat"]
         embedded = self.embed(f_s)
         correlation = itrd_correlation_loss(embedded, f_t, self.alpha)
         mutual = itrd_mutual_loss(f_s if f_s.shape == f_t.shape else embedded, f_t)

@@ -31,7 +31,7 @@ class KD(Distiller):
         super().__init__(student, teacher)
         self.temperature = cfg.KD.TEMPERATURE
         self.ce_loss_weight = cfg.KD.LOSS.CE_WEIGHT
-        self.kd_loss_weight = cfg.KD.LOSS.KD_WEIGHT
+        self.kd_loss_weight: float = cfg.KD.LOSS.KD_WEIGHT
 
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any

@@ -1,4 +1,4 @@
-"""Logit standardisation (Sun et al., *Logit Standardization in Knowledge Distillation*, CVPR 2024)."""
+"""Logit standardisation (Sun et al., *Logit Standardization in KD*, CVPR 2024)."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def standardise(z: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 class LSKD(Distiller):
-    """KD or DKD (``cfg.LSKD.BASE``) of standardised logits: the student need not match the teacher's scale.
+    """KD or DKD (``cfg.LSKD.BASE``) of standardised logits: the teacher's scale is not matched.
 
     With DKD, the weight of cross entropy, alpha, beta and the warm-up are those of the ``DKD``
     node, as in the authors' code.
@@ -38,15 +38,18 @@ class LSKD(Distiller):
         self.base = cfg.LSKD.BASE
         self.temperature = cfg.LSKD.TEMPERATURE
         self.ce_loss_weight = cfg.LSKD.LOSS.CE_WEIGHT
-        self.kd_loss_weight = cfg.LSKD.LOSS.KD_WEIGHT
+        self.kd_loss_weight: float = cfg.LSKD.LOSS.KD_WEIGHT
         if self.base == "DKD":
             self.ce_loss_weight = cfg.DKD.CE_WEIGHT
-            self.alpha, self.beta, self.warmup = cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.WARMUP
+            self.alpha = cfg.DKD.ALPHA
+            self.beta = cfg.DKD.BETA
+            self.warmup = cfg.DKD.WARMUP
 
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any
     ) -> Tensor:
-        z_s, z_t = standardise(student.logits), standardise(teacher.logits)
+        z_s = standardise(student.logits)
+        z_t = standardise(teacher.logits)
         if self.base == "KD":
             return self.kd_loss_weight * kd_loss(z_s, z_t, self.temperature)
         loss = dkd_loss(z_s, z_t, target, self.alpha, self.beta, self.temperature)

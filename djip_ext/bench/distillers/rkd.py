@@ -43,7 +43,7 @@ def _relative_distances(f: Tensor, eps: float, squared: bool) -> Tensor:
 
 @full_precision
 def rkd_angle_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """Huber loss between the cosines of the angles that triples of embeddings form, section 3.2.2 of the paper.
+    """Huber loss between the cosines of angles in triples of embeddings, section 3.2.2.
 
     Shape:
         f_s, f_t: embeddings ``(B, D_s)`` and ``(B, D_t)``; output: scalar.
@@ -61,17 +61,18 @@ class RKD(Distiller):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
-        self.distance_weight = cfg.RKD.DISTANCE_WEIGHT
-        self.angle_weight = cfg.RKD.ANGLE_WEIGHT
+        self.distance_weight: float = cfg.RKD.DISTANCE_WEIGHT
+        self.angle_weight: float = cfg.RKD.ANGLE_WEIGHT
         self.ce_loss_weight = cfg.RKD.LOSS.CE_WEIGHT
-        self.feat_loss_weight = cfg.RKD.LOSS.FEAT_WEIGHT
+        self.feat_loss_weight: float = cfg.RKD.LOSS.FEAT_WEIGHT
         self.eps = cfg.RKD.PDIST.EPSILON
         self.squared = cfg.RKD.PDIST.SQUARED
 
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any
     ) -> Tensor:
-        f_s, f_t = student.features["pooled_feat"], teacher.features["pooled_feat"]
+        f_s = student.features["pooled_feat"]
+        f_t = teacher.features["pooled_feat"]
         distance = self.distance_weight * rkd_distance_loss(f_s, f_t, self.eps, self.squared)
         angle = self.angle_weight * rkd_angle_loss(f_s, f_t)
         return self.feat_loss_weight * (distance + angle)

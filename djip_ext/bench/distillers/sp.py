@@ -14,7 +14,7 @@ DEFAULTS = {"LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 3000.0}}
 
 @full_precision
 def sp_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """||G_t - G_s||_F^2 / B^2 for the row-normalised similarities G of a batch, section 3 of the paper.
+    """||G_t - G_s||_F^2 / B^2, G a batch's row-normalised similarities, section 3 of the paper.
 
     Shape:
         f_s, f_t: ``(B, ...)``, of any two sizes; output: scalar.
@@ -33,7 +33,7 @@ class SP(Distiller):
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         self.ce_loss_weight = cfg.SP.LOSS.CE_WEIGHT
-        self.feat_loss_weight = cfg.SP.LOSS.FEAT_WEIGHT
+        self.feat_loss_weight: float = cfg.SP.LOSS.FEAT_WEIGHT
 
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any

@@ -33,13 +33,13 @@ def wttm_loss(z_s: Tensor, z_t: Tensor, gamma: float) -> Tensor:
 
 
 class WTTM(Distiller):
-    """The student matches a power of the teacher's distribution, without a temperature of its own."""
+    """The student, at temperature 1, matches a power of the teacher's distribution."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
         super().__init__(student, teacher)
         self.gamma = cfg.WTTM.GAMMA
         self.ce_loss_weight = cfg.WTTM.LOSS.CE_WEIGHT
-        self.kd_loss_weight = cfg.WTTM.LOSS.KD_WEIGHT
+        self.kd_loss_weight: float = cfg.WTTM.LOSS.KD_WEIGHT
 
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any

@@ -43,7 +43,7 @@ def learning_rate(cfg: CfgNode, epoch: int) -> float:
     """
     solver = cfg.SOLVER
     schedule = cfg.BENCH.SCHEDULE
-    warmup = cfg.BENCH.WARMUP
+    warmup: int = cfg.BENCH.WARMUP
     lr: float = solver.LR
     if schedule not in ("steps", "cosine"):
         raise DJIPError(f"BENCH.SCHEDULE is '{schedule}'; choose steps or cosine")
@@ -57,6 +57,6 @@ def learning_rate(cfg: CfgNode, epoch: int) -> float:
     if schedule == "cosine":
         progress = math.pi * (epoch - 1 - warmup) / (solver.EPOCHS - warmup)
         return lr * 0.5 * (1 + math.cos(progress))
-    decay: float = solver.LR_DECAY_RATE
     steps = sum(epoch > stage for stage in solver.LR_DECAY_STAGES)
-    return lr * float(decay**steps)
+    factor: float = solver.LR_DECAY_RATE**steps
+    return lr * factor

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.errors import DJIPError
 from djip_ext.lens.io import weight_hash
+from djip_ext.utils.distributed import say
 from djip_ext.utils.files import atomic_write
 from djip_ext.utils.networks import autocast
 
@@ -102,13 +103,18 @@ def cached_teacher(
 @torch.no_grad()
 def _ask(teacher: nn.Module, loader: DeviceLoader, precision: str) -> dict[str, Tensor]:
     teacher.eval()
-    rows: dict[str, list[Tensor]] = {"logits": [], "pooled_feat": []}
+    rows: dict[str, list[Tensor]] = {"logits": []}
+    say(
+        f"asking the teacher for {loader.views} views of {loader.num_images} images, "
+        f"{loader.views * loader.num_images} queries; the answers are kept"
+    )
     for view in tqdm(range(loader.views), desc="asking the teacher", unit="view", leave=False):
         for image in loader.view_batches(view):
             with autocast(loader.device, precision):
                 logits, features = teacher(image)
             rows["logits"].append(logits.half().cpu())
-            rows["pooled_feat"].append(features["pooled_feat"].half().cpu())
+            if "pooled_feat" in features:  # a closed teacher has none
+                rows.setdefault("pooled_feat", []).append(features["pooled_feat"].half().cpu())
     kept = {
         name: torch.cat(values).view(loader.views, loader.num_images, -1)
         for name, values in rows.items()

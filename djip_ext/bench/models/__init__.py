@@ -17,7 +17,6 @@ stages.
 
 import os
 from collections.abc import Callable
-
 from typing import Any
 
 from torch import nn

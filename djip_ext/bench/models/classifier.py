@@ -1,6 +1,6 @@
 """A network of another library on the surface of the benchmark."""
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from .features import Features
 
 
 class Classifier(nn.Module):
-    """A network of another library that returns what the benchmark's networks return: ``(logits, features)``.
+    """A network of another library that returns ``(logits, features)``, as the benchmark's do.
 
     ``features`` holds ``pooled_feat``, the input of the network's last linear layer; asking for
     maps is an error.  The state dict is the network's own, so checkpoints and lenses fit the bare
@@ -22,7 +22,8 @@ class Classifier(nn.Module):
 
     def __init__(self, network: nn.Module, name: str, num_classes: int) -> None:
         super().__init__()
-        self.network, self.name = network, name
+        self.network = network
+        self.name = name
         heads = [
             key
             for key, module in network.named_modules()
@@ -31,6 +32,10 @@ class Classifier(nn.Module):
         self.head = heads[-1] if heads else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
+        logits, features = self._logits_and_pooled(x)
+        return logits, cast(Features, features)
+
+    def _logits_and_pooled(self, x: Tensor) -> "tuple[Tensor, _PooledOnly]":
         kept: dict[str, Tensor] = {}
         if self.head is None:
             return self._logits(x), _PooledOnly(self.name)
@@ -58,7 +63,7 @@ class Classifier(nn.Module):
             state_dict[f"{prefix}network.{key[len(prefix) :]}"] = state_dict.pop(key)
 
 
-class _PooledOnly(dict):
+class _PooledOnly(dict[str, Tensor]):
     def __init__(self, name: str, kept: dict[str, Tensor] | None = None) -> None:
         super().__init__(kept or {})
         self.name = name
@@ -66,5 +71,6 @@ class _PooledOnly(dict):
     def __missing__(self, key: str) -> Any:
         has = " and ".join(["logits", *self])
         raise DJIPError(
-            f"this method needs {key}, {self.name} gives {has}; take KD, DKD, DIST, WTTM, LSKD or a network of the benchmark"
+            f"this method needs {key}, {self.name} gives {has}; take KD, DKD, DIST, WTTM, LSKD or "
+            "a network of the benchmark"
         )

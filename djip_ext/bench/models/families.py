@@ -1,4 +1,6 @@
-"""Image classifiers of other libraries by name: ``torchvision:resnet34``, ``timm:vit_small_patch16_224``, ``hf:FOLDER_OR_HUB_ID``.
+"""Image classifiers of other libraries by name.
+
+For example ``torchvision:resnet34``, ``timm:vit_small_patch16_224``, ``hf:FOLDER_OR_HUB_ID``.
 
 Each is built, and its published weights are loaded, by its own library; what it expects of its
 images is read from its own configuration.  timm and transformers are optional and imported when
@@ -7,14 +9,15 @@ asked for.  Nothing is fetched unless ``download`` is set.
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from djip_ext.bench.models.input_spec import InputSpec
+from djip_ext.bench.models.closed import closed_build, closed_spec
+from djip_ext.bench.models.input_spec import InputSpec, triple
 from djip_ext.errors import DJIPError, first_line
 
 from .classifier import Classifier
@@ -44,7 +47,7 @@ def build(
     Args:
         num_classes: of the data.
         pretrained: with its published weights, from the library's own cache or folder; else with
-            fresh ones.
+            random ones.
         download: let the library fetch what it lacks.
 
     Raises:
@@ -79,22 +82,24 @@ def _library(name: str, extra: str) -> ModuleType:
 def _check_classes(name: str, found: int, num_classes: int) -> None:
     if found != num_classes:
         raise DJIPError(
-            f"the published weights of {name} know {found} classes, the data have {num_classes}; name weights for these data"
+            f"the published weights of {name} know {found} classes, the data have {num_classes}; "
+            "name weights for these data"
         )
 
 
 def _no_weights(name: str, error: BaseException | str) -> DJIPError:
     reason = error if isinstance(error, str) else first_line(error)
     return DJIPError(
-        f"no weights for {name} here ({reason}); name a file with BENCH.TEACHER_CHECKPOINT or add BENCH.DOWNLOAD True"
+        f"no weights for {name} here ({reason}); name a file with BENCH.TEACHER_CHECKPOINT or add "
+        "BENCH.DOWNLOAD True"
     )
 
 
-# --- torchvision: NETWORK or NETWORK@WEIGHTS, for example resnet50@IMAGENET1K_V1 -------------------------------------------
+# --- torchvision: NETWORK or NETWORK@WEIGHTS, for example resnet50@IMAGENET1K_V1 ---
 
 
 def torchvision_weights(network: str) -> tuple[str, Any]:
-    """The network's name and the member of torchvision's weights enum that ``network[@WEIGHTS]`` names, else its default."""
+    """The name in ``network[@WEIGHTS]`` and the member of torchvision's enum, else its default."""
     from torchvision import models
 
     network, _, version = network.partition("@")
@@ -113,7 +118,10 @@ def torchvision_weights(network: str) -> tuple[str, Any]:
 
 
 def torchvision_state(network: str, download: bool) -> dict[str, Tensor]:
-    """torchvision's published weights, from the cache of torch's hub or, with ``download``, fetched there (checksum verified)."""
+    """torchvision's published weights, from the cache of torch's hub.
+
+    With ``download`` they may be fetched there; the checksum is verified.
+    """
     import torch
 
     _, weights = torchvision_weights(network)
@@ -121,18 +129,21 @@ def torchvision_state(network: str, download: bool) -> dict[str, Tensor]:
     if not download and not cached.exists():
         raise _no_weights(f"torchvision:{network}", f"{weights} is not in {cached.parent}")
     try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        state: dict[str, Tensor] = weights.get_state_dict(
+            progress=True, check_hash=True, weights_only=True
+        )
     except (OSError, RuntimeError) as error:
         raise _no_weights(f"torchvision:{network}", error) from error
+    return state
 
 
 def _torchvision_spec(network: str, download: bool) -> InputSpec:
     _, weights = torchvision_weights(network)
     preset = weights.transforms()
     height, width = 2 * preset.crop_size if len(preset.crop_size) == 1 else preset.crop_size
-    scale = tuple(preset.mean), tuple(preset.std)
     return InputSpec(
-        *scale,
+        triple(preset.mean),
+        triple(preset.std),
         (height, width),
         preset.resize_size[0],
         preset.interpolation.value,
@@ -146,15 +157,17 @@ def _torchvision_build(
     from torchvision import models
 
     name, weights = torchvision_weights(network)
+    model: nn.Module
     if not pretrained:
-        return models.get_model(name, num_classes=num_classes)
+        model = models.get_model(name, num_classes=num_classes)
+        return model
     _check_classes(f"torchvision:{network}", len(weights.meta["categories"]), num_classes)
     model = models.get_model(name)
     model.load_state_dict(torchvision_state(network, download))
     return model
 
 
-# --- timm: any name of timm.list_models(pretrained=True), with or without its tag ------------------------------------------
+# --- timm: any name of timm.list_models(pretrained=True), with or without its tag ---
 
 
 def _timm_spec(network: str, download: bool) -> InputSpec:
@@ -166,10 +179,14 @@ def _timm_spec(network: str, download: bool) -> InputSpec:
     _, height, width = data["input_size"]
     whole = data["crop_mode"] == "squash"
     resize = (height, width) if whole else math.floor(min(height, width) / data["crop_pct"])
-    interpolation = data["interpolation"] if data["interpolation"] != "random" else "bilinear"
-    origin = f"timm's pretrained_cfg, tag {config.tag or 'none'}"
+    interpolation = "bilinear" if data["interpolation"] == "random" else data["interpolation"]
     return InputSpec(
-        tuple(data["mean"]), tuple(data["std"]), (height, width), resize, interpolation, origin
+        triple(data["mean"]),
+        triple(data["std"]),
+        (height, width),
+        resize,
+        interpolation,
+        f"timm's pretrained_cfg, tag {config.tag or 'none'}",
     )
 
 
@@ -177,18 +194,21 @@ def _timm_build(network: str, num_classes: int, pretrained: bool, download: bool
     timm = _library("timm", "timm")
     if not timm.is_model(network):
         raise DJIPError(f"timm has no network '{network}'; see timm.list_models('*{network[:6]}*')")
+    model: nn.Module
     if not pretrained:
-        return timm.create_model(network, num_classes=num_classes)
+        model = timm.create_model(network, num_classes=num_classes)
+        return model
     _check_classes(f"timm:{network}", timm.get_pretrained_cfg(network).num_classes, num_classes)
     if not download:
         raise _no_weights(f"timm:{network}", "timm fetches them")
     try:
-        return timm.create_model(network, pretrained=True)
+        model = timm.create_model(network, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise _no_weights(f"timm:{network}", error) from error
+    return model
 
 
-# --- Hugging Face: a folder with config.json and preprocessor_config.json, or a hub id --------------------------------------
+# --- Hugging Face: a folder with config.json and preprocessor_config.json, or a hub id ---
 
 RESAMPLE = {
     0: "nearest",
@@ -207,9 +227,10 @@ def _hf_spec(network: str, download: bool) -> InputSpec:
             network, local_files_only=not download
         ).to_dict()
     except (OSError, ValueError, ImportError) as error:
-        cure = "set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself, or add BENCH.DOWNLOAD True for a hub id"
         raise DJIPError(
-            f"hf:{network} does not say how its images are prepared ({first_line(error)}); {cure}"
+            f"hf:{network} does not say how its images are prepared ({first_line(error)}); set "
+            "BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself, or add BENCH.DOWNLOAD True for a "
+            "hub id"
         ) from error
     factor = processor.get("rescale_factor", 1 / 255)
     if (
@@ -218,17 +239,19 @@ def _hf_spec(network: str, download: bool) -> InputSpec:
         or processor.get("rescale_offset")
     ):
         raise DJIPError(
-            f"hf:{network} takes pixels in a range other than [0, 1]; set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself"
+            f"hf:{network} takes pixels in a range other than [0, 1]; set BENCH.MEAN, BENCH.STD "
+            "and BENCH.INPUT_SIZE yourself"
         )
-    normalised = processor.get("do_normalize", True)
-    mean, std = (
-        (processor["image_mean"], processor["image_std"]) if normalised else ((0, 0, 0), (1, 1, 1))
-    )
+    mean: Sequence[float] = (0, 0, 0)
+    std: Sequence[float] = (1, 1, 1)
+    if processor.get("do_normalize", True):
+        mean = processor["image_mean"]
+        std = processor["image_std"]
     size, resize = _hf_size(network, processor)
     interpolation = RESAMPLE[int(processor.get("resample") or 2)]
     return InputSpec(
-        tuple(map(float, mean)),
-        tuple(map(float, std)),
+        triple(mean),
+        triple(std),
         size,
         resize,
         interpolation,
@@ -240,10 +263,12 @@ def _hf_size(
     network: str, processor: dict[str, Any]
 ) -> tuple[tuple[int, int], int | tuple[int, int]]:
     """Final (H, W), and the shorter side or the (H, W) before it."""
-    size, crop = (
-        {key: value for key, value in dict(processor.get(name) or {}).items() if value}
-        for name in ("size", "crop_size")
-    )
+
+    def sides(name: str) -> dict[str, Any]:
+        return {key: value for key, value in dict(processor.get(name) or {}).items() if value}
+
+    size = sides("size")
+    crop = sides("crop_size")
     if processor.get("do_center_crop") and crop:
         final = (crop["height"], crop["width"])
         return final, size.get("shortest_edge") or (size["height"], size["width"])
@@ -252,25 +277,25 @@ def _hf_size(
     if "shortest_edge" in size:
         side = size["shortest_edge"]
         # ConvNeXt's rule: below 384 a central crop of crop_pct, from there on the whole image
-        resize = (
-            int(side / processor["crop_pct"])
-            if processor.get("crop_pct") and side < 384
-            else (side, side)
-        )
-        return (side, side), resize
+        if processor.get("crop_pct") and side < 384:
+            return (side, side), int(side / processor["crop_pct"])
+        return (side, side), (side, side)
     raise DJIPError(
-        f"hf:{network} has no fixed input size ({size}); set BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself"
+        f"hf:{network} has no fixed input size ({size}); set BENCH.MEAN, BENCH.STD and "
+        "BENCH.INPUT_SIZE yourself"
     )
 
 
 def _hf_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
     transformers = _library("transformers", "hf")
     auto = transformers.AutoModelForImageClassification
+    model: nn.Module
     try:
         config = transformers.AutoConfig.from_pretrained(network, local_files_only=not download)
         if not pretrained:
             config.num_labels = num_classes
-            return auto.from_config(config).float()
+            model = auto.from_config(config)
+            return model.float()
         _check_classes(f"hf:{network}", config.num_labels, num_classes)
         model, report = auto.from_pretrained(
             network, local_files_only=not download, output_loading_info=True
@@ -282,12 +307,14 @@ def _hf_build(network: str, num_classes: int, pretrained: bool, download: bool) 
     missing = sorted(report["missing_keys"])
     if missing:
         raise DJIPError(
-            f"the weights in hf:{network} lack {missing[0]} and {len(missing) - 1} more; is this a trained classifier?"
+            f"the weights in hf:{network} lack {missing[0]} and {len(missing) - 1} more; is this a "
+            "trained classifier?"
         )
     return model.float()
 
 
 FAMILIES = {
+    "closed": Family(closed_spec, closed_build),
     "torchvision": Family(_torchvision_spec, _torchvision_build),
     "timm": Family(_timm_spec, _timm_build),
     "hf": Family(_hf_spec, _hf_build),

@@ -1,4 +1,6 @@
-"""The ImageNet classifiers of mdistiller: its names and, for the residual ones, torchvision's own state-dict keys.
+"""The ImageNet classifiers of mdistiller, by its names.
+
+The state-dict keys of the residual ones are torchvision's own.
 
 torchvision builds and initialises the residual networks, so that its published weights load
 strictly; the forward passes here differ only in keeping each stage's map before its last ReLU.
@@ -6,6 +8,7 @@ strictly; the forward passes here differ only in keeping each stage's map before
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,40 +21,45 @@ from .features import Features
 from .mobilenetv1 import MobileNetV1
 
 
-class BasicBlock(torchvision_resnet.BasicBlock):
-    """torchvision's block with its last ReLU moved to the front of the next: returns the sum before it."""
+class BasicBlock(torchvision_resnet.BasicBlock):  # type: ignore[misc]
+    """torchvision's block whose last ReLU is the next one's first: returns the sum before it."""
 
     @property
     def last_bn(self) -> nn.BatchNorm2d:
-        return self.bn2
+        norm: nn.BatchNorm2d = self.bn2
+        return norm
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         h = F.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(h)) + (x if self.downsample is None else self.downsample(x))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        preact: Tensor = self.bn2(self.conv2(h)) + shortcut
+        return preact
 
 
-class Bottleneck(torchvision_resnet.Bottleneck):
+class Bottleneck(torchvision_resnet.Bottleneck):  # type: ignore[misc]
     """The same for the bottleneck, whose stride is on the 3x3 convolution."""
 
     @property
     def last_bn(self) -> nn.BatchNorm2d:
-        return self.bn3
+        norm: nn.BatchNorm2d = self.bn3
+        return norm
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         h = F.relu(self.bn1(self.conv1(x)))
         h = F.relu(self.bn2(self.conv2(h)))
-        return self.bn3(self.conv3(h)) + (x if self.downsample is None else self.downsample(x))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        preact: Tensor = self.bn3(self.conv3(h)) + shortcut
+        return preact
 
 
-class ResNet(torchvision_resnet.ResNet):
+class ResNet(torchvision_resnet.ResNet):  # type: ignore[misc]
     """torchvision's network, returning what the benchmark's networks return.
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 224.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16,
-          32.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2 to 32.
     """
 
     def _stages(self) -> list[nn.Sequential]:
@@ -59,7 +67,7 @@ class ResNet(torchvision_resnet.ResNet):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
-        return [stage[-1].last_bn for stage in self._stages()]
+        return [cast(nn.BatchNorm2d, stage[-1].last_bn) for stage in self._stages()]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""
@@ -67,7 +75,8 @@ class ResNet(torchvision_resnet.ResNet):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
         stem = F.relu(self.bn1(self.conv1(x)))
-        h, preact = self.maxpool(stem), []
+        h = self.maxpool(stem)
+        preact = []
         for stage in self._stages():
             h = stage(h)
             preact.append(h)
@@ -120,15 +129,18 @@ def _factory(name: str, build: Callable[..., nn.Module]) -> Callable[..., nn.Mod
     return factory
 
 
-imagenet_model_dict: dict[str, Callable[..., nn.Module]] = {
-    name: _factory(name, build)
-    for name, build in {
-        "ResNet18": partial(ResNet, BasicBlock, [2, 2, 2, 2]),
-        "ResNet34": partial(ResNet, BasicBlock, [3, 4, 6, 3]),
-        "ResNet50": partial(ResNet, Bottleneck, [3, 4, 6, 3]),
-        "ResNet101": partial(ResNet, Bottleneck, [3, 4, 23, 3]),
-        "MobileNetV1": MobileNetV1,
-    }.items()
+_networks: dict[str, Callable[..., nn.Module]] = {
+    "ResNet18": partial(ResNet, BasicBlock, [2, 2, 2, 2]),
+    "ResNet34": partial(ResNet, BasicBlock, [3, 4, 6, 3]),
+    "ResNet50": partial(ResNet, Bottleneck, [3, 4, 6, 3]),
+    "ResNet101": partial(ResNet, Bottleneck, [3, 4, 23, 3]),
+    "MobileNetV1": MobileNetV1,
 }
-"""``name -> factory``, called as in mdistiller with ``pretrained``, which here never fetches weights
-unless ``download`` is set as well, and with ``num_classes``."""
+
+imagenet_model_dict: dict[str, Callable[..., nn.Module]] = {
+    name: _factory(name, build) for name, build in _networks.items()
+}
+"""``name -> factory``, called with ``num_classes`` and, as in mdistiller, ``pretrained``.
+
+Nothing is fetched unless ``download`` is set as well.
+"""

@@ -1,4 +1,9 @@
-"""MobileNetV1 (Howard et al., *MobileNets*, arXiv 1704.04861, table 1) with mdistiller's state-dict keys."""
+"""MobileNetV1 (Howard et al., *MobileNets*, arXiv 1704.04861, table 1).
+
+The state-dict keys are mdistiller's.
+"""
+
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,13 +46,13 @@ class MobileNetV1(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 224.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2, 4, 8, 16,
-          32.
+        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 2 to 32.
     """
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
-        blocks, channels = [nn.Sequential(*_conv_bn_relu(3, 32, kernel=3, stride=2))], 32
+        channels = 32
+        blocks = [nn.Sequential(*_conv_bn_relu(3, channels, kernel=3, stride=2))]
         for out, stride in SETTING:
             depthwise = _conv_bn_relu(channels, channels, kernel=3, stride=stride, groups=channels)
             blocks.append(nn.Sequential(*depthwise, *_conv_bn_relu(channels, out, kernel=1)))
@@ -57,17 +62,21 @@ class MobileNetV1(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends each stage after the stem."""
-        return [self.model[i][-2] for i in STAGE_ENDS[1:]]
+        return [self._last_norm(i) for i in STAGE_ENDS[1:]]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""
-        return [self.model[i][-2].num_features for i in STAGE_ENDS]
+        return [self._last_norm(i).num_features for i in STAGE_ENDS]
+
+    def _last_norm(self, block: int) -> nn.BatchNorm2d:
+        return cast(nn.BatchNorm2d, cast(nn.Sequential, self.model[block])[-2])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
         x = self.model[0](x)
-        feats, preact = [x], [x]
+        feats = [x]
+        preact = [x]
         for i, block in enumerate(self.model[1:-1], start=1):
-            before = block[:-1](x)
+            before = cast(nn.Sequential, block)[:-1](x)
             x = F.relu(before)
             if i in STAGE_ENDS:
                 feats.append(x)

@@ -1,14 +1,14 @@
 """MobileNetV2 at half width for small images (Sandler et al., CVPR 2018, table 2)."""
 
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
 from .features import Features
 from .init import he_fan_out_, small_linear_
 
-# expansion t, channels c, repeats n, first stride s: table 2, with stride 1 instead of 2 at 24
-# channels
+# expansion t, channels c, repeats n, first stride s: table 2, but stride 1 at 24 channels
 SETTING = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -44,7 +44,8 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.residual else self.conv(x)
+        h: Tensor = self.conv(x)
+        return x + h if self.residual else h
 
 
 class MobileNetV2(nn.Module):
@@ -73,15 +74,17 @@ class MobileNetV2(nn.Module):
             self.blocks.append(nn.Sequential(*blocks))
             channels = out
         self.conv2 = _conv_bn_relu(channels, 1280, kernel=1)
-        self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
+        linear = nn.Linear(1280, num_classes)
+        self.classifier = nn.Sequential(linear)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         he_fan_out_(self)
-        small_linear_(self.classifier[0])
+        small_linear_(linear)
         self.stage_channels = [int(width * width_mult) for width in (32, 24, 32, 96, 320)]
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the linear bottleneck of each map after the stem's."""
-        return [self.blocks[i][-1].conv[-1] for i in (1, 2, 4, 6)]
+        ends = [cast(nn.Sequential, self.blocks[i])[-1] for i in (1, 2, 4, 6)]
+        return [cast(nn.BatchNorm2d, cast(InvertedResidual, end).conv[-1]) for end in ends]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""

@@ -77,12 +77,17 @@ class MobileNetV2(nn.Module):
         self.conv1 = nn.Sequential(*_conv_bn_relu(channels, HEAD))
         self.conv2 = nn.Conv2d(HEAD, num_classes, 1)
 
+    def _through(self, x: Tensor, *stages: str) -> Tensor:
+        for name in stages:
+            x = self.get_submodule(name)(x)
+        return x
+
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
         f0 = self.pre(x)
-        f1 = self.stage2(self.stage1(f0))
-        f2 = self.stage3(f1)
-        f3 = self.stage4(f2)
-        f4 = self.conv1(self.stage7(self.stage6(self.stage5(f3))))
+        f1 = self._through(f0, "stage1", "stage2")
+        f2 = self._through(f1, "stage3")
+        f3 = self._through(f2, "stage4")
+        f4 = self.conv1(self._through(f3, "stage5", "stage6", "stage7"))
         pooled = F.adaptive_avg_pool2d(f4, 1)
         maps = [f0, f1, f2, f3, f4]
         feats: Features = {

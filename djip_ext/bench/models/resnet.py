@@ -7,6 +7,7 @@ ICLR 2020).
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         h = F.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(h)) + shortcut
+        preact: Tensor = self.bn2(self.conv2(h)) + shortcut
+        return preact
 
 
 class Stage(nn.Sequential):
@@ -98,7 +100,8 @@ class ResNet(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
-        return [stage[-1].bn2 for stage in (self.layer1, self.layer2, self.layer3)]
+        stages = (self.layer1, self.layer2, self.layer3)
+        return [cast(nn.BatchNorm2d, stage[-1].bn2) for stage in stages]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""

@@ -1,7 +1,8 @@
-"""ImageNet-style ResNets with a 3x3 stem of stride 1, for small images (He et al., CVPR 2016, table 1)."""
+"""ImageNet-style ResNets with a 3x3 stem of stride 1 (He et al., CVPR 2016, table 1)."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(h)) + self.shortcut(x)
+        preact: Tensor = self.bn2(self.conv2(h)) + self.shortcut(x)
+        return preact
 
 
 class Bottleneck(nn.Module):
@@ -65,7 +67,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))
         h = F.relu(self.bn2(self.conv2(h)))
-        return self.bn3(self.conv3(h)) + self.shortcut(x)
+        preact: Tensor = self.bn3(self.conv3(h)) + self.shortcut(x)
+        return preact
 
 
 class ResNet(nn.Module):
@@ -78,8 +81,7 @@ class ResNet(nn.Module):
 
     Shape:
         - input: ``(B, 3, H, W)``, normalised; the benchmark has H = W = 32.
-        - output: logits ``(B, num_classes)`` and :class:`Features` with maps of stride 1, 1, 2, 4,
-          8.
+        - output: logits ``(B, num_classes)`` and :class:`Features`, maps of stride 1, 1, 2, 4, 8.
     """
 
     def __init__(
@@ -110,7 +112,8 @@ class ResNet(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
-        return [stage[-1].last_bn for stage in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        return [cast(nn.BatchNorm2d, stage[-1].last_bn) for stage in stages]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""

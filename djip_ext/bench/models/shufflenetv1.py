@@ -1,5 +1,7 @@
 """ShuffleNet with 3 groups for small images (Zhang et al., CVPR 2018, figure 2 and table 1)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,9 +26,8 @@ class Bottleneck(nn.Module):
         branch = out_channels - in_channels if stride == 2 else out_channels
         mid = branch // 4
         self.stride = stride
-        self.groups = (
-            1 if in_channels == STEM else GROUPS
-        )  # the paper leaves the narrow first layer ungrouped
+        # the paper leaves the narrow first layer ungrouped
+        self.groups = 1 if in_channels == STEM else GROUPS
         self.conv1 = nn.Conv2d(in_channels, mid, 1, groups=self.groups, bias=False)
         self.bn1 = nn.BatchNorm2d(mid)
         self.conv2 = nn.Conv2d(mid, mid, 3, stride, padding=1, groups=mid, bias=False)
@@ -38,10 +39,10 @@ class Bottleneck(nn.Module):
         h = F.relu(self.bn1(self.conv1(x)))
         h = F.channel_shuffle(h, self.groups)
         h = F.relu(self.bn2(self.conv2(h)))
-        h = self.bn3(self.conv3(h))
+        branch: Tensor = self.bn3(self.conv3(h))
         if self.stride == 2:
-            return torch.cat([h, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1)
-        return h + x
+            return torch.cat([branch, F.avg_pool2d(x, 3, stride=2, padding=1)], dim=1)
+        return branch + x
 
 
 class ShuffleNet(nn.Module):
@@ -66,7 +67,8 @@ class ShuffleNet(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends the residual branch of each stage."""
-        return [stage[-1].bn3 for stage in (self.layer1, self.layer2, self.layer3)]
+        stages = (self.layer1, self.layer2, self.layer3)
+        return [cast(nn.BatchNorm2d, stage[-1].bn3) for stage in stages]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""

@@ -21,7 +21,10 @@ def _pointwise(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class BasicBlock(nn.Module):
-    """Passes one half of the channels on and transforms the other; returns both, the second before its ReLU."""
+    """Passes one half of the channels on and transforms the other.
+
+    Returns both, the second before its ReLU.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,10 +68,13 @@ class DownBlock(nn.Module):
 
 
 class ShuffleStage(nn.Sequential):
-    """Blocks joined by concatenation and shuffle; returns the last map after, and unshuffled before, its ReLU."""
+    """Blocks joined by concatenation and shuffle.
+
+    Returns the last map after, and unshuffled before, its ReLU.
+    """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept, preact = x, x
+        kept = preact = x
         for block in self:
             kept, preact = block(x)
             x = F.channel_shuffle(torch.cat([kept, F.relu(preact)], dim=1), 2)
@@ -98,7 +104,7 @@ class ShuffleNetV2(nn.Module):
         self.linear = nn.Linear(HEAD, num_classes)
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
-        """Raises NotImplementedError: only half of a stage's channels pass a batch normalisation."""
+        """Raise NotImplementedError: half of a stage's channels pass no batch normalisation."""
         raise NotImplementedError("no single batch normalisation precedes a stage of ShuffleNetV2")
 
     def get_stage_channels(self) -> list[int]:

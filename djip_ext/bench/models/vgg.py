@@ -7,6 +7,7 @@ Distillation*, ICLR 2020).
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ class VGG(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that ends each block after the first."""
-        return [block[-1] for block in (self.block1, self.block2, self.block3, self.block4)]
+        blocks = (self.block1, self.block2, self.block3, self.block4)
+        return [cast(nn.BatchNorm2d, block[-1]) for block in blocks]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""
@@ -62,9 +64,8 @@ class VGG(nn.Module):
         f2 = F.relu(f2_pre)
         f3_pre = self.block3(self.pool2(f2))
         f3 = F.relu(f3_pre)
-        f4_pre = self.block4(
-            self.pool3(f3) if x.shape[2] >= 64 else f3
-        )  # 4x4 maps of 32x32 images stay whole
+        last = self.pool3(f3) if x.shape[2] >= 64 else f3  # 4x4 maps of 32x32 images stay whole
+        f4_pre = self.block4(last)
         f4 = F.relu(f4_pre)
         pooled = self.pool4(f4).flatten(1)
         feats: Features = {

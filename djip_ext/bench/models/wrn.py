@@ -1,7 +1,8 @@
-"""Wide residual networks (Zagoruyko & Komodakis, BMVC 2016): pre-activation blocks, widths 16-16k-32k-64k."""
+"""Wide residual networks (Zagoruyko & Komodakis, BMVC 2016), widths 16-16k-32k-64k."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +12,10 @@ from .init import he_fan_out_
 
 
 class PreActBlock(nn.Module):
-    """BN-ReLU-conv twice and a shortcut; returns the sum and the first normalised input, before its ReLU."""
+    """BN-ReLU-conv twice and a shortcut.
+
+    Returns the sum and the first normalised input, before its ReLU.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -86,7 +90,8 @@ class WideResNet(nn.Module):
 
     def get_bn_before_relu(self) -> list[nn.BatchNorm2d]:
         """The batch normalisation that reads the output of each stage."""
-        return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
+        readers = (self.block2.layer[0], self.block3.layer[0], self)
+        return [cast(nn.BatchNorm2d, reader.bn1) for reader in readers]
 
     def get_stage_channels(self) -> list[int]:
         """Channels of each map in ``feats``."""

@@ -1,0 +1,249 @@
+"""A fit without gradients: any callable will do, the budget holds, resuming changes nothing."""
+
+import http.server
+import io
+import json
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.textures import CLASSES, MEAN, STD, Teacher, data
+from torch import Tensor
+
+from djip_ext import ClosedTeacher, DJIPError, FitResult, JPEGLens, fit_lens
+from djip_ext.fit import black_box
+from djip_ext.lens.normalisation import Normalisation
+from djip_ext.metrics.measurement import measure
+
+IMAGES = 24
+GAIN = {"cmi_gain": (0.002, 0.01), "max_accuracy_drop": 100.0}
+
+
+def logits(images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return Teacher().eval()(images)
+
+
+def search(teacher: Any = logits, **arguments: Any) -> FitResult:
+    arguments = {"progress": False, "queries": 12 * IMAGES} | GAIN | arguments
+    return fit_lens(teacher, data(), CLASSES, mean=MEAN, std=STD, gradients=False, **arguments)
+
+
+def test_the_search_reaches_the_band_and_then_pays_less_at_equal_cmi() -> None:
+    first = search(queries=8 * IMAGES)
+    longer = search(queries=40 * IMAGES)
+    for result in (first, longer):
+        gain = result.after.cmi.total - result.before.cmi.total
+        assert result.in_band and 0.002 <= gain <= 0.01
+
+    def price(result: FitResult) -> float:
+        lam = longer.history[-1]["lam"]
+        gain = result.after.cmi.total - result.before.cmi.total
+        return result.after.ce - result.before.ce - lam * gain
+
+    assert longer.history[: len(first.history)] != [] and price(longer) < price(first)
+
+
+def test_the_chosen_lens_measures_what_the_result_says() -> None:
+    result, normalisation = search(), Normalisation(MEAN, STD)
+    again = measure(
+        Teacher().eval(), data(), CLASSES, lambda x: normalisation.through(result.lens, x)
+    )
+    assert again.cmi.total == result.after.cmi.total and again.ce == result.after.ce
+    row = result.history[result.chosen]
+    assert row["round"] == result.chosen and row["cmi"] == result.after.cmi.total
+    assert result.lens.metadata["fit"]["in_band"] and not result.lens.metadata["fit"]["gradients"]
+
+
+@pytest.mark.parametrize("passes", [2, 3, 5, 9, 17])
+def test_the_budget_is_never_exceeded(passes: int) -> None:
+    asked = []
+
+    def teacher(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return logits(images)
+
+    result = search(teacher, queries=passes * IMAGES + IMAGES - 1)
+    assert sum(asked) <= passes * IMAGES
+    assert result.lens.metadata["queries"] == sum(asked) == result.history[-1]["queries"]
+
+
+def test_an_open_teacher_is_taken_as_it_is_and_left_alone() -> None:
+    teacher = Teacher().train()
+    result = search(teacher)
+    assert teacher.training and all(p.requires_grad for p in teacher.parameters())
+    same = search(logits)
+    assert torch.equal(result.lens.q, same.lens.q)
+    assert result.lens.metadata["teacher"] == "Teacher"
+
+
+def test_one_table_stays_one_and_steps_stay_in_their_range() -> None:
+    result = search(tables="one", q_min=2.0, lens=JPEGLens(1 + 9 * torch.rand(2, 8, 8), kappa=5.0))
+    assert torch.equal(result.lens.q[0], result.lens.q[1])
+    assert float(result.lens.q.detach().min()) >= 2.0
+
+
+def test_what_no_factor_reaches_ends_with_the_nearest() -> None:
+    result = search(cmi_gain=(50.0, 60.0))
+    assert not result.in_band
+    assert result.after.cmi.total == max(row["cmi"] for row in result.history)
+
+
+def test_a_start_above_the_band_comes_down() -> None:
+    result = search(lens=JPEGLens(q=255.0, kappa=5.0))
+    assert result.in_band and float(result.lens.q.detach().median()) < 200
+
+
+class Mortal:
+    """A teacher that dies when asked for a number of batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.left = batches
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return logits(images)
+
+
+@pytest.mark.parametrize("batches", [2, 4, 11, 25, 52])
+def test_a_search_killed_anywhere_goes_on_to_the_same_lens(batches: int, tmp_path: Path) -> None:
+    place = tmp_path / "fit.pth"
+    logged: list[dict[str, float]] = []
+    whole = search(queries=20 * IMAGES)
+    named = ClosedTeacher(Mortal(batches), CLASSES, name="t")
+    with pytest.raises(KeyboardInterrupt):
+        search(named, queries=20 * IMAGES, checkpoint=place, log=logged.append)
+    named.ask, spent = logits, named.queries
+    result = search(named, queries=20 * IMAGES, checkpoint=place, log=logged.append)
+    assert torch.equal(result.lens.q, whole.lens.q)
+    assert result.after.cmi.total == whole.after.cmi.total
+    kept = [row["cmi"] for row in result.history]
+    assert kept == [row["cmi"] for row in whole.history] == [row["cmi"] for row in logged]
+    # What was answered for whole passes is not paid for again.
+    assert named.queries - spent <= 20 * IMAGES - (spent // IMAGES - 1) * IMAGES
+
+
+def test_a_search_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
+    place = tmp_path / "fit.pth"
+    search(queries=7 * IMAGES, checkpoint=place)
+    result = search(queries=21 * IMAGES, checkpoint=place)
+    assert torch.equal(result.lens.q, search(queries=21 * IMAGES).lens.q)
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "fit.pth"
+    search(checkpoint=place)
+    with pytest.raises(DJIPError, match="another settings"):
+        search(checkpoint=place, q_min=3.0)
+    with pytest.raises(DJIPError, match="another teacher_hash"):
+        search(lambda images: logits(images), checkpoint=place)
+    place.write_bytes(b"nothing")
+    with pytest.raises(DJIPError, match="not a checkpoint of a fit"):
+        search(checkpoint=place)
+    fit_lens(
+        Teacher(), data(), CLASSES, mean=MEAN, std=STD, checkpoint=place.with_name("b"), rounds=1,
+        progress=False,
+    )  # fmt: skip
+    with pytest.raises(DJIPError, match="another method"):
+        search(checkpoint=place.with_name("b"))
+
+
+def test_mistakes_are_refused_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(images: Tensor) -> Tensor:
+        raise AssertionError("asked")
+
+    with pytest.raises(DJIPError, match="the budget is 30 queries"):
+        search(never, queries=30)
+    with pytest.raises(DJIPError, match="queries is the budget"):
+        fit_lens(Teacher(), data(), CLASSES, mean=MEAN, std=STD, queries=100)
+    monkeypatch.setitem(__import__("sys").modules, "scipy.optimize", None)
+    with pytest.raises(DJIPError, match=r"djip_ext\[blackbox\]"):
+        search(never)
+
+
+def test_a_loader_that_changes_is_refused() -> None:
+    batches = data()
+
+    class Shrinking:
+        passes = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.passes += 1
+            return iter(batches[: 3 if self.passes < 3 else 2])
+
+    with pytest.raises(DJIPError, match="second pass"):
+        fit_lens(
+            logits,
+            Shrinking(),
+            CLASSES,
+            mean=MEAN,
+            std=STD,
+            gradients=False,
+            progress=False,
+            **GAIN,
+        )
+
+
+def test_shapes_are_orthonormal() -> None:
+    shapes = black_box._shapes("two").flatten(1)
+    assert torch.allclose(shapes @ shapes.T / 64, torch.eye(6, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(black_box._shapes("one")[0], torch.ones(2, 8, 8).double())
+
+
+@pytest.fixture
+def service() -> Iterator[Callable[[Tensor], list[list[float]]]]:
+    """The teacher behind HTTP: images as torch.save writes them, probabilities as JSON."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            images = torch.load(io.BytesIO(body), weights_only=True)
+            answer = json.dumps(logits(images).softmax(1).tolist()).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *arguments: Any) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def ask(images: Tensor) -> list[list[float]]:
+        body = io.BytesIO()
+        torch.save(images.contiguous(), body)
+        url = f"http://127.0.0.1:{server.server_port}/"
+        with urllib.request.urlopen(urllib.request.Request(url, body.getvalue())) as answer:
+            found: list[list[float]] = json.load(answer)
+            return found
+
+    yield ask
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_service_behind_http_is_a_teacher(service: Callable[[Tensor], Any]) -> None:
+    closed = ClosedTeacher(service, CLASSES, answers="probabilities", name="textures v1")
+    result, expected = search(closed), search(logits)
+    assert result.in_band and torch.allclose(result.lens.q, expected.lens.q, rtol=0.1)
+    assert result.lens.metadata["teacher"] == "textures v1"
+    assert closed.queries == result.lens.metadata["queries"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_torchscript_and_a_quantised_module_are_teachers() -> None:
+    scripted = torch.jit.trace(Teacher().eval(), torch.zeros(1, 3, 16, 16))
+    assert torch.equal(search(scripted).lens.q, search(logits).lens.q)
+    reduced = Teacher().eval()
+    for weight in reduced.parameters():  # to eight bits, as integer engines keep them
+        scale = (weight.detach().abs().amax() / 127).clamp_min(1e-12)
+        weight.data = (weight / scale).round() * scale
+    assert search(reduced).in_band
