@@ -14,7 +14,12 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.ops.exportable import is_tracing
 from djip_ext.utils.batches import check_range
-from djip_ext.utils.first_batch import answer_without_lens, check_image, say_if_unchanged
+from djip_ext.utils.first_batch import (
+    answer_without_lens,
+    check_image,
+    check_not_traced,
+    say_if_unchanged,
+)
 from djip_ext.utils.networks import device_of, divide_logits
 from djip_ext.utils.pieces import Watch, is_prepared, prepared, watch
 from djip_ext.utils.precision import in_dtype_of
@@ -128,6 +133,7 @@ class DJIPTeacher(nn.Module):
         return self.apply_lens(x)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        check_not_traced(args)
         plain = self._first_look(args, kwargs) if self._is_new and not _is_recorded() else None
         seen_args, seen_kwargs = self._behind_lens(args, kwargs)
         output = self.djip_teacher(*seen_args, **seen_kwargs)
@@ -169,19 +175,23 @@ class DJIPTeacher(nn.Module):
             return method(*args, **kwargs)
 
     def _first_look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """Check the range of the first images; the teacher's logits for some of them without lens."""
+        """Check the range of the first images; the teacher's logits for a few without the lens."""
         self._is_new = False
-        name = next((name for name in IMAGE_KEYWORDS if name in kwargs), None)
-        image = args[0] if args else kwargs.get(name or "")
-        if self.djip_lens is None or image is None:
+        if self.djip_lens is None:
+            return None
+        name = None
+        if args:
+            image = args[0]
+        else:
+            name = next((name for name in IMAGE_KEYWORDS if name in kwargs), "")
+            image = kwargs.get(name)
+        if image is None:
             return None
         check_image(image)
         check_range(image, self.djip_normalisation.mean, self.djip_normalisation.std)
         if getattr(self, "_is_replica", False):
             return None
-        return answer_without_lens(
-            self.djip_teacher, image, args[1:], kwargs, None if args else name
-        )
+        return answer_without_lens(self.djip_teacher, image, args[1:], kwargs, name)
 
     def train(self, mode: bool = True) -> "DJIPTeacher":
         """Stay in eval mode: a frozen teacher's statistics must not move."""
@@ -225,7 +235,7 @@ class DJIPTeacher(nn.Module):
         unexpected_keys: Any,
         error_msgs: Any,
     ) -> None:
-        """Check the fingerprint, then hand the teacher its keys under the name that torch looks for next."""
+        """Check the fingerprint, then hand the teacher its keys under the name torch looks for."""
         found = state_dict.pop(prefix + FINGERPRINT, None)
         if found is None:
             error_msgs.append(

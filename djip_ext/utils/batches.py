@@ -25,7 +25,7 @@ INDEX_NAMES = ("index", "indices", "idx", "id")
 LOWEST, HIGHEST = -2.0, 3.0
 
 # What can be iterated once only, whatever it holds.
-_ONCE = (
+_ONCE: tuple[type, ...] = (
     types.GeneratorType,
     map,
     zip,
@@ -41,24 +41,25 @@ _ONCE = (
 
 
 class Batch(NamedTuple):
-    """Normalised images (B, 3, H, W), class numbers int64 (B,), the images' indices (B,) or ``None``."""
+    """Normalised images (B, 3, H, W), class numbers int64 (B,), the indices (B,) or None."""
 
     image: Tensor
     label: Tensor
-    index: Tensor | None
+    image_index: Tensor | None
 
 
 class Batches:
     """The batches of a loader, pass after pass, each as a :class:`Batch`; empty ones are left out.
 
     A batch may be a tuple, a mapping or an object with attributes; labels may be integers of any
-    type, (B, 1) or exact one-hot. Images are normalised, or 8- or 16-bit pixels (B, 1, 3 or 4, H, W).
+    type, (B, 1) or exact one-hot. Images are normalised, or 8- or
+    16-bit pixels (B, 1, 3 or 4, H, W).
 
     Args:
         loader: any iterable that can be read again and again.
         num_classes: C; ``None`` leaves the labels' range unchecked.
-        mean, std: of the images' normalisation, in units of [0, 1] pixels; where they are given, the
-            range of the images is checked and pixels are normalised.
+        mean, std: of the images' normalisation, in units of [0, 1] pixels; where they are given,
+            the range of the images is checked and pixels are normalised.
         labels: ``False`` for loaders of images alone; the labels are then all 0.
 
     Raises:
@@ -103,8 +104,8 @@ class Batches:
             yield batch
         if number == 0 and self._filled:
             raise DJIPError(
-                "the loader's second pass is empty: it can be read once only; let its __iter__ start "
-                "anew each time (an IterableDataset around a generator does not), or pass a list"
+                "the loader's second pass is empty: it can be read once only; let its __iter__ "
+                "start anew each time (around a generator it does not), or give a list"
             )
         self._filled = self._filled or number > 0
 
@@ -127,8 +128,8 @@ class Batches:
         most = {torch.uint8: 255.0, torch.uint16: 65535.0}.get(image.dtype)
         if most is None:
             raise DJIPError(
-                f"the images are {_name(image.dtype)}, whose range is unknown; give uint8, uint16 or "
-                "normalised floats (ToDtype(torch.float32, scale=True), then Normalize)"
+                f"the images are {_name(image.dtype)}, whose range is unknown; give uint8, uint16 "
+                "or normalised floats (ToDtype(torch.float32, scale=True), then Normalize)"
             )
         if self.mean is None or self.std is None:
             raise DJIPError(
@@ -216,10 +217,12 @@ def _to_tensor(image: Any) -> Tensor:
             return torch.stack(list(image))
         if len(image[0].shape) == 3:
             raise DJIPError(
-                f"a batch holds images of several sizes {sorted(shapes)[:2]}; give all the same, by "
-                "Resize and CenterCrop"
+                f"a batch holds images of several sizes {sorted(shapes)[:2]}; give all the same, "
+                "by Resize and CenterCrop"
             )
-        raise DJIPError(f"a batch holds {len(image)} views of its images; give one (no augmentation)")
+        raise DJIPError(
+            f"a batch holds {len(image)} views of its images; give one (no augmentation)"
+        )
     raise DJIPError(
         f"the images are a {type(image).__name__}, not a tensor (B, 3, H, W); convert them, by "
         "ToImage and ToDtype(torch.float32, scale=True), and let the loader collate them"
@@ -230,7 +233,8 @@ def _check_shape(image: Tensor) -> None:
     shape = tuple(image.shape)
     if image.dim() != 4:
         raise DJIPError(
-            f"the images have shape {shape}, not (B, 3, H, W); give batches (DataLoader's batch_size)"
+            f"the images have shape {shape}, not (B, 3, H, W); give batches, by "
+            "DataLoader's batch_size"
         )
     channels = shape[1]
     if channels == 3 or (channels in (1, 2, 4) and not image.is_floating_point()):
@@ -241,7 +245,7 @@ def _check_shape(image: Tensor) -> None:
             "image.permute(0, 3, 1, 2)"
         )
     if channels == 1:
-        cure = "make them (B, 3, H, W) before normalising, by Grayscale(3) or image.expand(-1, 3, -1, -1)"
+        cure = "before normalising, make them three by Grayscale(3) or image.expand(-1, 3, -1, -1)"
     elif channels == 4:
         cure = "drop alpha before normalising, by image.convert('RGB') or image[:, :3]"
     else:
@@ -273,9 +277,10 @@ def _to_classes(label: Any, num_classes: int | None) -> Tensor:
         raise DJIPError("the labels are complex numbers; give class numbers, integers (B,)")
     if label.is_floating_point() and not bool((label == label.round()).all()):
         raise DJIPError(
-            "the labels are fractions; CMI needs one class an image: give class numbers, integers (B,)"
+            "the labels are fractions; CMI needs one class an image: give class numbers (B,)"
         )
-    return label.long()
+    numbers: Tensor = label.long()
+    return numbers
 
 
 def _label_tensor(label: Any) -> Tensor:
@@ -298,8 +303,8 @@ def _element(label: Any) -> str:
 def _from_one_hot(label: Tensor, num_classes: int | None) -> Tensor:
     if num_classes is not None and label.shape[1] != num_classes:
         raise DJIPError(
-            f"the labels have shape {tuple(label.shape)}, but num_classes is {num_classes}; give class "
-            "numbers, integers (B,)"
+            f"the labels have shape {tuple(label.shape)}, but num_classes is {num_classes}; give "
+            "class numbers, integers (B,)"
         )
     numbers = label.to(torch.float32)
     exact = ((numbers == 0) | (numbers == 1)).all() & (numbers.sum(1) == 1).all()
@@ -326,7 +331,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def check_enough(counts: Tensor) -> str:
-    """What to say of ``counts`` (C,), the images of each class; "" when every class has two or none.
+    """What to say of ``counts`` (C,), the images of each class; "" if each has two or none.
 
     The CMI of a class with one image is 0, whatever the lens does.
 

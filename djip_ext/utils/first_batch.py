@@ -17,14 +17,18 @@ FEW = 8  # images that are shown without the lens
 EQUAL = 1e-5  # of the largest logit: below it two answers differ by rounding alone
 
 
-def check_image(image: Any) -> None:
-    """Raise DJIPError unless ``image`` is a tensor of floats (B, 3, H, W)."""
-    if isinstance(image, torch.fx.Proxy):
+def check_not_traced(args: object) -> None:
+    """Raise DJIPError when torch.fx traces the call: it then stands for all arguments."""
+    if isinstance(args, torch.fx.Proxy):
         raise DJIPError(
             "torch.fx (create_feature_extractor) cannot follow the lens; extract from the plain "
             "network, then wrap: DJIPTeacher(create_feature_extractor(network, nodes), lens, mean, "
             "std, any_teacher=True)"
         )
+
+
+def check_image(image: Any) -> None:
+    """Raise DJIPError unless ``image`` is a tensor of floats (B, 3, H, W)."""
     if not isinstance(image, Tensor):
         raise DJIPError(
             f"the images are a {type(image).__name__}, not a tensor; a teacher behind a lens takes "
@@ -76,7 +80,7 @@ def answer_without_lens(
 
 
 def say_if_unchanged(plain: Tensor, output: Any) -> None:
-    """Say in one line on stderr that the lens changes nothing, if ``output`` starts as ``plain``."""
+    """Say in one line on stderr that the lens changes nothing, if ``output`` is as ``plain``."""
     try:
         seen = logits_of(output).detach().float()[: len(plain)]
     except DJIPError:
@@ -86,8 +90,8 @@ def say_if_unchanged(plain: Tensor, output: Any) -> None:
     largest = plain.abs().max().clamp_min(1e-12)
     if bool((seen - plain).abs().max() <= EQUAL * largest) and rank() == 0:
         print(
-            "djip: warning: the lens changes nothing, the teacher answers alike without it; does it "
-            "look at its images, or answer from memory? Then apply the lens where its answers are made",
+            "djip: warning: the lens changes nothing, the teacher answers alike without it; does "
+            "it look at its images, or answer from memory? Then apply the lens where they are made",
             file=sys.stderr,
             flush=True,
         )

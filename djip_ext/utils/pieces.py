@@ -1,6 +1,6 @@
 """Noticing an image that enters a part of a network on its own, past the network's forward.
 
-A network that is run piece by piece, as ``nn.Sequential(net.conv1, net.bn1)`` or ``net.vit(image)``,
+A network that is run piece by piece, as ``nn.Sequential(net.conv1, net.bn1)`` or ``net.vit(x)``,
 is reached by no wrapper around the whole. Hooks on the parts that images enter notice it.
 """
 
@@ -75,8 +75,8 @@ class _Gate:
                 if is_prepared(value):
                     continue
                 raise DJIPError(
-                    f"an image enters the teacher's {self.name} on its own, past the lens; call the "
-                    "teacher itself, or run its parts on teacher.apply_lens(images)"
+                    f"an image enters the teacher's {self.name} on its own, past the lens; call "
+                    "the teacher itself, or run its parts on teacher.apply_lens(images)"
                 )
 
 
@@ -84,7 +84,7 @@ def watch(network: nn.Module) -> Watch:
     """Raise DJIPError whenever an image (B, 3, H, W) enters a part of ``network`` from outside.
 
     The network as a whole may be called by anybody; so may its parts, on anything that is no image
-    or that :func:`prepared` has marked. Watching a network again changes nothing. What torch.compile
+    or that :func:`prepared` has marked. Watching it again changes nothing. What torch.compile
     and torch.export trace is not watched, nor is TorchScript.
     """
     network = unwrap(network)

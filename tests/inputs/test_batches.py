@@ -76,10 +76,10 @@ def test_any_layout_gives_the_same_batch(raw: Any) -> None:
 
 def test_indices_come_third_or_by_name() -> None:
     index = torch.arange(4)
-    assert torch.equal(one(IMAGE, LABEL, index).index, index)
+    assert torch.equal(one(IMAGE, LABEL, index).image_index, index)
     (batch,) = read({"image": IMAGE, "label": LABEL, "index": index})
-    assert torch.equal(batch.index, index)
-    assert one(IMAGE, LABEL).index is None
+    assert torch.equal(batch.image_index, index)
+    assert one(IMAGE, LABEL).image_index is None
 
 
 @pytest.mark.parametrize(

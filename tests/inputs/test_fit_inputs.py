@@ -1,4 +1,4 @@
-"""Whole fits and teachers on what people bring: the result is that of the clean input, or one line."""
+"""Whole fits and teachers on what people bring: as the clean input would, or one line."""
 
 import copy
 from collections.abc import Iterator
