@@ -4,6 +4,7 @@ Uses :mod:`djip_ext.ops` and :mod:`djip_ext.utils`; knows nothing of objectives,
 
 * :mod:`~djip_ext.lens.jpeg_lens`: :class:`JPEGLens`, the module.
 * :mod:`~djip_ext.lens.io`: its file, its id, and which teacher it belongs to.
+* :mod:`~djip_ext.lens.hub`: lenses on the Hugging Face Hub, an optional extra.
 * :mod:`~djip_ext.lens.jpeg_file`: a lens as a real JPEG file, and the tables of one as a lens.
 * :mod:`~djip_ext.lens.initial_tables`: the quantization tables that a fit can start from.
 * :mod:`~djip_ext.lens.normalisation`: between a network's normalised input and pixels in [0, 255].

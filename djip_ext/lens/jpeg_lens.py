@@ -128,12 +128,70 @@ class JPEGLens(nn.Module):
 
         return from_jpeg(path, hard)
 
-    def jpeg_tables(self) -> list[list[int]]:
-        """The tables as a JPEG file holds them: two lists of 64 integers in 1 .. 255, luma and chroma.
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **where: Any) -> "JPEGLens":
+        """Read a lens from a folder of :meth:`save_pretrained`, or from the Hugging Face Hub.
 
-        In natural order (row by row, not zigzag), as the ``qtables`` of Pillow's ``Image.save`` takes
-        them.  Steps are rounded to the nearest integer, a half to the nearest even one, and a step
-        below 1 becomes 1; so the file shows the *hard* lens of these integers, without saturation.
+        Args:
+            name: a folder, or the repository ``OWNER/NAME``.
+            where: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` and
+                ``force_download``, as huggingface_hub takes them.
+
+        Raises:
+            DJIPError: no lens there, no network, huggingface_hub is not installed.
+        """
+        from djip_ext.lens.hub import from_pretrained
+
+        return from_pretrained(name, **where)
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        distiller: str = "",
+        temperature: float | None = None,
+    ) -> None:
+        """Write lens, configuration and model card into ``folder``, as the Hugging Face Hub does.
+
+        Args:
+            distiller, temperature: what the lens is meant for, as the card then says.
+
+        Raises:
+            DJIPError: the folder cannot be written, huggingface_hub is not installed.
+        """
+        from djip_ext.lens.hub import save_pretrained
+
+        save_pretrained(self, folder, distiller=distiller, temperature=temperature)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        distiller: str = "",
+        temperature: float | None = None,
+        **how: Any,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes; return the address of the commit.
+
+        Args:
+            repository: ``OWNER/NAME``.
+            distiller, temperature: what the lens is meant for.
+            how: ``private``, ``token``, ``branch`` ... of huggingface_hub's ``push_to_hub``.
+
+        Raises:
+            DJIPError: huggingface_hub is not installed.
+        """
+        from djip_ext.lens.hub import push_to_hub
+
+        return push_to_hub(self, repository, how, distiller=distiller, temperature=temperature)
+
+    def jpeg_tables(self) -> list[list[int]]:
+        """The tables as a JPEG file holds them: 64 integers in 1 .. 255 for luma, 64 for chroma.
+
+        In natural order (row by row, not zigzag), as the ``qtables`` of Pillow's ``Image.save``
+        takes them.  Steps are rounded to the nearest integer, a half to the nearest even one, and a
+        step below 1 becomes 1; so the file shows the *hard* lens of these integers, without
+        saturation.
         """
         from djip_ext.lens.jpeg_file import jpeg_tables
 

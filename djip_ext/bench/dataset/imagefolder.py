@@ -221,8 +221,8 @@ def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[Folde
     held_out = root / "val"
     if not held_out.is_dir() and (root / "test").is_dir():
         held_out = root / "test"
-    train = _scan(root / "train", spec, workers)
-    test = _scan(held_out, spec, workers)
+    train = load_folder(root / "train", spec, workers)
+    test = load_folder(held_out, spec, workers)
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
         raise DJIPError(
@@ -232,7 +232,12 @@ def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[Folde
     return train, test
 
 
-def _scan(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
+def load_folder(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
+    """Find the images of ``folder``/CLASS/*.
+
+    Raises:
+        DJIPError: the folder is missing, or holds no images by class.
+    """
     if not folder.is_dir():
         raise DJIPError(
             f"there is no folder {folder.resolve()}; --data-root (BENCH.DATA_ROOT) names the "
