@@ -126,3 +126,13 @@ def test_initial_tables_take_the_same_batches() -> None:
     assert torch.equal(mean_magnitude(alone, MEAN, STD), expected)
     found = sensitivity(network(), dicts, MEAN, STD)
     assert torch.equal(found, sensitivity(network(), clean(), MEAN, STD))
+
+
+def test_a_fit_without_gradients_takes_the_same_batches() -> None:
+    pytest.importorskip("scipy", minversion="1.14")
+    how = HOW | {"gradients": False, "queries": 60}
+    dicts = [{"pixel_values": image, "labels": label[:, None].int()} for image, label in clean()]
+    expected = fit_lens(network(), clean(), C, **how)
+    assert torch.equal(fit_lens(network(), dicts, C, **how).lens.q, expected.lens.q)
+    with pytest.raises(DJIPError, match="3 of 3 classes have one image"):
+        fit_lens(network(), clean(C), C, **how)
