@@ -1,11 +1,14 @@
-"""How few images and rounds a lens needs: CMI on the whole training set against images, seconds and teacher-epochs of compute.
+"""How few images and rounds a lens needs: its CMI against the compute of its fit.
 
-    python benchmarks/fit.py --cfg CFG [--grid IMAGESxROUNDS ...] [--flags '--patience 2'] [--out docs/performance/fit] [KEY VALUE ...]
+    python benchmarks/fit.py --cfg CFG [--grid IMAGESxROUNDS ...] [--flags '--patience 2']
+                             [--out docs/performance/fit] [KEY VALUE ...]
 
-Runs ``djip fit`` once for every IMAGESxROUNDS of the grid, the last one being the long fit that the others are compared with; fits that
-have been run are not run again.  A teacher-epoch is what one epoch of *training* the teacher costs (forward, backward, step): by the clock,
-timed on a few batches right before each fit; or by passes, which no load disturbs, where a training step counts as three forward passes, a
-step of the tables as two.  The seconds of a fit are those of its rounds.
+Runs ``djip fit`` once for every IMAGESxROUNDS of the grid, the last one being the long fit that the
+others are compared with; fits that have been run are not run again.  A teacher-epoch is what one
+epoch of *training* the teacher costs (forward, backward, step): by the clock, timed on a few
+batches right before each fit; or by passes, which no load disturbs, where a training step counts
+as three forward passes, an update of the quantization tables as two.  The seconds of a fit are
+those of its rounds.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
@@ -26,22 +30,25 @@ from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
 from djip_ext.bench.engine.cfg import load_cfg  # noqa: E402
 from djip_ext.bench.engine.run import build_teacher, resolve_device  # noqa: E402
 from djip_ext.cli.main import run_command  # noqa: E402
-from djip_ext.metrics.measurement import autocast  # noqa: E402
-from djip_ext.utils.networks import logits_of  # noqa: E402
+from djip_ext.utils.networks import autocast, logits_of  # noqa: E402
+
+GRID = ["500x6", "1000x6", "1000x10", "1500x10", "2500x6", "2500x20"]
+CMI_COLUMN = "CMI, all training images (nats)"
 
 
 def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> tuple[float, int]:
-    """Seconds of one training epoch of the teacher, extrapolated from the median of some batches, and its images."""
+    """Seconds of one training epoch of the teacher, and its images.
+
+    Extrapolated from the median of some batches.
+    """
     cfg = load_cfg(cfg_path or None, options)
     device = resolve_device(cfg.BENCH.DEVICE)
     train_set, _ = load_image_sets(cfg)
-    teacher = (
-        build_teacher(cfg, train_set.num_classes)
-        .to(device, memory_format=torch.channels_last)
-        .train()
-    )
+    teacher = build_teacher(cfg, train_set.num_classes).to(device)
+    teacher = teacher.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(teacher.parameters(), lr=1e-9, momentum=0.9)
-    loader, seconds = DeviceLoader(train_set, 64, device, augment=True), []
+    loader = DeviceLoader(train_set, 64, device, augment=True)
+    seconds = []
     for index, (image, label, _) in enumerate(loader):
         started = time.perf_counter()
         with autocast(device, cfg.BENCH.PRECISION):
@@ -57,13 +64,51 @@ def teacher_epoch(cfg_path: str, options: list[str], batches: int = 12) -> tuple
     return statistics.median(seconds[2:] or seconds) * len(loader), len(train_set.labels)
 
 
+def run_fit(job: str, record: Path, args: argparse.Namespace) -> None:
+    """Fit a lens with IMAGESxROUNDS ``job``, next to a timing of the teacher, in one ``record``."""
+    images, rounds = job.split("x")
+    # Right before its fit, since the load of the machine changes
+    seconds, images_of_epoch = teacher_epoch(args.cfg, args.options)
+    flags = ["--cfg", args.cfg] if args.cfg else []
+    flags += ["--images", images, "--rounds", rounds, *shlex.split(args.flags)]
+    lens = record.with_suffix(".safetensors")
+    run_command(["fit", "--out", str(lens), *flags, *args.options])
+    content = json.loads(record.read_text())
+    content |= {"teacher_epoch_seconds": seconds, "teacher_epoch_images": images_of_epoch}
+    record.write_text(json.dumps(content))
+
+
+def row_of(job: str, fit: dict[str, Any], long: dict[str, Any]) -> dict[str, object]:
+    """The numbers of one fit; ``long`` is what the long fit says of itself."""
+    about = fit["about"]
+    before, after = about["before"], about["after"]
+    images, rounds = map(int, job.split("x"))
+    history = len(fit["history"])
+    # A pass for the plain teacher, one before each round and after the last; two in each round
+    passes = (history + 1) + 2 * min(history, rounds)
+    gain = after["cmi"] - before["cmi"]
+    return {
+        "images": images,
+        "rounds": rounds,
+        "rounds run": history - 1,
+        "seconds": about["seconds"],
+        "teacher-epochs, by the clock": about["seconds"] / fit["teacher_epoch_seconds"],
+        "by passes": about["images"] * passes / (3 * fit["teacher_epoch_images"]),
+        CMI_COLUMN: after["cmi"],
+        "of the long fit's (%)": 100 * after["cmi"] / long["after"]["cmi"],
+        "CE (nats)": after["ce"],
+        "accuracy (%)": after["accuracy"],
+        "price dCE / dCMI": (after["ce"] - before["ce"]) / gain if gain > 0 else float("nan"),
+    }
+
+
 def main() -> None:
+    """Run what has not been run, and write table and picture of the whole grid."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cfg", default="", help="a configuration of the embedded benchmark")
-    grid = ["500x6", "1000x6", "1000x10", "1500x10", "2500x6", "2500x20"]
-    parser.add_argument("--grid", nargs="+", default=grid, metavar="IMAGESxROUNDS")
+    parser.add_argument("--grid", nargs="+", default=GRID, metavar="IMAGESxROUNDS")
     parser.add_argument("--flags", default="", help="more flags of djip fit, for every fit")
     parser.add_argument("--out", type=Path, default=Path("docs/performance/fit"))
     parser.add_argument("options", nargs="*", metavar="KEY VALUE")
@@ -71,102 +116,44 @@ def main() -> None:
     work = args.out.with_name(args.out.name + "-fits")
     for job in args.grid:
         record = work / f"{job}.json"
-        if record.exists():
-            continue
-        images, rounds = job.split("x")
-        epoch, images_of_epoch = teacher_epoch(
-            args.cfg, args.options
-        )  # next to its fit, since the machine's load changes
-        flags = [
-            *(["--cfg", args.cfg] if args.cfg else []),
-            "--images",
-            images,
-            "--rounds",
-            rounds,
-            *shlex.split(args.flags),
-        ]
-        run_command(
-            ["fit", "--out", str(record.with_suffix(".safetensors")), *flags, *args.options]
-        )
-        content = json.loads(record.read_text())
-        record.write_text(
-            json.dumps(
-                content | {"teacher_epoch_seconds": epoch, "teacher_epoch_images": images_of_epoch}
-            )
-        )
+        if not record.exists():
+            run_fit(job, record, args)
     fits = {job: json.loads((work / f"{job}.json").read_text()) for job in args.grid}
     long = fits[args.grid[-1]]["about"]
-    rows = []
-    for job, fit in fits.items():
-        about, (images, rounds) = fit["about"], job.split("x")
-        gain = about["after"]["cmi"] - about["before"]["cmi"]
-        looks, moves = len(fit["history"]) + 1, min(len(fit["history"]), int(rounds))
-        rows.append(
-            {
-                "images": int(images),
-                "rounds": int(rounds),
-                "rounds run": len(fit["history"]) - 1,
-                "seconds": about["seconds"],
-                "teacher-epochs, by the clock": about["seconds"] / fit["teacher_epoch_seconds"],
-                "by passes": about["images"]
-                * (looks + 2 * moves)
-                / (3 * fit["teacher_epoch_images"]),
-                "CMI, all training images (nats)": about["after"]["cmi"],
-                "of the long fit's (%)": 100 * about["after"]["cmi"] / long["after"]["cmi"],
-                "CE (nats)": about["after"]["ce"],
-                "accuracy (%)": about["after"]["accuracy"],
-                "price dCE / dCMI": (about["after"]["ce"] - about["before"]["ce"]) / gain
-                if gain > 0
-                else float("nan"),
-            }
-        )
-    print(
-        write(
-            rows,
-            args.out,
-            f"{machine()}; plain teacher: CMI {long['before']['cmi']:.4f} nats, CE {long['before']['ce']:.4f}",
-        )
-    )
-    picture(fits, rows, args.out)
+    rows = [row_of(job, fit, long) for job, fit in fits.items()]
+    plain = f"CMI {long['before']['cmi']:.4f} nats, CE {long['before']['ce']:.4f}"
+    print(write(rows, args.out, f"{machine()}; plain teacher: {plain}"))
+    picture(list(fits.values()), rows, args.out)
 
 
-def picture(fits: dict[str, dict], rows: list[dict[str, object]], path: Path) -> None:
-    """Left: the rounds of every fit, on its own images; right: the lenses that were taken, on all training images."""
+def picture(fits: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the rounds of every fit on its own images, and the lenses taken on all images."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, (way, end) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for (job, fit), row in zip(fits.items(), rows):
-        rounds = range(len(fit["history"]))
-        spent = [
-            fit["about"]["images"] * (2 + 3 * k) / (3 * fit["teacher_epoch_images"]) for k in rounds
-        ]
-        images, label = row["images"], f"{row['images']} images, {row['rounds']} rounds"
-        (line,) = way.plot(spent, [r["cmi"] for r in fit["history"]], marker=".", label=label)
-        end.plot(
-            row["by passes"], row["CMI, all training images (nats)"], "o", color=line.get_color()
-        )
-        end.annotate(
-            f" {images} x {row['rounds']}",
-            (row["by passes"], row["CMI, all training images (nats)"]),
-            va="bottom",
-        )
-    end.axhline(
-        0.95 * rows[-1]["CMI, all training images (nats)"],
-        color="0.6",
-        linewidth=0.8,
-        linestyle="--",
-    )
+    for fit, row in zip(fits, rows, strict=True):
+        images, rounds = row["images"], row["rounds"]
+        own, whole = fit["about"]["images"], fit["teacher_epoch_images"]
+        spent = [own * (2 + 3 * k) / (3 * whole) for k in range(len(fit["history"]))]
+        cmi = [entry["cmi"] for entry in fit["history"]]
+        (line,) = way.plot(spent, cmi, marker=".", label=f"{images} images, {rounds} rounds")
+        place = row["by passes"], row[CMI_COLUMN]
+        end.plot(*place, "o", color=line.get_color())
+        end.annotate(f" {images} x {rounds}", place, va="bottom")
+    grey = {"color": "0.6", "linewidth": 0.8, "linestyle": "--"}
+    end.axhline(0.95 * rows[-1][CMI_COLUMN], **grey)
     way.set_ylabel("CMI before each round, images of the fit (nats)")
     end.set_ylabel("CMI of the lens taken, all training images (nats)")
     way.legend(frameon=False)
     for axis in (way, end):
-        axis.axvline(2, color="0.6", linewidth=0.8, linestyle="--")
+        axis.axvline(2, **grey)
         axis.set_xlabel("compute, in epochs of training the teacher (by passes)")
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path.with_suffix(".png"), dpi=110)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
 """The lens against other JPEG layers: time and peak memory, ratios in one interleaved run.
 
-    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT] [--rounds 15] [--threads N] [--out PATH]
+    python benchmarks/lens.py [--jpeg-dl CHECKOUT] [--diff-jpeg CHECKOUT] [--diffjpeg CHECKOUT]
+                              [--rounds 15] [--threads N] [--out PATH]
 
-kornia is taken when pip has installed it; without a checkout of JPEG-DL a naive five-bin layer stands in for it, under that name.
-Prints, and writes as CSV and Markdown, the medians in milliseconds and the peak memory in units of the images, with a picture; the
-ratios; and the share that the lens has in a teacher's forward pass.
+kornia is taken when pip has installed it; without a checkout of JPEG-DL a naive five-bin layer
+stands in for it, under that name.  Prints, and writes as CSV and Markdown, the medians in
+milliseconds and the peak memory in units of the images, with a picture; the ratios; and the share
+that the lens has in a teacher's forward pass.
 """
 
 import argparse
@@ -21,10 +23,11 @@ import peers  # noqa: E402
 import torch  # noqa: E402
 from peers import Peer  # noqa: E402
 from timing import interleaved, machine, peak_bytes, write  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 SIZES = ((128, 32), (32, 224))
 MODES = ("forward", "to q", "to q and x")
+COLOURS = dict(zip(MODES, ("#8c8c8c", "#3b6ea5", "#c1543c"), strict=True))
 
 
 def candidates(args: argparse.Namespace, batch: int, size: int) -> dict[str, Callable[[], Peer]]:
@@ -66,14 +69,14 @@ def call_of(peer: Peer, mode: str, images: Tensor, weight: Tensor) -> Callable[[
 
         def forward() -> Tensor:
             with torch.no_grad():
-                return peer.see(images)
+                return peer.apply(images)
 
         return forward
     if not peer.tables:
         return None
     x = images.clone().requires_grad_(mode == "to q and x")
     wanted = peer.tables + [x] * x.requires_grad
-    return lambda: torch.autograd.grad(peer.see(x), wanted, weight)
+    return lambda: torch.autograd.grad(peer.apply(x), wanted, weight)
 
 
 def scene(batch: int, size: int) -> tuple[Tensor, Tensor]:
@@ -87,6 +90,7 @@ def scene(batch: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, object]]:
+    """A row per size and layer: milliseconds of every mode, and peak memory."""
     rows = []
     for batch, size in args.sizes:
         images, weight = scene(batch, size)
@@ -111,9 +115,9 @@ def memory(args: argparse.Namespace, batch: int, size: int, name: str) -> dict[s
         return {}
     command = [sys.executable, __file__, "--peak", json.dumps([batch, size, name])]
     for flag in ("jpeg_dl", "diff_jpeg", "diffjpeg"):
-        command += (
-            [f"--{flag.replace('_', '-')}", getattr(args, flag)] if getattr(args, flag) else []
-        )
+        checkout = getattr(args, flag)
+        if checkout:
+            command += [f"--{flag.replace('_', '-')}", checkout]
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
@@ -125,9 +129,11 @@ def memory(args: argparse.Namespace, batch: int, size: int, name: str) -> dict[s
 
 
 def print_peak(args: argparse.Namespace) -> None:
+    """Print what :func:`memory` asks a process of its own for."""
     batch, size, name = json.loads(args.peak)
     images, weight = scene(batch, size)
-    peer, found = candidates(args, batch, size)[name](), {}
+    peer = candidates(args, batch, size)[name]()
+    found = {}
     for mode in MODES:
         call = call_of(peer, mode, images, weight)
         peak = peak_bytes(call) if call else None
@@ -142,38 +148,38 @@ def shares(args: argparse.Namespace) -> list[dict[str, object]]:
 
     from djip_ext.bench.models import cifar_model_dict
 
-    rows = []
-    for name, network, batch, size in (
-        ("resnet32x4", cifar_model_dict["resnet32x4"][0](num_classes=100), 64, 32),
-        ("ResNet-34", resnet34(), 8, 224),
-    ):
-        network = network.eval().to(peers.DEVICE, memory_format=torch.channels_last)
-        images, _ = scene(batch, size)
-        normalised = images.to(memory_format=torch.channels_last) / 128 - 1
-        calls: dict[str, Callable[[], object]] = {
-            "teacher": torch.no_grad()(lambda: network(normalised))
-        }
-        for compiled in (False, True) if args.compiled else (False,):
-            see = peers.lens(compiled=compiled).see
-            calls["lens, compiled" if compiled else "lens"] = torch.no_grad()(
-                lambda see=see: see(images)
-            )
-        medians = interleaved(calls, args.rounds)
-        row: dict[str, object] = {"teacher": name, "images": f"{batch} x {size} x {size}"}
-        row |= {f"{key}, ms": 1e3 * seconds for key, seconds in medians.items()}
-        rows.append(
-            row
-            | {
-                f"{key} / teacher, %": 100 * medians[key] / medians["teacher"]
-                for key in medians
-                if key != "teacher"
-            }
-        )
-    return rows
+    resnet32x4 = cifar_model_dict["resnet32x4"][0](num_classes=100)
+    return [
+        share("resnet32x4", resnet32x4, 64, 32, args),
+        share("ResNet-34", resnet34(), 8, 224, args),
+    ]
+
+
+def share(
+    name: str, network: nn.Module, batch: int, size: int, args: argparse.Namespace
+) -> dict[str, object]:
+    """Milliseconds of ``network`` and of the lens, and the lens as part of the network in %."""
+    network = network.eval().to(peers.DEVICE).to(memory_format=torch.channels_last)
+    images, _ = scene(batch, size)
+    normalised = images.to(memory_format=torch.channels_last) / 128 - 1
+    lenses = {"lens": peers.lens()}
+    if args.compiled:
+        lenses["lens, compiled"] = peers.lens(compiled=True)
+
+    def call(function: Callable[[Tensor], object], argument: Tensor) -> Callable[[], object]:
+        return torch.no_grad()(lambda: function(argument))
+
+    calls = {"teacher": call(network, normalised)}
+    calls |= {key: call(lens.apply, images) for key, lens in lenses.items()}
+    medians = interleaved(calls, args.rounds)
+    row: dict[str, object] = {"teacher": name, "images": f"{batch} x {size} x {size}"}
+    row |= {f"{key}, ms": 1e3 * seconds for key, seconds in medians.items()}
+    teacher = medians.pop("teacher")
+    return row | {f"{key} / teacher, %": 100 * value / teacher for key, value in medians.items()}
 
 
 def ratios(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """How many times longer each layer takes than ours."""
+    """Of each layer, how many times as long as the lens it takes."""
     ours = {(row["images"], row["layer"]): row for row in rows}
     out = []
     for row in rows:
@@ -192,6 +198,7 @@ def ratios(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def picture(rows: list[dict[str, object]], path: Path) -> None:
+    """Draw the milliseconds of every layer, a panel per size."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -201,9 +208,9 @@ def picture(rows: list[dict[str, object]], path: Path) -> None:
     figure, axes = pyplot.subplots(
         1, len(sizes), figsize=(5.5 * len(sizes), 4), squeeze=False, layout="constrained"
     )
-    for axis, size in zip(axes[0], sizes):
+    for axis, size in zip(axes[0], sizes, strict=True):
         chosen = [row for row in rows if row["images"] == size][::-1]
-        for k, (mode, colour) in enumerate(zip(MODES, ("#8c8c8c", "#3b6ea5", "#c1543c"))):
+        for k, (mode, colour) in enumerate(COLOURS.items()):
             key = f"{mode}, ms"
             places = [i + 0.27 * (1 - k) for i, row in enumerate(chosen) if key in row]
             axis.barh(
@@ -227,6 +234,7 @@ def _size(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
+    """Time the layers, and write the tables and the picture."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -261,22 +269,13 @@ def main() -> None:
     title = f"{machine()}; medians of {args.rounds} interleaved runs"
     rows = compare(args)
     print(write(rows, args.out, title))
-    print(
-        write(
-            ratios(rows),
-            args.out.with_name(args.out.name + "-ratios"),
-            "Times as long as the lens takes, compiled and eager",
-        )
-    )
+    heading = "Times as long as the lens takes, compiled and eager"
+    print(write(ratios(rows), args.out.with_name(f"{args.out.name}-ratios"), heading))
     picture(rows, args.out)
     if args.teachers:
-        print(
-            write(
-                shares(args),
-                args.out.with_name(args.out.name + "-shares"),
-                "The lens next to a teacher's forward pass",
-            )
-        )
+        heading = "The lens next to a teacher's forward pass"
+        print(write(shares(args), args.out.with_name(f"{args.out.name}-shares"), heading))
 
 
-main()
+if __name__ == "__main__":
+    main()

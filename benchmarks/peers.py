@@ -1,8 +1,9 @@
-"""Other JPEG layers under one interface: those that pip or a checkout gives, and a plain stand-in of JPEG-DL's.
+"""Other JPEG layers under one interface: of pip, of a checkout, and a plain stand-in for JPEG-DL's.
 
-A peer is built for a batch size and an image size and maps images in [0, 255] (B, 3, H, W) to images; its ``tables`` are the
-parameters that gradients go to.  kornia, Diff-JPEG and DiffJPEG halve the colour resolution, round by polynomials and have no sharpness:
-they do less work than the lens.
+A peer is built for a batch size and an image size and maps images in [0, 255] (B, 3, H, W) to
+images; its ``tables`` are the quantization tables that gradients go to.  kornia, Diff-JPEG and
+DiffJPEG halve the colour resolution, round by polynomials and have no sharpness: they do less work
+than the lens.
 """
 
 import contextlib
@@ -28,12 +29,22 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Peer:
-    see: Callable[[Tensor], Tensor]
-    tables: list[Tensor]  # empty: a codec without gradients
+    """A layer.
+
+    Attributes:
+        apply: images -> images.
+        tables: its quantization tables; empty for a codec without gradients.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    tables: list[Tensor]
 
 
 def lens(compiled: bool = False, **settings: object) -> Peer:
-    """This project's lens; by default as it is fitted: exact sum, alpha tied to the step with kappa = 5, equal steps of 8."""
+    """This project's lens.
+
+    By default as it is fitted: exact sum, alpha tied to the step with kappa = 5, equal steps of 8.
+    """
     made = JPEGLens(**({"q": 8.0, "kappa": 5.0} | settings)).to(DEVICE)
     if compiled:
         made.compile()
@@ -41,7 +52,7 @@ def lens(compiled: bool = False, **settings: object) -> Peer:
 
 
 class PlainFiveBins(torch.nn.Module):
-    """JPEG-DL's layer written down naively: the five bins nearest to z / q by softmax, differentiated by autograd."""
+    """JPEG-DL's layer written down naively: a softmax over the five bins nearest to z / q."""
 
     def __init__(self, alpha: float = 5.0, max_index: int = 127) -> None:
         super().__init__()
@@ -52,13 +63,10 @@ class PlainFiveBins(torch.nn.Module):
         z = rgb_to_coefficients(x)
         q = self.q[[0, 1, 1]].repeat(1, x.shape[2] // 8, x.shape[3] // 8)[..., None]
         z = z[..., None]
-        index = (torch.round(z / q).detach() + torch.arange(-2.0, 3.0, device=x.device)).clamp(
-            -self.max_index, self.max_index
-        )
-        bins = index * q
-        return coefficients_to_rgb(
-            (torch.softmax(-self.alpha * (z - bins).square(), dim=-1) * bins).sum(-1)
-        )
+        index = torch.round(z / q).detach() + torch.arange(-2.0, 3.0, device=x.device)
+        bins = index.clamp(-self.max_index, self.max_index) * q
+        weights = torch.softmax(-self.alpha * (z - bins).square(), dim=-1)
+        return coefficients_to_rgb((weights * bins).sum(-1))
 
 
 def plain_five_bins() -> Peer:
@@ -76,7 +84,7 @@ def kornia_codec(batch: int) -> Peer:
 
 
 def jpeg_dl(checkout: Path, size: int, alpha: float = 5.0, step: float = 8.0) -> Peer:
-    """The layer of a checkout of JPEG-DL as its CIFAR scripts set it: alpha fixed, five bins, 8 bits."""
+    """JPEG-DL's layer, from a checkout, as its CIFAR scripts set it: alpha fixed, five bins."""
     options = types.SimpleNamespace(
         num_bit=8,
         Q_inital=step,
@@ -106,9 +114,8 @@ def jpeg_dl(checkout: Path, size: int, alpha: float = 5.0, step: float = 8.0) ->
         contextlib.redirect_stdout(io.StringIO()),
         tempfile.TemporaryDirectory() as folder,
     ):
-        options.sensitvity_dir = (
-            f"{folder}/"  # it exits without these files, whatever the tables are to be
-        )
+        # It exits without these files, whatever the quantization tables are to be
+        options.sensitvity_dir = f"{folder}/"
         for channel in ("Y", "Cb", "Cr"):
             np.save(f"{folder}/{channel}_none.npy", np.ones(64))
         layer = importlib.import_module("helper.JPEG_layer").JPEG_layer(options, (size, size))
@@ -140,31 +147,32 @@ def diffjpeg(checkout: Path, size: int) -> Peer:
 def pillow() -> Peer:
     from PIL import Image
 
-    def see(x: Tensor) -> Tensor:
-        seen = []
+    def apply(x: Tensor) -> Tensor:
+        decoded = []
         for image in x.byte().permute(0, 2, 3, 1).cpu().numpy():
             file = io.BytesIO()
             Image.fromarray(image).save(file, "JPEG", quality=50, subsampling=0)
-            seen.append(np.asarray(Image.open(file)))
-        return torch.from_numpy(np.stack(seen)).permute(0, 3, 1, 2).float()
+            decoded.append(np.asarray(Image.open(file)))
+        return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float()
 
-    return Peer(see, [])
+    return Peer(apply, [])
 
 
 def torchvision_codec() -> Peer:
     from torchvision.io import decode_jpeg, encode_jpeg
 
-    return Peer(
-        lambda x: torch.stack(
-            [decode_jpeg(encode_jpeg(image, quality=50)) for image in x.byte().cpu()]
-        ).float(),
-        [],
-    )
+    def apply(x: Tensor) -> Tensor:
+        images = x.byte().cpu()
+        return torch.stack(
+            [decode_jpeg(encode_jpeg(image, quality=50)) for image in images]
+        ).float()
+
+    return Peer(apply, [])
 
 
 @contextlib.contextmanager
 def _importing(checkout: Path, *names: str) -> Iterator[None]:
-    """Import from a checkout, whose top-level names are those of half the world, and forget them afterwards."""
+    """Import from ``checkout``; forget its top-level ``names`` afterwards, which are common."""
     if not checkout.is_dir():
         raise SystemExit(f"there is no checkout {checkout}")
     sys.path.insert(0, str(checkout))

@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory, the machine's description, and tables: what every benchmark here shares."""
+"""What the benchmarks share: interleaved timing, peak memory, the machine, tables of results."""
 
 import csv
 import platform
@@ -14,7 +14,11 @@ import torch
 def interleaved(
     calls: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
 ) -> dict[str, float]:
-    """Median seconds of each call; every round runs each once, in a new order, so that a busy machine and a cold cache hurt all alike."""
+    """Median seconds of each call.
+
+    Every round runs each call once, in a new order, so that a busy machine and a cold cache hurt
+    all alike.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)
     for index in range(warm_up + rounds):
@@ -29,10 +33,10 @@ def interleaved(
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
-    """What a call holds at most, beyond what was there before it; ``None`` where the system does not tell.
+    """What a call holds at most, beyond what was there before; None where the system does not tell.
 
-    On a CPU this is the high-water mark of resident memory, which Linux can reset; run with MALLOC_MMAP_THRESHOLD_=65536, so that
-    freed tensors are returned at once.
+    On a CPU this is the high-water mark of resident memory, which Linux can reset; run with
+    MALLOC_MMAP_THRESHOLD_=65536, so that freed tensors are returned at once.
     """
     call()
     if torch.cuda.is_available():
@@ -67,24 +71,21 @@ def _wait() -> None:
 
 def machine() -> str:
     """One line: processor, threads, memory, GPU, versions."""
-    name = platform.processor() or platform.machine()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    threads = f"{torch.get_num_threads()} threads"
+    hardware = f"{_processor()}, {threads}, {torch.backends.cpu.get_cpu_capability()}, {gpu}"
+    return f"{hardware}; Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        name = next(
-            (
-                line.split(":")[1].strip()
-                for line in info.read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            name,
-        )
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-    vector = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {torch.get_num_threads()} threads, {vector}{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def write(rows: Sequence[Mapping[str, object]], path: Path, title: str) -> str:
-    """The rows as ``path``.csv and ``path``.md, and the Markdown itself."""
+    """Write the rows as ``path``.csv and ``path``.md; returns the Markdown."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".csv"), "w", newline="") as file:
@@ -101,10 +102,6 @@ def write(rows: Sequence[Mapping[str, object]], path: Path, title: str) -> str:
 
 
 def _text(value: object) -> str:
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,11 +1,11 @@
-"""Images per second of this benchmark's training loop and of mdistiller's own, KD on the same networks, batches and machine.
+"""Images per second of this benchmark's training loop and of mdistiller's own, KD, same networks.
 
-    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...] [--batches 20] [--rounds 7] [--threads N]
-                                       [--compile]
+    python benchmarks/training_loop.py [--mdistiller CHECKOUT] [--pairs TEACHER:STUDENT ...]
+                                       [--batches 20] [--rounds 7] [--threads N] [--compile]
 
-Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker processes; here: batches augmented on the
-device), its own trainer and its own networks, without evaluation and without files.  Loops take turns, some batches each; the medians are
-compared.
+Every loop trains on random images with its own data pipeline (mdistiller: PIL in two worker
+processes; here: batches augmented on the device), its own trainer and its own networks, without
+evaluation and without files.  Loops take turns, some batches each; the medians are compared.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def ours(
     views: int = 0,
     compiled: bool = False,
 ) -> Step:
-    """One training step of this benchmark; ``views``: with the teacher's answers kept instead of computed."""
+    """One training step of this benchmark; with ``views``, the teacher's answers are kept ones."""
     cfg = load_cfg(None, ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision])
     device = resolve_device("auto")
     distiller = distiller_dict["KD"](build_model(student, 100), build_model(teacher, 100), cfg)
@@ -75,10 +75,14 @@ def mdistillers(checkout: str, teacher: str, student: str, data: ImageSet, batch
     from mdistiller.models import cifar_model_dict
 
     cfg = CFG.clone()
-    cfg.SOLVER.BATCH_SIZE, cfg.LOG.PREFIX, cfg.LOG.WANDB = batch, tempfile.mkdtemp(), False
+    cfg.SOLVER.BATCH_SIZE = batch
+    cfg.LOG.PREFIX = tempfile.mkdtemp()
+    cfg.LOG.WANDB = False
     dataset = object.__new__(CIFAR100Instance)  # its files replaced by the same random images
-    dataset.data, dataset.targets = data.images.numpy(), data.labels.tolist()
-    dataset.transform, dataset.target_transform = get_cifar100_train_transform(), None
+    dataset.data = data.images.numpy()
+    dataset.targets = data.labels.tolist()
+    dataset.transform = get_cifar100_train_transform()
+    dataset.target_transform = None
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=batch, shuffle=True, num_workers=cfg.DATASET.NUM_WORKERS
     )
@@ -122,7 +126,7 @@ def rates(loops: dict[str, Step], batch: int, batches: int, rounds: int) -> dict
 
 
 def multiplications(name: str) -> float:
-    """Of one image's forward pass, in millions."""
+    """Multiplications of one image's forward pass, in millions."""
     network = build_model(name, 100).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, 32, 32))
@@ -130,12 +134,53 @@ def multiplications(name: str) -> float:
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Thousand millions of multiplications a second in a matrix product, the most that any network can hope for."""
+    """10^9 multiplications per second in a matrix product, more than any network reaches."""
     a = torch.randn(size, size, device=resolve_device("auto")).to(dtype)
     return size**3 / interleaved({"product": lambda: a @ a}, rounds=9)["product"] / 1e9
 
 
+def loops_of(pair: str, data: ImageSet, args: argparse.Namespace) -> dict[str, Step]:
+    """The loops that are compared for TEACHER:STUDENT ``pair``, by name."""
+    teacher, student = pair.split(":")
+    batch = args.batch_size
+    loops: dict[str, Step] = {}
+    if args.mdistiller:
+        checkout = os.path.abspath(args.mdistiller)
+        loops["mdistiller"] = mdistillers(checkout, teacher, student, data, batch)
+    loops |= {
+        "this loop": ours(teacher, student, data, batch),
+        "this loop, bfloat16": ours(teacher, student, data, batch, "bfloat16"),
+        "this loop, teacher asked once (VIEWS)": ours(teacher, student, data, batch, views=4),
+        "this loop, bfloat16, VIEWS": ours(teacher, student, data, batch, "bfloat16", views=4),
+    }
+    if args.compile:
+        for precision in ("float32", "bfloat16"):
+            loops[f"this loop, {precision}, compiled"] = ours(
+                teacher, student, data, batch, precision, compiled=True
+            )
+    return loops
+
+
+def compare(pair: str, data: ImageSet, args: argparse.Namespace) -> list[dict[str, object]]:
+    """A row per loop: images and multiplications per second."""
+    teacher, student = pair.split(":")
+    found = rates(loops_of(pair, data, args), args.batch_size, args.batches, args.rounds)
+    base = found.get("mdistiller")
+    of_teacher = multiplications(teacher)
+    of_student = 3 * multiplications(student)  # forward; and backward to weights and to maps
+    rows = []
+    for name, rate in found.items():
+        work = of_student + (0 if "VIEWS" in name else of_teacher)
+        row: dict[str, object] = {"teacher": teacher, "student": student, "loop": name}
+        row |= {"images / s": rate, "10^9 multiplications / s": rate * work / 1e3}
+        if base:
+            row["times mdistiller"] = rate / base
+        rows.append(row)
+    return rows
+
+
 def main() -> None:
+    """Time the loops, and write their table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -168,49 +213,17 @@ def main() -> None:
     torch.manual_seed(0)
     images = torch.randint(256, (args.images, 32, 32, 3), dtype=torch.uint8)
     data = ImageSet(images, torch.arange(args.images) % 100, 100, MEAN, STD)
-    rows = []
-    for pair in args.pairs:
-        teacher, student = pair.split(":")
-        loops: dict[str, Step] = {}
-        if args.mdistiller:
-            loops["mdistiller"] = mdistillers(
-                os.path.abspath(args.mdistiller), teacher, student, data, args.batch_size
-            )
-        loops |= {
-            "this loop": ours(teacher, student, data, args.batch_size),
-            "this loop, bfloat16": ours(teacher, student, data, args.batch_size, "bfloat16"),
-            "this loop, teacher asked once (VIEWS)": ours(
-                teacher, student, data, args.batch_size, views=4
-            ),
-            "this loop, bfloat16, VIEWS": ours(
-                teacher, student, data, args.batch_size, "bfloat16", views=4
-            ),
-        }
-        if args.compile:
-            loops |= {
-                f"this loop, {precision}, compiled": ours(
-                    teacher, student, data, args.batch_size, precision, compiled=True
-                )
-                for precision in ("float32", "bfloat16")
-            }
-        found = rates(loops, args.batch_size, args.batches, args.rounds)
-        base = found.get("mdistiller")
-        of_teacher, of_student = (
-            multiplications(teacher),
-            3 * multiplications(student),
-        )  # forward; and backward to weights and to maps
-        for name, rate in found.items():
-            row = {"teacher": teacher, "student": student, "loop": name, "images / s": rate}
-            row["10^9 multiplications / s"] = (
-                rate * (of_student + (0 if "VIEWS" in name else of_teacher)) / 1e3
-            )
-            rows.append(row | ({"times mdistiller": rate / base} if base else {}))
+    rows = [row for pair in args.pairs for row in compare(pair, data, args)]
     product = " and ".join(
         f"{product_rate(dtype):.0f} in {str(dtype).removeprefix('torch.')}"
         for dtype in (torch.float32, torch.bfloat16)
     )
-    title = f"{machine()}; KD, batch {args.batch_size}, 32 x 32; a matrix product: {product} (10^9 multiplications / s)"
+    title = (
+        f"{machine()}; KD, batch {args.batch_size}, 32 x 32; "
+        f"a matrix product: {product} (10^9 multiplications / s)"
+    )
     print(write(rows, args.out, title))
 
 
-main()
+if __name__ == "__main__":
+    main()

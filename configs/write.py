@@ -1,8 +1,8 @@
 """The configuration files of the published tables, composed from what differs: a pair, a method.
 
-``python configs/write.py`` writes them beside this file, flat and in mdistiller's layout and naming,
-for its train.py and for ``djip train`` alike; ``--check`` only says whether they are current.  Edit
-this file, not those.
+``python configs/write.py`` writes them beside this file, flat and in mdistiller's layout and
+naming, for its train.py and for ``djip train`` alike; ``--check`` only says whether they are
+current.  Edit this file, not those.
 """
 
 import argparse

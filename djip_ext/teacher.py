@@ -1,6 +1,7 @@
 """A frozen teacher behind a lens, which a distiller cannot tell from the teacher alone."""
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,23 +12,35 @@ from djip_ext.errors import DJIPError
 from djip_ext.lens.io import check_belongs, control_digest, lens_digest, lens_name, softening
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
+from djip_ext.ops.exportable import is_tracing
+from djip_ext.utils.batches import check_range
+from djip_ext.utils.first_batch import (
+    answer_without_lens,
+    check_image,
+    check_not_traced,
+    say_if_unchanged,
+)
 from djip_ext.utils.networks import device_of, divide_logits
+from djip_ext.utils.pieces import Watch, is_prepared, prepared, watch
+from djip_ext.utils.precision import in_dtype_of
 
 FINGERPRINT = "djip_fingerprint"
 IMAGE_KEYWORDS = ("x", "image", "images", "input", "pixel_values")
 
-# Entry points into a network that take images but are not its forward: through them the lens would
-# silently be skipped.
-BYPASSES = frozenset(
+# Methods of other libraries' networks that take images but are not their forward: the lens is
+# applied to what is passed to them.
+IMAGE_METHODS = frozenset(
     {
         "forward_features",
         "forward_intermediates",
         "get_intermediate_layers",
         "extract_features",
-        "features",
-        "backbone",
+        "get_image_features",
+        "encode_image",
     }
 )
+# Parts that images may enter; through them the lens would silently be skipped.
+BYPASSES = IMAGE_METHODS | {"features", "backbone"}
 
 
 class DJIPTeacher(nn.Module):
@@ -56,6 +69,8 @@ class DJIPTeacher(nn.Module):
     """
 
     djip_fingerprint: Tensor
+    _watch: Watch | None = None
+    _is_new = False  # until the first call; also of objects that were pickled before there was one
 
     def __init__(
         self,
@@ -92,6 +107,8 @@ class DJIPTeacher(nn.Module):
         self.register_buffer(
             FINGERPRINT, torch.frombuffer(bytearray(digest), dtype=torch.uint8), persistent=False
         )
+        self._is_new = True
+        self._watch = watch(teacher) if self.djip_lens is not None else None
         self.eval()
 
     @property
@@ -103,28 +120,78 @@ class DJIPTeacher(nn.Module):
         return lens_name(self.djip_control)
 
     def apply_lens(self, x: Tensor) -> Tensor:
-        """What the teacher sees of normalised images (B, 3, H, W): normalised again, same dtype."""
-        return x if self.djip_lens is None else self.djip_normalisation.through(self.djip_lens, x)
+        """What the teacher sees of normalised images (B, 3, H, W): normalised again, same dtype.
+
+        Parts of the teacher may be run on what this returns.
+        """
+        if self.djip_lens is None:
+            return x
+        return prepared(self.djip_normalisation.through(self.djip_lens, x))
 
     def look(self, x: Tensor) -> Tensor:
         """Deprecated name of :meth:`apply_lens`."""
         return self.apply_lens(x)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.djip_lens is None:
-            output = self.djip_teacher(*args, **kwargs)
-            if self.djip_control == "identity" or self.djip_divisor is None:
-                return output
-            return divide_logits(output, self.djip_divisor)
+        check_not_traced(args)
+        plain = self._first_look(args, kwargs) if self._is_new and not _is_recorded() else None
+        seen_args, seen_kwargs = self._behind_lens(args, kwargs)
+        output = self.djip_teacher(*seen_args, **seen_kwargs)
+        if plain is not None:
+            say_if_unchanged(plain, output)
+        if self.djip_divisor is None or self.djip_control == "identity":
+            return output
+        return divide_logits(output, self.djip_divisor)
+
+    def _behind_lens(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the teacher, the image among them as the teacher sees it."""
         if args:
-            return self.djip_teacher(self.apply_lens(args[0]), *args[1:], **kwargs)
+            return (self._seen(args[0]), *args[1:]), kwargs
         for name in IMAGE_KEYWORDS:
             if name in kwargs:
-                return self.djip_teacher(**{**kwargs, name: self.apply_lens(kwargs[name])})
+                return args, {**kwargs, name: self._seen(kwargs[name])}
+        if self.djip_lens is None:
+            return args, kwargs
         raise DJIPError(
             f"no image among the teacher's arguments {sorted(kwargs)}; pass it first, or as one of "
             f"{', '.join(IMAGE_KEYWORDS)}"
         )
+
+    def _seen(self, image: Any) -> Any:
+        if self.djip_lens is not None:
+            check_image(image)
+            image = self.djip_normalisation.through(self.djip_lens, image)
+        return in_dtype_of(self.djip_teacher, image) if isinstance(image, Tensor) else image
+
+    def _call_behind_lens(self, method: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the teacher that takes images."""
+        if not any(map(is_prepared, (*args, *kwargs.values()))):  # by apply_lens
+            args, kwargs = self._behind_lens(args, kwargs)
+        if torch.compiler.is_compiling() or self._watch is None:
+            return method(*args, **kwargs)
+        with self._watch.inside():
+            return method(*args, **kwargs)
+
+    def _first_look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """Check the range of the first images; the teacher's logits for a few without the lens."""
+        self._is_new = False
+        if self.djip_lens is None:
+            return None
+        name = None
+        if args:
+            image = args[0]
+        else:
+            name = next((name for name in IMAGE_KEYWORDS if name in kwargs), "")
+            image = kwargs.get(name)
+        if image is None:
+            return None
+        check_image(image)
+        check_range(image, self.djip_normalisation.mean, self.djip_normalisation.std)
+        if getattr(self, "_is_replica", False):
+            return None
+        return answer_without_lens(self.djip_teacher, image, args[1:], kwargs, name)
 
     def train(self, mode: bool = True) -> "DJIPTeacher":
         """Stay in eval mode: a frozen teacher's statistics must not move."""
@@ -138,7 +205,11 @@ class DJIPTeacher(nn.Module):
             if name.startswith("__") or "djip_teacher" not in self.__dict__.get("_modules", {}):
                 raise
         attribute = getattr(self.djip_teacher, name)
-        if name in BYPASSES and callable(attribute) and self.djip_lens is not None:
+        if self.djip_lens is None or not callable(attribute):
+            return attribute
+        if name in IMAGE_METHODS and not isinstance(attribute, nn.Module):
+            return functools.partial(self._call_behind_lens, attribute)
+        if name in BYPASSES:
             return _Bypass(name, attribute)
         return attribute
 
@@ -164,7 +235,7 @@ class DJIPTeacher(nn.Module):
         unexpected_keys: Any,
         error_msgs: Any,
     ) -> None:
-        """Check the fingerprint, then hand the teacher its keys under the name that torch looks for next."""
+        """Check the fingerprint, then hand the teacher its keys under the name torch looks for."""
         found = state_dict.pop(prefix + FINGERPRINT, None)
         if found is None:
             error_msgs.append(
@@ -181,6 +252,10 @@ class DJIPTeacher(nn.Module):
 
     def extra_repr(self) -> str:
         return f"lens={self.djip_id}"
+
+
+def _is_recorded() -> bool:
+    return torch.compiler.is_compiling() or is_tracing()
 
 
 class _Bypass:

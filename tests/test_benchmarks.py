@@ -57,9 +57,19 @@ def test_the_lens_is_timed_against_the_stand_in_and_the_hard_codecs(tmp_path: Pa
 
 def test_the_stand_in_is_the_lens_with_jpeg_dl_s_settings() -> None:
     """The benchmark compares layers that compute the same."""
-    code = "import sys; sys.path[:0] = ['benchmarks', '.']; import peers, torch; torch.manual_seed(0); x = torch.rand(2, 3, 16, 16) * 255;"
-    code += "a = peers.plain_five_bins(); b = peers.lens(kappa=None, alpha=5.0, window=5, max_index=127);"
-    code += "print((a.see(x) - b.see(x)).abs().max().item())"
+    code = """
+import sys
+
+sys.path[:0] = ["benchmarks", "."]
+import peers
+import torch
+
+torch.manual_seed(0)
+images = torch.rand(2, 3, 16, 16) * 255
+stand_in = peers.plain_five_bins()
+lens = peers.lens(kappa=None, alpha=5.0, window=5, max_index=127)
+print((stand_in.apply(images) - lens.apply(images)).abs().max().item())
+"""
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120
     )

@@ -31,25 +31,44 @@ def test_what_how_it_works_names_exists(name: str) -> None:
     assert path.is_dir() if name.endswith("/") else path.is_file()
 
 
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+def example(word: str) -> str:
+    """The one example of docs/outside.md that holds ``word``."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "outside.md").read_text(), flags=re.DOTALL)
+    (found,) = [block for block in blocks if word in block]
+    return found
+
+
+def test_the_example_of_a_closed_teacher_runs_within_its_budget() -> None:
+    weights = torch.randn(3 * 8 * 8, 10)
+    sent = []
+
+    def ask(images: torch.Tensor) -> list[list[float]]:
+        sent.append(len(images))
+        return (images.flatten(1) @ weights / 8).softmax(1).tolist()
+
+    images = torch.randn(60, 3, 8, 8).clamp(-2, 2)
+    batch = images, torch.arange(60) % 10
+    scope = {"djip_ext": djip_ext, "ask": ask, "loader": [batch], "mean": MEAN, "std": STD}
+    short = example("ClosedTeacher").replace("queries=3000", "queries=300, progress=False")
+    exec(compile(short, "outside.md", "exec"), scope)
+    assert 120 <= sum(sent) <= 300
+    assert scope["amplified"](images).shape == (60, 10)
+
+
 def test_the_example_of_an_exported_teacher_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (example,) = re.findall(
-        r"```python\n(.*?)```", (DOCS / "outside.md").read_text(), flags=re.DOTALL
-    )
     monkeypatch.chdir(tmp_path)
     written = []
     monkeypatch.setattr(torch.onnx, "export", lambda program, f: written.append(f))
     teacher = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    scope = {
-        "djip_ext": djip_ext,
-        "teacher": teacher,
-        "lens": djip_ext.JPEGLens(q=8.0, kappa=5.0),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
-        "images": torch.randn(2, 3, 16, 24),
-    }
-    exec(compile(example, "outside.md", "exec"), scope)
+    lens = djip_ext.JPEGLens(q=8.0, kappa=5.0)
+    scope = {"djip_ext": djip_ext, "teacher": teacher, "lens": lens, "mean": MEAN, "std": STD}
+    scope["images"] = torch.randn(2, 3, 16, 24)
+    exec(compile(example("torch.export"), "outside.md", "exec"), scope)
     others = torch.randn(3, 3, 32, 40)
     exported, amplified = scope["program"].module(), scope["amplified"]
     assert torch.allclose(exported(others), amplified(others), atol=1e-5)

@@ -6,6 +6,7 @@ from djip_ext.experiments.runs import collect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip collect``."""
     parser.add_argument(
         "runs",
         metavar="RUNS",
@@ -20,5 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Collect the runs.
+
+    Raises:
+        DJIPError: no finished run, a damaged record, or a run of the folder that would be lost.
+    """
     count = collect(args.runs, args.folder)
     print(f"{count} runs collected in {args.folder}; djip report {args.folder} makes their report")

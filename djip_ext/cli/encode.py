@@ -20,16 +20,24 @@ AT_ONCE = 1024  # files handed to the threads in one go, so that a million do no
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip encode``."""
     parser.add_argument("lens", metavar="LENS", help="lens file (.safetensors)")
     parser.add_argument("folder", metavar="FOLDER", help="images, in folders of any depth")
     parser.add_argument("out", metavar="OUT", help="where the JPEG files go, in the same folders")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="threads that encode (%(default)s)"
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="threads that encode (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    folder, out, lens = Path(args.folder), Path(args.out), load_lens(args.lens)
+    """Write the JPEG files and say what was written; raises DJIPError as the functions below."""
+    folder = Path(args.folder)
+    out = Path(args.out)
+    lens = load_lens(args.lens)
     if args.workers < 1:
         raise DJIPError(f"--workers is {args.workers}; at least one thread has to encode")
     written, skipped, sizes = encode_folder(lens, folder, out, args.workers)
@@ -85,7 +93,8 @@ def _scan(folder: Path, out: Path) -> tuple[list[tuple[Path, Path]], list[Path]]
     """(source, target) of every image in ``folder``, and all other files, in order."""
     if not folder.is_dir():
         raise DJIPError(f"there is no folder {folder}; name the one that holds the images")
-    inside, around = out.resolve(), folder.resolve()
+    inside = out.resolve()
+    around = folder.resolve()
     if inside.is_relative_to(around) or around.is_relative_to(inside):
         raise DJIPError(f"{out} lies in or around {folder}; write the JPEG files somewhere else")
     suffixes = Image.registered_extensions()

@@ -15,6 +15,7 @@ DATASETS = ("cifar100", "imagenet", "tiny_imagenet", "synthetic", "imagefolder")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip eval``."""
     parser.add_argument(
         "-m",
         "--model",
@@ -25,23 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c",
         "--ckpt",
         default="pretrain",
-        help="checkpoint of its weights; default: pretrain, the published ones",
+        help="checkpoint of its weights (default: pretrain, the published ones)",
     )
     parser.add_argument(
         "-d",
         "--dataset",
         default="cifar100",
         choices=DATASETS,
-        help="whose test images; default: cifar100",
+        help="whose test images (default: %(default)s)",
     )
     parser.add_argument(
-        "-bs", "--batch-size", type=int, default=64, help="images in a batch; default: 64"
+        "-bs",
+        "--batch-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="images in a batch (default: %(default)s)",
     )
     parser.add_argument(
         "--data-root",
         metavar="DIR",
         help="folder that holds cifar-100-python, or train/CLASS/* and val/CLASS/* "
-        "(BENCH.DATA_ROOT)",
+        "(default: BENCH.DATA_ROOT)",
     )
     parser.add_argument(
         "--djip-lens",
@@ -62,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Print accuracy and cross entropy; raises DJIPError for anything the user can fix."""
     cfg = load_cfg(None, args.options)
     cfg.DATASET.TYPE = args.dataset
     cfg.DATASET.TEST.BATCH_SIZE = args.batch_size

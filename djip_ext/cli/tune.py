@@ -43,6 +43,7 @@ IMAGES_OF_A_CLASS = 25  # what a fit needs of each (docs/performance.md)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip tune``."""
     add_benchmark_arguments(parser)
     parser.add_argument(
         "--out",
@@ -102,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Run the candidates and print the choice; raises DJIPError for anything the user can fix."""
     if not args.cfg:
         raise DJIPError("djip tune needs --cfg: a student's configuration, see configs/")
     cfg = benchmark_cfg(args)
@@ -144,7 +146,7 @@ def read_temperatures(text: str) -> list[float]:
 
 def read_arms(words: Iterable[str]) -> dict[str, str]:
     """``NAME=SOURCE`` words; the table checks the sources.  Raises DJIPError for other words."""
-    arms = {}
+    arms: dict[str, str] = {}
     for word in words:
         name, equals, source = word.partition("=")
         if not equals or not source or name in (PLAIN, *arms):

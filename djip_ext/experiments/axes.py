@@ -1,7 +1,8 @@
-"""Axes over options: a table's ``vary``, as it stands in folder names, in the rows of a report and in columns.
+"""Axes over options: a table's ``vary`` in folder names, in the rows of a report and in columns.
 
-Students that differ by an option lie in folders of their own, ``kd_vgg8_resnet8,KD.TEMPERATURE=2``.  Among results a row is called
-after its distiller and those values, ``KD,KD.TEMPERATURE=2``; without axes it is the distiller's name alone.
+Students that differ by an option lie in folders of their own, ``kd_vgg8_resnet8,KD.TEMPERATURE=2``.
+Among results a row is called after its distiller and those values, ``KD,KD.TEMPERATURE=2``; without
+axes it is the distiller's name alone.
 """
 
 import itertools
@@ -12,22 +13,22 @@ import yaml
 
 
 def combinations(vary: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """One dict of KEY -> VALUE a combination, the last axis varying fastest; one empty dict without axes."""
-    return [dict(zip(vary, values)) for values in itertools.product(*vary.values())]
+    """KEY -> VALUE for each combination, the last axis varying fastest; ``[{}]`` without axes."""
+    return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
 
 
 def word(value: Any) -> str:
-    """``value`` as a word of a command line."""
+    """Write ``value`` as a word of a command line."""
     return value if isinstance(value, str) else repr(value).replace(" ", "")
 
 
 def words_of(values: Mapping[str, Any]) -> list[str]:
-    """KEY VALUE words."""
+    """The KEY VALUE words of a command line."""
     return [text for key, value in values.items() for text in (key, word(value))]
 
 
 def suffix(values: Mapping[str, Any]) -> str:
-    """``,KEY=VALUE`` for each axis."""
+    """What a run's name says of its axes: ``,KEY=VALUE`` for each."""
     return "".join(f",{key}={word(value)}" for key, value in values.items())
 
 
@@ -44,17 +45,15 @@ def split(row: str) -> tuple[str, dict[str, Any]]:
 
 
 def axes_of(rows: Iterable[str]) -> list[str]:
-    """Every axis of those rows, in the order in which they are met."""
+    """Every axis of ``rows``, in the order in which they are met."""
     return list(dict.fromkeys(key for row in rows for key in split(row)[1]))
 
 
 def order(rows: Iterable[str]) -> list[str]:
-    """Rows of one distiller with their values in order, numbers by size."""
+    """Sort ``rows`` by their values, numbers by size and before text; ties keep their order."""
 
-    def place(row: str) -> list[tuple[bool, float, str]]:
-        return [
-            (isinstance(v, str), 0.0 if isinstance(v, str) else float(v), str(v))
-            for v in split(row)[1].values()
-        ]
+    def place(value: Any) -> tuple[bool, float, str]:
+        is_text = isinstance(value, str)
+        return is_text, 0.0 if is_text else float(value), str(value)
 
-    return sorted(rows, key=place)
+    return sorted(rows, key=lambda row: [place(value) for value in split(row)[1].values()])

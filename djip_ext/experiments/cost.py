@@ -1,6 +1,7 @@
-"""What a plan costs: passes through teachers and students, counted; hours on this machine, from a short measurement.
+"""What the steps of a plan cost: passes through teachers and students, and seconds.
 
-A pass is one image through a network; a student's pass includes its way back.
+Passes are counted, seconds are those of this machine, from a short measurement.  A pass is one
+image through a network; a student's pass includes its way back.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ from djip_ext.hosts.registry import put_behind
 from djip_ext.utils.networks import autocast
 
 if TYPE_CHECKING:
-    from djip_ext.bench.dataset.imagefolder import FolderSet
-    from djip_ext.bench.dataset.imageset import ImageSet
-    from djip_ext.bench.dataset.protocols import Loader
+    from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 
 STEPS = 2  # training steps that are timed, after one that is not
 
@@ -46,18 +45,23 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.teacher + other.teacher, self.student + other.student, self.seconds + other.seconds
+            self.teacher + other.teacher,
+            self.student + other.student,
+            self.seconds + other.seconds,
         )
 
 
 class Estimate:
-    """The costs of steps; what was measured or loaded once is remembered."""
+    """The costs of steps; what was measured or loaded once is kept."""
 
     def __init__(self) -> None:
         self._measured: dict[str, Any] = {}
 
     def __call__(self, steps: Sequence[Step]) -> list[Cost]:
-        """The cost of each step that is not finished, of what is left of it; answers that several students share are the first one's."""
+        """What is left of each step costs; nothing for a finished one.
+
+        The teacher's answers that several students share are part of the first one's.
+        """
         shared: set[str] = set()
         return [
             self._cost(step, shared)
@@ -69,58 +73,59 @@ class Estimate:
             return Cost()
         cfg = step.settings()
         cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
-        where = data_key(cfg)
-        train, test = self._once(f"data {where}", lambda: load_run_sets(cfg))
+        train, test = self._once(f"data {data_key(cfg)}", lambda: load_run_sets(cfg))
         if step.kind == "lens":
             return self._fit(step, cfg, train, test)
-        done, last, count = step.epochs_done(), cfg.SOLVER.EPOCHS, len(train.labels)
+        count = len(train.labels)
+        done = step.epochs_done()
+        last = cfg.SOLVER.EPOCHS
         epochs = last - done
-        evaluations = sum(
-            epoch % cfg.BENCH.EVAL_EVERY == 0 or epoch == last
-            for epoch in range(done + 1, last + 1)
-        )
-        networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT} {cfg.BENCH.PRECISION} {cfg.BENCH.VIEWS} {count}"
-        per_image, pretraining, per_test = self._once(
-            f"run {networks}", lambda: time_training(cfg, train, test)
-        )
-        cost = Cost(
-            0,
-            epochs * count,
-            epochs * count * per_image + evaluations * len(test.labels) * per_test,
-        )
+        times = self._training_times(cfg, train, test)
+        tested = _evaluations(done, last, cfg.BENCH.EVAL_EVERY) * len(test.labels)
+        seconds = epochs * count * times.training + tested * times.testing
+        cost = Cost(0, epochs * count, seconds)
         if cfg.DISTILLER.TYPE == "NONE":
             return cost
         if cfg.BENCH.VIEWS:
-            key = f"{step.lens} {cfg.BENCH.TEACHER_CHECKPOINT} {where} {cfg.BENCH.VIEWS}"
-            asked = 0 if key in shared else cfg.BENCH.VIEWS * count
-            shared.add(key)
-            looking = (
-                self._once(
-                    f"look {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}",
-                    lambda: time_teacher(cfg, train),
-                )
-                if asked
-                else 0.0
-            )
-            return cost + Cost(asked, 0, asked * looking)
-        paraphrased = (
-            cfg.FT.PRETRAIN.EPOCHS * count if cfg.DISTILLER.TYPE == "FT" and not done else 0
-        )
-        return cost + Cost(epochs * count + paraphrased, 0, paraphrased * pretraining)
+            return cost + self._cached_answers(step, cfg, train, shared)
+        pretrained = 0
+        if cfg.DISTILLER.TYPE == "FT" and not done:
+            pretrained = cfg.FT.PRETRAIN.EPOCHS * count
+        return cost + Cost(epochs * count + pretrained, 0, pretrained * times.pretraining)
 
-    def _fit(
-        self, step: Step, cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet
+    def _training_times(self, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
+        networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT}"
+        key = f"run {networks} {cfg.BENCH.PRECISION} {cfg.BENCH.VIEWS} {len(train.labels)}"
+        times: Times = self._once(key, lambda: time_training(cfg, train, test))
+        return times
+
+    def _cached_answers(
+        self, step: Step, cfg: CfgNode, train: LabelledImages, shared: set[str]
     ) -> Cost:
+        """The teacher's answers to all views, unless a student before this one asks for them."""
+        checkpoint, views = cfg.BENCH.TEACHER_CHECKPOINT, cfg.BENCH.VIEWS
+        key = f"{step.lens} {checkpoint} {data_key(cfg)} {views}"
+        if key in shared:
+            return Cost()
+        shared.add(key)
+        per_image = self._once(
+            f"teacher {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}",
+            lambda: time_teacher(cfg, train),
+        )
+        passes = views * len(train.labels)
+        return Cost(passes, 0, passes * per_image)
+
+    def _fit(self, step: Step, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Cost:
         flags = list(step.flags)
 
         def number(flag: str, default: int) -> int:
             return int(flags[flags.index(flag) + 1]) if flag in flags else default
 
-        rounds, images = number("--rounds", 20), number("--images", 0)
+        rounds = number("--rounds", 20)
+        images = number("--images", 0)
         count = min(images or len(train.labels), len(train.labels))
-        measured = 2 * (
-            len(test.labels) + (len(train.labels) if images else 0)
-        )  # at the end, without and with the lens
+        # At the end, without and with the lens
+        measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))
         passes = fit_passes(count, rounds) + measured
         per_pass = self._once(
             f"fit {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_fit(cfg, train)
@@ -133,15 +138,27 @@ class Estimate:
         return self._measured[key]
 
 
+def _evaluations(done: int, last: int, every: int) -> int:
+    """How many of the epochs after ``done`` end with one; the last epoch always does."""
+    return sum(epoch % every == 0 or epoch == last for epoch in range(done + 1, last + 1))
+
+
 def data_key(cfg: CfgNode) -> tuple[Any, ...]:
-    """Equal for configurations that read the same data; a network of another library has its own input size."""
+    """Equal for configurations that read the same data.
+
+    A network of another library has its own input size.
+    """
     network = cfg.DISTILLER.STUDENT if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
     own = network if is_family(network) else ""
     return own, cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED
 
 
 def fit_passes(images: int, rounds: int) -> int:
-    """Teacher passes of a fit: the plain teacher, a look before each round and after the last, and the way there and back in each."""
+    """Teacher passes of a fit.
+
+    One of the plain teacher, one before each round and after the last, two (there and back) in each
+    round.
+    """
     return images * (1 + (rounds + 1) + 2 * rounds)
 
 
@@ -149,12 +166,12 @@ class _Few:
     """The first batches of a loader."""
 
     def __init__(self, loader: Loader, batches: int) -> None:
-        self.loader, self.batches, self.batch_size = loader, batches, loader.batch_size
-        self.device, self.data, self.num_images = (
-            loader.device,
-            loader.data,
-            min(batches * loader.batch_size, loader.num_images),
-        )
+        self.loader = loader
+        self.batches = batches
+        self.batch_size = loader.batch_size
+        self.device = loader.device
+        self.data = loader.data
+        self.num_images = min(batches * loader.batch_size, loader.num_images)
 
     def __len__(self) -> int:
         return min(self.batches, len(self.loader))
@@ -163,62 +180,65 @@ class _Few:
         return itertools.islice(self.loader, self.batches)
 
 
-def time_training(
-    cfg: CfgNode, train: ImageSet | FolderSet, test: ImageSet | FolderSet
-) -> tuple[float, float, float]:
-    """Seconds an image of a training step of ``cfg``, of an epoch of FT's pretraining, and of an evaluation; with random weights.
+@dataclass(frozen=True)
+class Times:
+    """Seconds per image of a training step, of an epoch of FT's pretraining, of an evaluation."""
 
-    The teacher looks through a lens, or only remembers when ``BENCH.VIEWS`` says so.
+    training: float
+    pretraining: float
+    testing: float
+
+
+def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
+    """Time a run of ``cfg`` with random weights.
+
+    The teacher is behind a lens, or its answers are kept when ``BENCH.VIEWS`` says so.
     """
     cfg = cfg.clone()
-    cfg.merge_from_list(
-        [
-            "BENCH.STUDENT_CHECKPOINT",
-            "",
-            "BENCH.EVAL_EVERY",
-            10**9,
-            "SOLVER.EPOCHS",
-            10**9,
-            "SOLVER.LR",
-            0.0,
-        ]
-    )
+    cfg.merge_from_list(["BENCH.STUDENT_CHECKPOINT", "", "BENCH.EVAL_EVERY", 10**9])
+    cfg.merge_from_list(["SOLVER.EPOCHS", 10**9, "SOLVER.LR", 0.0])
     cfg.merge_from_list(["FT.PRETRAIN.EPOCHS", 1, "FT.PRETRAIN.LR", 0.0])
     loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
     teacher = None if cfg.DISTILLER.TYPE == "NONE" else lensed_teacher(cfg, train)
     distiller = build_distiller(cfg, teacher, loader.num_images, train.num_classes)
     if teacher is not None and cfg.BENCH.VIEWS:
-        with torch.no_grad():
-            _, features = teacher(next(iter(loader))[0][:1])
-        count = loader.num_images
-        kept = {
-            "logits": torch.randn(1, count, train.num_classes),
-            "pooled_feat": torch.randn(1, count, features["pooled_feat"].shape[1]),
-        }
-        distiller.teacher = CachedTeacher(
-            {name: values.to(loader.device) for name, values in kept.items()}, ""
-        )
-    warm, few = _Few(loader, 1), _Few(loader, STEPS)
-    pretraining = (
-        _seconds(lambda: distiller.pretrain(few)) / few.num_images
-        if hasattr(distiller, "pretrain")
-        else 0.0
-    )
+        distiller.teacher = _random_answers(teacher, loader, train.num_classes)
+    warm = _Few(loader, 1)
+    few = _Few(loader, STEPS)
+    pretraining = 0.0
+    if hasattr(distiller, "pretrain"):
+        pretrain: Callable[[Any], Any] = distiller.pretrain  # type: ignore[assignment]
+        pretraining = _seconds(lambda: pretrain(few)) / few.num_images
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_dict[cfg.SOLVER.TRAINER](Path(folder), distiller, warm, warm, cfg)  # type: ignore[arg-type]
         trainer.train_epoch(1)
         trainer.train_loader = few  # type: ignore[assignment]
-        per_image = _seconds(lambda: trainer.train_epoch(2)) / few.num_images
+        training = _seconds(lambda: trainer.train_epoch(2)) / few.num_images
     tests = _Few(make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
     testing = _seconds(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION))  # type: ignore[arg-type]
-    return per_image, pretraining, testing / tests.num_images
+    return Times(training, pretraining, testing / tests.num_images)
 
 
-def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
-    """The teacher of ``cfg`` with random weights, and with the statistics of noise, without which a deep one's numbers explode."""
-    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE).to(
-        cfg.BENCH.DEVICE, memory_format=torch.channels_last
-    )
+def _random_answers(teacher: nn.Module, loader: Loader, num_classes: int) -> CachedTeacher:
+    """Kept answers of the right size."""
+    with torch.no_grad():
+        _, features = teacher(next(iter(loader))[0][:1])
+    count = loader.num_images
+    kept = {
+        "logits": torch.randn(1, count, num_classes),
+        "pooled_feat": torch.randn(1, count, features["pooled_feat"].shape[1]),
+    }
+    return CachedTeacher({name: values.to(loader.device) for name, values in kept.items()}, "")
+
+
+def random_teacher(cfg: CfgNode, data: LabelledImages) -> nn.Module:
+    """The teacher of ``cfg`` with random weights.
+
+    Its batch normalisation has the statistics of noise, without which the numbers of a deep one
+    explode.
+    """
+    teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE)
+    teacher = teacher.to(cfg.BENCH.DEVICE).to(memory_format=torch.channels_last)
     for module in teacher.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain average over all batches: this one
@@ -227,30 +247,31 @@ def random_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
     return teacher.eval()
 
 
-def lensed_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> nn.Module:
-    """That teacher behind the default lens."""
-    return put_behind(random_teacher(cfg, data), default_start(), cfg, any_teacher=True).to(
-        cfg.BENCH.DEVICE
+def lensed_teacher(cfg: CfgNode, data: LabelledImages) -> nn.Module:
+    """:func:`random_teacher` behind the default lens."""
+    teacher: nn.Module = put_behind(
+        random_teacher(cfg, data), default_start(), cfg, any_teacher=True
     )
+    return teacher.to(cfg.BENCH.DEVICE)
 
 
 @torch.no_grad()
-def time_teacher(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
-    """Seconds an image of the teacher behind a lens."""
+def time_teacher(cfg: CfgNode, data: LabelledImages) -> float:
+    """Seconds per image of the teacher behind a lens."""
     teacher = lensed_teacher(cfg, data)
     few = _Few(make_loader(data, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
 
-    def look() -> None:
+    def ask() -> None:
         for image, _ in few:
             with autocast(image.device, cfg.BENCH.PRECISION):
                 teacher(image)
 
-    look()
-    return _seconds(look) / few.num_images
+    ask()  # the first call takes longer
+    return _seconds(ask) / few.num_images
 
 
-def time_fit(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
-    """Seconds a pass of a fit, from one of a single round on a few images."""
+def time_fit(cfg: CfgNode, data: LabelledImages) -> float:
+    """Seconds per pass of a fit, from one of a single round on a few images."""
     teacher = random_teacher(cfg, data)
     part = data.select(torch.arange(min(STEPS * 64, len(data.labels))))
     loader = make_loader(part, 64, cfg.BENCH.DEVICE, shuffle=True)
@@ -271,7 +292,7 @@ def time_fit(cfg: CfgNode, data: ImageSet | FolderSet) -> float:
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """Wall time of ``work``, with what it left to a GPU."""
+    """Wall time of ``work``, what it left to a GPU included."""
     started = time.perf_counter()
     work()
     if torch.cuda.is_available():

@@ -177,6 +177,6 @@ def mean_difference(cells: Cells, arm: str, baseline: str, key: str) -> Summary 
         return None
 
     def average(seed: int) -> float:
-        return sum(seeds[seed][key] - base[seed][key] for base, seeds in both) / len(both)
+        return float(sum(seeds[seed][key] - base[seed][key] for base, seeds in both) / len(both))
 
     return summarise([average(seed) for seed in sorted(shared)])

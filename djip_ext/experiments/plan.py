@@ -1,4 +1,4 @@
-"""What a table takes: nothing but ``djip train`` and ``djip fit`` commands, in the order in which they depend on each other."""
+"""The plan of a table: its ``djip train`` and ``djip fit`` commands, each after those it needs."""
 
 import functools
 import hashlib
@@ -36,7 +36,8 @@ class Step:
         options: the KEY VALUE pairs, without the seed.
         data_root: of ``--data-root``; "" leaves the configuration's.
         seed: of ``--seed``; None for a lens.
-        lens: what is in front of the teacher: "" (a teacher's training), "identity", "temperature:K" or a file.
+        lens: what is in front of the teacher: "" (a teacher's training), "identity",
+            "temperature:K" or a file.
         makes: the lens file; "" for a run, whose folder follows from its configuration.
         needs: the steps whose results it uses.
     """
@@ -54,6 +55,7 @@ class Step:
 
     @property
     def words(self) -> list[str]:
+        """Of the command line, after ``djip``."""
         root = ["--data-root", self.data_root] if self.data_root else []
         return [
             "fit" if self.kind == "lens" else "train",
@@ -69,14 +71,19 @@ class Step:
         return f"djip {shlex.join(self.words)}"
 
     def settings(self) -> CfgNode:
-        """What the command line says; the lens still adds to a student's folder."""
-        options = [*self.options, *(["BENCH.DATA_ROOT", self.data_root] if self.data_root else [])]
-        return load_cfg(
-            self.config, options + ([] if self.seed is None else ["BENCH.SEED", self.seed])
-        )
+        """The configuration of the command line; the lens still adds to a student's folder."""
+        options = list(self.options)
+        if self.data_root:
+            options += ["BENCH.DATA_ROOT", self.data_root]
+        if self.seed is not None:
+            options += ["BENCH.SEED", str(self.seed)]
+        return load_cfg(self.config, options)
 
     def cfg(self) -> CfgNode:
-        """The configuration that the command will run with; a student's needs its lens to exist, since its folder is named after it."""
+        """The configuration that the command will run with.
+
+        A student's folder is named after its lens, which must therefore exist.
+        """
         cfg = self.settings()
         if self.lens:
             cfg.EXPERIMENT.PROJECT = behind_lens(
@@ -85,25 +92,27 @@ class Step:
         return cfg
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished step left behind, None while it is not finished.
+        """The record of the finished step, None while it is not finished.
 
         Raises:
-            DJIPError: its folder holds a finished run with other settings, or it was made with another teacher than is there now.
+            DJIPError: its folder holds a finished run with other settings, or it was made with
+                another teacher than is there now.
         """
         if self.kind == "lens":
-            record = Path(self.makes).with_suffix(".json")
-            if (
-                not Path(self.makes).exists()
-                or not record.exists()
-                or Path(self.makes).with_suffix(".fit.pth").exists()
-            ):
-                return None
-            found = json.loads(record.read_text())
-            check_teacher(self.settings(), found["about"].get("teacher_hash"), self.makes)
-            return found
+            return self._finished_fit()
         if self.lacks_its_lens():
             return None
         return finished_run(self.cfg())
+
+    def _finished_fit(self) -> dict[str, Any] | None:
+        lens = Path(self.makes)
+        record = lens.with_suffix(".json")
+        under_way = lens.with_suffix(".fit.pth").exists()
+        if under_way or not lens.exists() or not record.exists():
+            return None
+        found: dict[str, Any] = json.loads(record.read_text())
+        check_teacher(self.settings(), found["about"].get("teacher_hash"), self.makes)
+        return found
 
     @property
     def lens_file(self) -> str:
@@ -123,11 +132,15 @@ class Step:
 
 
 def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
-    """The result in the run folder of ``cfg``, None when there is none; raises DJIPError when it is of other settings."""
+    """The result in the run folder of ``cfg``, None when there is none.
+
+    Raises:
+        DJIPError: it is of other settings, or was made with another teacher than is there now.
+    """
     path = run_folder(cfg) / "result.json"
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result: dict[str, Any] = json.loads(path.read_text())
     differing = differing_settings(run_record(cfg)["config"], result["config"])
     differing.pop("BENCH.DEVICE", None)
     if differing:
@@ -135,140 +148,152 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
             f"{key} {theirs} (now {ours})" for key, (ours, theirs) in differing.items()
         )
         raise DJIPError(
-            f"{path.parent} holds a run with other settings: {values}; give the table another --out or delete that folder"
+            f"{path.parent} holds a run with other settings: {values}; "
+            "give the table another --out or delete that folder"
         )
     check_teacher(cfg, result.get("teacher_hash"), path.parent)
     return result
 
 
 def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
-    """Raise DJIPError when the teacher that ``cfg`` names has other weights by now than ``known``, those that made ``where``."""
+    """Raise DJIPError when the teacher of ``cfg`` has other weights by now than made ``where``.
+
+    Args:
+        known: the hash of the weights that made it; None or "" of an older version, which passes.
+    """
     path = cfg.BENCH.TEACHER_CHECKPOINT or _published(cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE)
-    if (
-        known
-        and path
-        and Path(path).is_file()
-        and known not in (found := _hashes_of(str(path), os.stat(path).st_mtime_ns))
-    ):
+    if not known or not path or not Path(path).is_file():
+        return
+    found = _hashes_of(str(path), os.stat(path).st_mtime_ns)
+    if known not in found:
         raise DJIPError(
-            f"{where} was made with another teacher ({known}) than {path} is now ({found[0]}); delete it or give the table another --out"
+            f"{where} was made with another teacher ({known}) than {path} is now ({found[0]}); "
+            "delete it or give the table another --out"
         )
 
 
 @functools.cache
 def _hashes_of(path: str, mtime_ns: int) -> tuple[str, ...]:
-    """The hash of the weights in a checkpoint; then those of the networks that a trainer's module may hold."""
+    """The hash of the weights in a checkpoint, then those of networks that a trainer may hold."""
     state = read_weights(path)
-    for key in [
-        key for key in state if key.endswith(".running_var")
-    ]:  # old checkpoints lack what torch then sets to 0
-        state.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
+    for key in list(state):
+        if key.endswith(".running_var"):  # old checkpoints lack what torch then sets to 0
+            state.setdefault(key.replace("running_var", "num_batches_tracked"), torch.tensor(0))
     return tuple(weight_hash(variant) for variant in variants(state))
+
+
+Made = tuple[Step | None, str]
+"""The step that makes a teacher or a lens, None when it is there already; and the teacher's
+checkpoint, or what is in front of the teacher."""
 
 
 def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
     """Every step of ``table``, each after those it needs; the results go below the folder ``out``.
 
-    Seeds are the outermost loop, so that a table that was stopped has all its rows with fewer seeds.
+    Seeds are the outermost loop, so that a table that was stopped has all its rows with fewer
+    seeds.
 
     Raises:
-        DJIPError: a configuration, checkpoint or lens is missing or does not fit; the message names it.
+        DJIPError: a configuration, checkpoint or lens is missing or does not fit; the message names
+            it.
     """
-    configs = {(p, d): table.config(p, d) for p in table.pairs for d in table.distillers}
-    cfgs = {
-        key: load_cfg(path, [*_schedule(table, path), *table.settings("all", "student", key[1])])
-        for key, path in configs.items()
-    }
-    for path, values in itertools.product(configs.values(), combinations(table.vary)):
-        load_cfg(path, words_of(values))  # says now what is wrong with an axis
-    for (_, distiller), cfg in cfgs.items():
-        if distiller != cfg.DISTILLER.TYPE:
-            kind = cfg.DISTILLER.TYPE
-            raise DJIPError(
-                f"{table.configs}: the configuration for {distiller} has DISTILLER.TYPE {kind}; name its file after the method"
-            )
-    teachers: dict[str, tuple[Step | None, str]] = {}
-    lenses: dict[tuple[str, str], tuple[Step | None, str]] = {}
-    for key, cfg in cfgs.items():
+    cfgs = _student_cfgs(table)
+    teachers: dict[str, Made] = {}
+    lenses: dict[tuple[str, str], Made] = {}
+    for (pair, distiller), cfg in cfgs.items():
         name = cfg.DISTILLER.TEACHER
         if name not in teachers:
             teachers[name] = _teacher(table, name, cfg.DATASET.TYPE, out, data_root)
+            config = table.config(pair, distiller)
             for arm in table.arms:
-                lenses[name, arm] = _lens(
-                    table, arm, name, teachers[name], configs[key], out, data_root
-                )
+                lenses[name, arm] = _lens(table, arm, name, teachers[name], config, out, data_root)
     steps = [step for step, _ in [*teachers.values(), *lenses.values()] if step is not None]
     for seed in range(table.seeds):
-        for ((pair, distiller), cfg), values, arm in itertools.product(
-            cfgs.items(), combinations(table.vary), table.arms
-        ):
-            teacher, checkpoint = teachers[cfg.DISTILLER.TEACHER]
-            fit, lens = lenses[cfg.DISTILLER.TEACHER, arm]
-            options = [
-                "LOG.PREFIX",
-                out,
-                "EXPERIMENT.PROJECT",
-                arm,
-                "EXPERIMENT.NAME",
-                f"{distiller.lower()}_{pair}{suffix(values)}",
-            ]
-            options += ["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []
-            options += [
-                *_schedule(table, configs[pair, distiller]),
-                *table.settings("all", "student", distiller),
-            ]
-            options += words_of(values)
-            steps.append(
-                Step(
-                    "student",
-                    f"{distiller} {pair}{suffix(values)}, {arm}, seed {seed}",
-                    configs[pair, distiller],
-                    ("--djip-lens", lens, "--seed", str(seed)),
-                    tuple(options),
-                    data_root,
-                    seed,
-                    lens,
-                    needs=tuple(step for step in (teacher, fit) if step is not None),
+        for (pair, distiller), cfg in cfgs.items():
+            teacher = teachers[cfg.DISTILLER.TEACHER]
+            for values, arm in itertools.product(combinations(table.vary), table.arms):
+                lens = lenses[cfg.DISTILLER.TEACHER, arm]
+                run = f"{pair}{suffix(values)}"
+                options = [
+                    *("LOG.PREFIX", out),
+                    *("EXPERIMENT.PROJECT", arm),
+                    *("EXPERIMENT.NAME", f"{distiller.lower()}_{run}"),
+                    *_checkpoint(teacher),
+                    *_schedule(table, table.config(pair, distiller)),
+                    *table.settings("all", "student", distiller),
+                    *words_of(values),
+                ]
+                steps.append(
+                    Step(
+                        "student",
+                        f"{distiller} {run}, {arm}, seed {seed}",
+                        table.config(pair, distiller),
+                        ("--djip-lens", lens[1], "--seed", str(seed)),
+                        tuple(options),
+                        data_root,
+                        seed,
+                        lens[1],
+                        needs=tuple(step for step, _ in (teacher, lens) if step is not None),
+                    )
                 )
-            )
     return steps
 
 
+def _student_cfgs(table: Table) -> dict[tuple[str, str], CfgNode]:
+    """(pair, distiller) -> configuration of its students.
+
+    Raises:
+        DJIPError: one is missing, is of another distiller, or does not take an option of the table.
+    """
+    cfgs = {}
+    for pair, distiller in itertools.product(table.pairs, table.distillers):
+        path = table.config(pair, distiller)
+        options = [*_schedule(table, path), *table.settings("all", "student", distiller)]
+        cfgs[pair, distiller] = load_cfg(path, options)
+    for pair, distiller in cfgs:
+        for values in combinations(table.vary):
+            load_cfg(table.config(pair, distiller), words_of(values))  # refuses a wrong axis
+    for (_, distiller), cfg in cfgs.items():
+        if distiller != cfg.DISTILLER.TYPE:
+            raise DJIPError(
+                f"{table.configs}: the configuration for {distiller} has DISTILLER.TYPE "
+                f"{cfg.DISTILLER.TYPE}; name its file after the method"
+            )
+    return cfgs
+
+
+def _checkpoint(teacher: Made) -> list[str]:
+    """The option that names the teacher's checkpoint; none where mdistiller keeps it."""
+    _, path = teacher
+    return ["BENCH.TEACHER_CHECKPOINT", path] if path else []
+
+
 def _schedule(table: Table, config: str) -> list[str]:
-    """``epochs`` of the table as options: the stages of the learning rate in proportion."""
+    """``epochs`` of the table as options, with the stages of the learning rate in proportion."""
     if table.epochs is None:
         return []
     solver = load_cfg(config).SOLVER
     stages = [
         max(1, round(stage * table.epochs / solver.EPOCHS)) for stage in solver.LR_DECAY_STAGES
     ]
-    return [
-        "SOLVER.EPOCHS",
-        str(table.epochs),
-        "SOLVER.LR_DECAY_STAGES",
-        repr(stages).replace(" ", ""),
-    ]
+    return words_of({"SOLVER.EPOCHS": table.epochs, "SOLVER.LR_DECAY_STAGES": stages})
 
 
-def _teacher(
-    table: Table, name: str, dataset: str, out: str, data_root: str
-) -> tuple[Step | None, str]:
+def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) -> Made:
     """The step that trains the teacher, or None, and its checkpoint."""
     source = table.teachers.get(name, "")
     if not source.endswith((".yaml", ".yml")):
         path = source or _published(name, dataset)
         if path is not None and not Path(path).is_file():
             raise DJIPError(
-                f"there is no checkpoint {path} of the teacher {name}; give one, or a configuration to train it, at teachers:"
+                f"there is no checkpoint {path} of the teacher {name}; "
+                "give one, or a configuration to train it, at teachers:"
             )
         return None, source
     options = [
-        "LOG.PREFIX",
-        out,
-        "EXPERIMENT.PROJECT",
-        "teachers",
-        "EXPERIMENT.NAME",
-        file_name(name),
+        *("LOG.PREFIX", out),
+        *("EXPERIMENT.PROJECT", "teachers"),
+        *("EXPERIMENT.NAME", file_name(name)),
         *table.settings("all", "teacher"),
     ]
     step = Step("teacher", f"teacher {name}", source, ("--seed", "0"), tuple(options), data_root, 0)
@@ -276,22 +301,24 @@ def _teacher(
     kind, student = cfg.DISTILLER.TYPE, cfg.DISTILLER.STUDENT
     if (kind, student) != ("NONE", name):
         raise DJIPError(
-            f"{source} trains {student} with {kind}; the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}"
+            f"{source} trains {student} with {kind}; "
+            f"the teacher {name} takes DISTILLER.TYPE NONE and STUDENT {name}"
         )
     return step, str(run_folder(cfg) / "student_last.pth")
 
 
 def _published(name: str, dataset: str) -> str | None:
-    """Where mdistiller keeps the teacher ``name``, "" for one it does not have; None: its own library has the weights, or says so."""
-    return (
-        cifar_model_dict[name][1] or ""
-        if name in cifar_model_dict and dataset not in FOLDERS
-        else None
-    )
+    """Where mdistiller keeps the teacher ``name``, "" for one it does not have.
+
+    None for networks whose own library has the weights, or says that it lacks them.
+    """
+    if name not in cifar_model_dict or dataset in FOLDERS:
+        return None
+    return cifar_model_dict[name][1] or ""
 
 
 def file_name(network: str) -> str:
-    """``timm:vit_tiny`` and ``hf:google/vit`` as part of a path."""
+    """Write the name of a network, ``hf:google/vit`` say, as part of a path."""
     return network.replace(":", "-").replace("/", "-")
 
 
@@ -299,12 +326,15 @@ def _lens(
     table: Table,
     arm: str,
     teacher: str,
-    trained: tuple[Step | None, str],
+    trained: Made,
     config: str,
     out: str,
     data_root: str,
-) -> tuple[Step | None, str]:
-    """The step that fits the arm's lens, or None, and the lens: "identity", "temperature:K" or a file."""
+) -> Made:
+    """The step that fits the arm's lens, or None, and the lens.
+
+    The lens is "identity", "temperature:K" or a file.
+    """
     source = table.arms[arm]
     if softening(source) is not None:
         return None, source
@@ -312,29 +342,26 @@ def _lens(
         path = source.replace("{teacher}", file_name(teacher))
         if not Path(path).exists():
             raise DJIPError(
-                f"arm {arm}: there is no lens {path}; fit it with djip fit, or let the table do so: {arm}: fit"
+                f"arm {arm}: there is no lens {path}; "
+                f"fit it with djip fit, or let the table do so: {arm}: fit"
             )
         return None, path
-    control = f"--rounds 0 --images 500 --alpha 5 --seed 0 --start {source}"  # as damage to compare with: nothing is fitted
-    flags = shlex.split(source)[1:] if source.startswith("fit") else control.split()
-    step, checkpoint = trained
-    options = [
-        *(["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []),
-        *table.settings("all", "lens"),
-    ]
+    if source.startswith("fit"):
+        flags = shlex.split(source)[1:]
+    else:  # damage to compare with: nothing is fitted
+        flags = shlex.split("--rounds 0 --images 500 --alpha 5 --seed 0 --start") + [source]
+    options = [*_checkpoint(trained), *table.settings("all", "lens")]
     # Another fit is another file: a table that was edited never takes the old lens for the new one.
     name = hashlib.sha256(json.dumps([flags, options]).encode()).hexdigest()[:6]
     path = str(Path(out, "lenses", f"{file_name(teacher)}-{arm}-{name}.safetensors"))
-    needs = () if step is None else (step,)
-    return Step(
+    step = Step(
         "lens",
         f"lens {arm} of {teacher}",
         config,
         ("--out", path, *flags),
         tuple(options),
         data_root,
-        None,
-        "",
-        path,
-        needs,
-    ), path
+        makes=path,
+        needs=() if trained[0] is None else (trained[0],),
+    )
+    return step, path

@@ -1,7 +1,8 @@
-"""Running a plan: as processes of this machine, or as jobs of a cluster; several engines may work on one plan at once.
+"""Run a plan, as processes of this machine or as jobs of a cluster.
 
-A step is skipped when its result is there, waited for while another process holds its lock, and resumed otherwise: that is
-all the coordination there is, and it is the commands' own (``djip train`` and ``djip fit`` lock what they write).
+A step is skipped when its result is there, waited for while another process holds its lock, and
+resumed otherwise.  That is all the coordination there is, and it is the commands' own (``djip
+train`` and ``djip fit`` lock what they write), so several schedulers may work on one plan at once.
 """
 
 import os
@@ -31,7 +32,14 @@ class Job(Protocol):
 
 @dataclass
 class Outcome:
-    """What became of the steps: finished here, finished before or elsewhere, failed, and left undone since they need a failed one."""
+    """What became of the steps of a plan.
+
+    Attributes:
+        here: finished by this scheduler.
+        found: finished before, or elsewhere.
+        failed: ended with an error.
+        blocked: not begun, since they need a failed one.
+    """
 
     here: list[Step] = field(default_factory=list)
     found: list[Step] = field(default_factory=list)
@@ -56,55 +64,90 @@ def run_plan(
     Raises:
         DJIPError: a step's folder holds a run with other settings.
     """
-    outcome, pending, running = Outcome(), list(steps), {}
-    finished: set[Step] = set()
-    retry_at: dict[Step, float] = {}
-    began: dict[Step, float] = {}
-    total = len(steps)
-
-    def tell(step: Step, what: str) -> None:
-        count = len(outcome.here) + len(outcome.found) + len(outcome.failed)
-        say(f"[{count}/{total}] {step.name}: {what}")
-
+    scheduler = _Scheduler(steps, start, workers, say)
     try:
-        while pending or running:
-            for step in list(pending):
-                if any(need in outcome.failed or need in outcome.blocked for need in step.needs):
-                    pending.remove(step)
-                    outcome.blocked.append(step)
-                elif (
-                    len(running) < workers
-                    and finished.issuperset(step.needs)
-                    and time.monotonic() >= retry_at.get(step, 0)
-                ):
-                    pending.remove(step)
-                    if (result := step.result()) is not None:
-                        outcome.found.append(step)
-                        finished.add(step)
-                        tell(step, f"done already{_brief(result)}")
-                    else:
-                        began[step], running[step] = time.monotonic(), start(step)
-            for step, job in list(running.items()):
-                status = job.poll()
-                if status is None:
-                    continue
-                del running[step]
-                result = step.result()
-                if status == os.EX_TEMPFAIL:
-                    retry_at[step] = time.monotonic() + AGAIN
-                    pending.append(step)
-                elif status == 0 and result is not None:
-                    outcome.here.append(step)
-                    finished.add(step)
-                    tell(step, f"{time.monotonic() - began[step]:.0f} s{_brief(result)}")
-                else:
-                    outcome.failed.append(step)
-                    tell(step, f"FAILED with status {status}")
+        while scheduler.pending or scheduler.running:
+            scheduler.begin_what_can()
+            scheduler.collect_what_ended()
             time.sleep(0.1)
     finally:
-        for job in running.values():
+        for job in scheduler.running.values():
             job.terminate()
-    return outcome
+    return scheduler.outcome
+
+
+class _Scheduler:
+    """The state of :func:`run_plan`."""
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        start: Callable[[Step], Job],
+        workers: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.start = start
+        self.workers = workers
+        self.say = say
+        self.total = len(steps)
+        self.outcome = Outcome()
+        self.pending = list(steps)
+        self.running: dict[Step, Job] = {}
+        self.finished: set[Step] = set()
+        self.began: dict[Step, float] = {}
+        self.retry_at: dict[Step, float] = {}
+
+    def begin_what_can(self) -> None:
+        """Begin the steps that can run, pass over those that are finished or never can."""
+        unusable = {*self.outcome.failed, *self.outcome.blocked}
+        for step in list(self.pending):
+            if not unusable.isdisjoint(step.needs):
+                self.pending.remove(step)
+                self.outcome.blocked.append(step)
+                unusable.add(step)
+            elif self._can_begin(step):
+                self.pending.remove(step)
+                result = step.result()
+                if result is not None:
+                    self._finish(step, self.outcome.found, f"done already{_brief(result)}")
+                else:
+                    self.began[step] = time.monotonic()
+                    self.running[step] = self.start(step)
+
+    def _can_begin(self, step: Step) -> bool:
+        return (
+            len(self.running) < self.workers
+            and self.finished.issuperset(step.needs)
+            and time.monotonic() >= self.retry_at.get(step, 0)
+        )
+
+    def collect_what_ended(self) -> None:
+        """Sort the steps whose command has ended: finished, failed, or to be tried again."""
+        for step, job in list(self.running.items()):
+            status = job.poll()
+            if status is None:
+                continue
+            del self.running[step]
+            result = step.result()
+            if status == os.EX_TEMPFAIL:  # another process holds its lock
+                self.retry_at[step] = time.monotonic() + AGAIN
+                self.pending.append(step)
+            elif status == 0 and result is not None:
+                seconds = time.monotonic() - self.began[step]
+                self._finish(step, self.outcome.here, f"{seconds:.0f} s{_brief(result)}")
+            else:
+                self.outcome.failed.append(step)
+                self._tell(step, f"FAILED with status {status}")
+
+    def _finish(self, step: Step, among: list[Step], what: str) -> None:
+        among.append(step)
+        self.finished.add(step)
+        self._tell(step, what)
+
+    def _tell(self, step: Step, what: str) -> None:
+        outcome = self.outcome
+        count = len(outcome.here) + len(outcome.found) + len(outcome.failed)
+        self.say(f"[{count}/{self.total}] {step.name}: {what}")
 
 
 def _brief(result: dict[str, Any]) -> str:
@@ -115,12 +158,16 @@ def _brief(result: dict[str, Any]) -> str:
 
 
 def call(words: Sequence[str], log: str, threads: int) -> int:
-    """Run ``djip WORDS`` as a process of its own with its output appended to ``log``; returns its exit status."""
+    """Run ``djip WORDS`` as a process of its own, appending to ``log``; returns its exit status."""
     return start_process(words, log, threads).wait()
 
 
 def start_process(words: Sequence[str], log: str, threads: int) -> "subprocess.Popen[bytes]":
-    """Begin ``djip WORDS`` with this Python; ``threads`` only where OMP_NUM_THREADS does not say (0: torch's own choice)."""
+    """Begin ``djip WORDS`` with this Python, its output appended to ``log``.
+
+    Args:
+        threads: of torch, where OMP_NUM_THREADS does not say; 0 is torch's own choice.
+    """
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     if threads:
@@ -143,7 +190,7 @@ def local_start(out: str, workers: int) -> Callable[[Step], Job]:
 
 
 def threads_of(workers: int) -> int:
-    """What each of several workers gets of this machine's cores; 0, torch's own choice, for a single one."""
+    """How many threads each of several workers gets; 0, torch's own choice, for a single one."""
     return max(1, (os.cpu_count() or 1) // workers) if workers > 1 else 0
 
 
@@ -151,7 +198,8 @@ def cluster_start(cluster: str, out: str, parameters: dict[str, Any]) -> Callabl
     """Steps as jobs of submitit: ``cluster`` is "slurm", or "local" to try it without one.
 
     Args:
-        parameters: what ``submitit.AutoExecutor.update_parameters`` takes, e.g. ``timeout_min``, ``slurm_partition``.
+        parameters: what ``submitit.AutoExecutor.update_parameters`` takes, e.g. ``timeout_min``,
+            ``slurm_partition``.
 
     Raises:
         DJIPError: submitit is not installed, or refuses cluster or parameters.
@@ -169,7 +217,7 @@ def cluster_start(cluster: str, out: str, parameters: dict[str, Any]) -> Callabl
 
 
 class _ClusterJob:
-    """A job of submitit with the surface of a process."""
+    """A job of submitit with the interface of a process."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
@@ -178,10 +226,8 @@ class _ClusterJob:
         if not self.job.done():
             return None
         try:
-            return self.job.result()
-        except (
-            Exception
-        ):  # killed, out of time, lost: submitit has a dozen ways to say it, and its own log
+            return int(self.job.result())
+        except Exception:  # submitit's log says which of a dozen: killed, out of time, lost, ...
             return 1
 
     def terminate(self) -> None:

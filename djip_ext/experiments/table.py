@@ -1,4 +1,7 @@
-"""A table as a file: which pairs, distillers, teachers and seeds it has, and with which settings (docs/tables.md)."""
+"""A table of results as a file: its pairs, distillers, arms, teachers, seeds and settings.
+
+docs/tables.md describes the file.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -12,33 +15,47 @@ from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import combinations, word, words_of
 
 ARM = re.compile(r"identity|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
-COMMANDS = (
-    "all",
-    "teacher",
-    "lens",
-    "student",
-)  # what a section of ``options`` may be named after, beside a distiller
+# What a section of ``options`` may be named after, beside a distiller
+COMMANDS = ("all", "teacher", "lens", "student")
+# The keys of the file
+KINDS = {
+    "configs": str,
+    "pairs": list,
+    "distillers": list,
+    "arms": dict,
+    "teachers": dict,
+    "seeds": int,
+    "epochs": int,
+    "options": dict,
+    "vary": dict,
+}
+REQUIRED = ("configs", "pairs", "distillers", "arms")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table.
+    """A table of results that is to be made.
 
     Attributes:
         name: the file's stem.
-        configs: path of a student's configuration, with ``{distiller}`` (in small letters) and ``{pair}`` in it.
+        configs: path of a student's configuration, with ``{distiller}`` (in small letters) and
+            ``{pair}`` in it.
         pairs: what stands for ``{pair}``; the configuration itself names teacher and student.
         distillers: keys of ``distiller_dict``.
-        arms: name -> what is in front of the teacher: ``identity``, a lens file (``{teacher}`` in it stands for the network),
-            ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or ``random:MEDIAN``; or ``temperature:K``, no lens, but the plain
-            teacher's logits divided by K. The first arm is the baseline.
-        teachers: network -> a checkpoint, or the configuration to train it with; a network that is not named has its
-            checkpoint where mdistiller keeps it.
+        arms: name -> what is in front of the teacher: ``identity``, a lens file (``{teacher}`` in
+            it stands for the network), ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or
+            ``random:MEDIAN``; or ``temperature:K``, no lens, but the plain teacher's logits divided
+            by K.  The first arm is the baseline.
+        teachers: network -> a checkpoint, or the configuration to train it with; a network that is
+            not named has its checkpoint where mdistiller keeps it.
         seeds: how many, from 0.
-        epochs: of the students, when not the configurations'; the stages of the learning rate move in proportion.
-        options: section -> KEY VALUE pairs for every command ("all"), those of one kind ("teacher", "lens", "student"), or
-            the students of one distiller (its name). Later ones in this order win.
-        vary: KEY -> values: every combination makes students of its own, with these options before all others.
+        epochs: of the students, when not the configurations'; the stages of the learning rate move
+            in proportion.
+        options: section -> KEY VALUE pairs for every command ("all"), those of one kind ("teacher",
+            "lens", "student"), or the students of one distiller (its name).  Later ones in this
+            order win.
+        vary: KEY -> values: every combination makes students of its own, with these options before
+            all others.
     """
 
     name: str
@@ -54,7 +71,7 @@ class Table:
 
     @property
     def students(self) -> int:
-        """How many the table plans."""
+        """How many students the table plans."""
         return (
             len(self.pairs)
             * len(self.distillers)
@@ -79,9 +96,24 @@ def load_table(path: str | Path) -> Table:
     """Read and check a table.
 
     Raises:
-        DJIPError: no such file, not YAML, an unknown or missing key, an unknown distiller, or a value of the wrong kind.
+        DJIPError: no such file, not YAML, an unknown or missing key, an unknown distiller, or a
+            value of the wrong kind.
     """
     path = Path(path)
+    content = _read(path)
+    _check_keys(path, content)
+    lists = {key: tuple(map(str, content[key])) for key in ("pairs", "distillers")}
+    table = Table(path.stem, **(content | lists))
+    _check_configs(path, table)
+    _check_arms(path, table)
+    _check_options(path, table)
+    for key, values in table.vary.items():
+        _check_axis(path, key, values)
+    _check_counts(path, table)
+    return table
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -90,90 +122,84 @@ def load_table(path: str | Path) -> Table:
         ) from error
     except yaml.YAMLError as error:
         raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    kinds = dict(
-        configs=str,
-        pairs=list,
-        distillers=list,
-        arms=dict,
-        teachers=dict,
-        seeds=int,
-        epochs=int,
-        options=dict,
-        vary=dict,
-    )
     if not isinstance(content, dict):
-        raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(kinds)}")
-    if unknown := [key for key in content if key not in kinds]:
-        raise DJIPError(f"{path}: unknown key {unknown[0]}; a table takes {', '.join(kinds)}")
-    for key, kind in kinds.items():
-        if key in ("configs", "pairs", "distillers", "arms") and not content.get(key):
+        raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(KINDS)}")
+    return content
+
+
+def _check_keys(path: Path, content: dict[str, Any]) -> None:
+    if unknown := [key for key in content if key not in KINDS]:
+        raise DJIPError(f"{path}: unknown key {unknown[0]}; a table takes {', '.join(KINDS)}")
+    for key, kind in KINDS.items():
+        if key in REQUIRED and not content.get(key):
             raise DJIPError(f"{path}: {key} is missing; docs/tables.md says what goes there")
-        if key in content and (
-            not isinstance(content[key], kind) or isinstance(content[key], bool)
-        ):
-            raise DJIPError(f"{path}: {key} is {content[key]!r}; it takes a {kind.__name__}")
-    table = Table(
-        path.stem,
-        **{
-            key: tuple(map(str, value)) if isinstance(value, list) else value
-            for key, value in content.items()
-        },
-    )
-    _check(path, table)
-    return table
+        value = content.get(key)
+        if key in content and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise DJIPError(f"{path}: {key} is {value!r}; it takes a {kind.__name__}")
 
 
-def _check(path: Path, table: Table) -> None:
+def _check_configs(path: Path, table: Table) -> None:
     try:
         table.config("pair", "distiller")
     except (KeyError, IndexError, ValueError) as error:
         raise DJIPError(
-            f"{path}: configs is {table.configs!r}; of names in braces it takes {{distiller}} and {{pair}}"
+            f"{path}: configs is {table.configs!r}; "
+            "of names in braces it takes {distiller} and {pair}"
         ) from error
     for distiller in table.distillers:
         if distiller not in distiller_dict or distiller == "NONE":
-            raise DJIPError(
-                f"{path}: there is no distiller '{distiller}'; choose from {', '.join(list(distiller_dict)[1:])}"
-            )
+            known = ", ".join(name for name in distiller_dict if name != "NONE")
+            raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {known}")
+
+
+def _check_arms(path: Path, table: Table) -> None:
     for name, arm in table.arms.items():
         if not isinstance(arm, str) or not ARM.fullmatch(arm):
             raise DJIPError(
-                f"{path}: arm {name} is {arm!r}; give identity, temperature:K, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN"
+                f"{path}: arm {name} is {arm!r}; give identity, temperature:K, "
+                "a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN"
             )
         if not re.fullmatch(r"[\w.-]+", str(name)) or name == "teachers":
             raise DJIPError(
-                f"{path}: an arm cannot be called {name!r}; it names a folder: letters, digits, dot and dash, not 'teachers'"
+                f"{path}: an arm cannot be called {name!r}; it names a folder: "
+                "letters, digits, dot and dash, not 'teachers'"
             )
+
+
+def _check_options(path: Path, table: Table) -> None:
     for section, options in table.options.items():
         if section not in (*COMMANDS, *table.distillers):
             raise DJIPError(
-                f"{path}: options has no section {section}; choose from {', '.join(COMMANDS)} and the table's distillers"
+                f"{path}: options has no section {section}; "
+                f"choose from {', '.join(COMMANDS)} and the table's distillers"
             )
         if not isinstance(options, dict):
             raise DJIPError(
                 f"{path}: options of {section} is {options!r}; it takes KEY: VALUE pairs"
             )
-    for key, values in table.vary.items():
-        if key == "BENCH.SEED" or key.startswith(("EXPERIMENT.", "DISTILLER.", "LOG.")):
-            raise DJIPError(
-                f"{path}: vary cannot take {key}; pairs, distillers and seeds are axes already"
-            )
-        if (
-            not isinstance(values, list)
-            or not values
-            or not all(isinstance(value, (str, int, float)) for value in values)
-        ):
-            raise DJIPError(f"{path}: vary of {key} is {values!r}; it takes a list of values")
-        if len(set(values)) < len(values):
-            raise DJIPError(f"{path}: vary of {key} names one value twice")
-        if not all(re.fullmatch(r"[\w.+-]+", word(value)) for value in values):
-            raise DJIPError(
-                f"{path}: vary of {key} is {values!r}; the values name folders: letters, digits, dot, plus and minus"
-            )
-    for key, least in (("seeds", 1), ("epochs", 1)):
-        value = getattr(table, key)
-        if value is not None and value < least:
-            raise DJIPError(f"{path}: {key} is {value}; it must be at least {least}")
-    for name, entries in (("pairs", table.pairs), ("distillers", table.distillers)):
+
+
+def _check_axis(path: Path, key: str, values: Any) -> None:
+    if key == "BENCH.SEED" or key.startswith(("EXPERIMENT.", "DISTILLER.", "LOG.")):
+        raise DJIPError(
+            f"{path}: vary cannot take {key}; pairs, distillers and seeds are axes already"
+        )
+    is_list = isinstance(values, list) and values
+    if not is_list or not all(isinstance(value, (str, int, float)) for value in values):
+        raise DJIPError(f"{path}: vary of {key} is {values!r}; it takes a list of values")
+    if len(set(values)) < len(values):
+        raise DJIPError(f"{path}: vary of {key} names one value twice")
+    if not all(re.fullmatch(r"[\w.+-]+", word(value)) for value in values):
+        raise DJIPError(
+            f"{path}: vary of {key} is {values!r}; the values name folders: "
+            "letters, digits, dot, plus and minus"
+        )
+
+
+def _check_counts(path: Path, table: Table) -> None:
+    for key, value in (("seeds", table.seeds), ("epochs", table.epochs)):
+        if value is not None and value < 1:
+            raise DJIPError(f"{path}: {key} is {value}; it must be at least 1")
+    for key, entries in (("pairs", table.pairs), ("distillers", table.distillers)):
         if len(set(entries)) < len(entries):
-            raise DJIPError(f"{path}: {name} names one twice")
+            raise DJIPError(f"{path}: {key} names one twice")

@@ -54,8 +54,9 @@ from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.measurement import Measurement, measure
 from djip_ext.ops.dct import BLOCK
+from djip_ext.utils.batches import Batches, check_enough
 from djip_ext.utils.closed_teacher import ClosedTeacher
-from djip_ext.utils.distributed import processes
+from djip_ext.utils.distributed import processes, say
 from djip_ext.utils.files import atomic_write
 
 PASSES = 30  # over the images, when no budget is given
@@ -113,7 +114,10 @@ def fit_black_box(
     start = default_start() if lens is None else lens
     with _frozen(teacher), _kept_random(loader), torch.no_grad():
         begin_round(loader, settings.seed, 0)
-        images, digest = _count(loader)
+        batches = Batches(loader, num_classes, mean, std)
+        images, digest, counts = _count(batches, num_classes)
+        if few := check_enough(counts):
+            say(f"note: {few}")
         budget = PASSES * images if queries is None else queries
         if budget < 2 * images:
             raise DJIPError(
@@ -121,7 +125,7 @@ def fit_black_box(
                 f"allow at least {2 * images}, or take fewer images"
             )
         search = _Search(
-            teacher, loader, images, num_classes, Normalisation(mean, std), start, settings
+            teacher, batches, images, num_classes, Normalisation(mean, std), start, settings
         )
         identity = {
             "method": "black box",
@@ -167,7 +171,7 @@ class _Search:
     def __init__(
         self,
         teacher: nn.Module,
-        loader: Iterable[Any],
+        batches: Batches,
         images: int,
         num_classes: int,
         normalisation: Normalisation,
@@ -175,7 +179,7 @@ class _Search:
         settings: FitSettings,
     ) -> None:
         self.teacher = teacher
-        self.loader = loader
+        self.batches = batches
         self.images = images
         self.num_classes = num_classes
         self.normalisation = normalisation
@@ -237,7 +241,7 @@ class _Search:
 
     def measure(self, index: int, q: Tensor | None) -> tuple[dict[str, float], Measurement]:
         settings, started, view = self.settings, time.perf_counter(), None
-        begin_round(self.loader, settings.seed, 0)
+        begin_round(self.batches.loader, settings.seed, 0)
         if q is not None:
             lens = JPEGLens(q, **self.codec).freeze()
 
@@ -246,7 +250,7 @@ class _Search:
 
         now = measure(
             self.teacher,
-            self.loader,
+            self.batches,
             self.num_classes,
             view,
             settings.temperature,
@@ -441,16 +445,21 @@ def _cobyqa() -> Callable[[Callable[[Any], float], list[float], int], Any]:
     return minimise
 
 
-def _count(loader: Iterable[Any]) -> tuple[int, str]:
-    """How many images a pass of ``loader`` holds, and a digest of them; nothing is asked."""
+def _count(batches: Batches, num_classes: int) -> tuple[int, str, Tensor]:
+    """How many images a pass holds, a digest of them, and the images of each class (C,).
+
+    Nothing is asked.
+    """
+    counts = torch.zeros(num_classes, dtype=torch.int64)
     digest, images = hashlib.sha256(), 0
-    for image, label, *_ in loader:
+    for image, label, _ in batches:
+        counts += torch.bincount(label.cpu().clamp(0, num_classes - 1), minlength=num_classes)
         images += len(label)
         digest.update(image.detach().cpu().contiguous().numpy().tobytes())
         digest.update(label.detach().cpu().long().numpy().tobytes())
     if images == 0:
         raise DJIPError("the loader is empty; a fit needs images")
-    return images, digest.hexdigest()[:16]
+    return images, digest.hexdigest()[:16], counts
 
 
 def _read(path: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,12 @@ from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.cmi import CMI
 from djip_ext.metrics.measurement import Measurement, measure
+from djip_ext.utils.batches import Batches, check_enough
 from djip_ext.utils.closed_teacher import ClosedTeacher
-from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, sum_all
+from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, say, sum_all
 from djip_ext.utils.files import atomic_write
 from djip_ext.utils.networks import autocast, device_of, logits_of
+from djip_ext.utils.precision import in_dtype_of
 
 CHANGED = "the loader's second pass holds {} that its first did not; every pass must yield the same images, so fix its set before the fit"
 
@@ -142,8 +144,10 @@ def fit_lens(
             "number of classes": num_classes,
         }
         before = measure(
-            teacher, loader, num_classes, None, settings.temperature, settings.precision
+            teacher, fit.batches, num_classes, None, settings.temperature, settings.precision
         )
+        if few := check_enough(before.cmi.counts):
+            say(f"note: {few}")
         if checkpoint is not None and by_first(lambda: Path(checkpoint).exists()):
             fit.load(checkpoint, identity, before)
         else:
@@ -179,6 +183,7 @@ class _Fit:
         settings: FitSettings,
     ) -> None:
         self.teacher, self.loader, self.num_classes = teacher, loader, num_classes
+        self.batches = Batches(loader, num_classes, normalisation.mean, normalisation.std)
         self.normalisation, self.lens, self.settings = normalisation, lens, settings
         lens.to(device_of(teacher) or torch.device("cpu"))
         with torch.no_grad():
@@ -211,7 +216,7 @@ class _Fit:
         )
         now = measure(
             self.teacher,
-            self.loader,
+            self.batches,
             self.num_classes,
             self.look,
             settings.temperature,
@@ -259,7 +264,7 @@ class _Fit:
             cmi, dtype=torch.float64, device=self.ln_q.device
         )  # stays there: reading a number every step would stall a GPU
         strangers = torch.zeros_like(now)  # images of a class that the measuring pass did not hold
-        for batch in in_step(self.loader):
+        for batch in in_step(self.batches):
             if batch is not None:
                 strangers += (counts[batch[1].to(counts.device)] == 0).sum()
             lam = self.price(now)
@@ -279,13 +284,14 @@ class _Fit:
         settings, q = self.settings, self.lens.q
         both, size = q.new_zeros(q.numel() + 1), 0
         if batch is not None:
-            image, label, *rest = batch
+            image, label, number = batch
             image, label = image.to(q.device), label.to(q.device)
             with autocast(image.device, settings.precision):
-                logits = logits_of(self.teacher(self.look(image)))
+                seen = in_dtype_of(self.teacher, self.look(image))
+                logits = logits_of(self.teacher(seen))
             try:
                 ln_f_old = (
-                    torch.stack([old[i] for i in rest[0].tolist()])
+                    torch.stack([old[i] for i in number.tolist()])
                     if settings.variant == "literal"
                     else None
                 )

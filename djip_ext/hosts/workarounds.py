@@ -268,7 +268,8 @@ def one_group(host: Host) -> str | None:
             raise DJIPError(
                 f"{processes} processes were started, but {host.script} does not join them "
                 "(no init_process_group): each would train alone and write over the others; "
-                "start it without torchrun"
+                "start it without torchrun, or, if it joins them later, add "
+                "--no-workaround torchrun"
             )
 
     _before_log(check)

@@ -11,7 +11,9 @@ from djip_ext.errors import DJIPError
 from djip_ext.lens.jpeg_lens import Q_MAX, Q_MIN
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
+from djip_ext.utils.batches import Batches
 from djip_ext.utils.networks import device_of, logits_of
+from djip_ext.utils.precision import in_dtype_of
 
 # ITU-T T.81, annex K.1 and K.2
 _LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
@@ -40,7 +42,7 @@ def mean_magnitude(loader: Iterable[Any], mean: Any, std: Any, divisor: float = 
     """q_k = E|z_k| / 16, JPEG-DL's start on ImageNet, from the normalised images of ``loader``."""
     normalisation = Normalisation(mean, std)
     total, count = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64), 0
-    for image, *_ in loader:
+    for image, *_ in Batches(loader, mean=mean, std=std, labels=False):
         z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image)))
         total += _sum_blocks(z.abs())
         count += z.numel() // (3 * BLOCK * BLOCK)
@@ -63,7 +65,7 @@ def sensitivity(
     normalisation = Normalisation(mean, std)
     total = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64)
     device = device_of(network)
-    for image, label, *_ in loader:
+    for image, label, _ in Batches(loader, mean=mean, std=std):
         image, label = image.to(device=device), label.to(device=device)
         with torch.enable_grad():
             z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image))).requires_grad_()
@@ -71,7 +73,7 @@ def sensitivity(
                 coefficients_to_rgb(z)[:, :, : image.shape[2], : image.shape[3]]
             )
             loss = F.cross_entropy(
-                logits_of(network(x)).float() / temperature, label, reduction="sum"
+                logits_of(network(in_dtype_of(network, x))).float() / temperature, label, reduction="sum"
             )
             total += _sum_blocks(torch.autograd.grad(loss, z)[0].square())
     if not bool((total > 0).all()):

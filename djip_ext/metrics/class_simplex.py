@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.metrics.cmi import CMI
+from djip_ext.utils.batches import Batches
 from djip_ext.utils.networks import autocast, logits_of
+from djip_ext.utils.precision import in_dtype_of
 
 SAMPLES = 200
 DIGITS = 4
@@ -130,10 +132,10 @@ def most_raised_class(
     def predictions(transform: Callable[[Tensor], Tensor] | None) -> Tensor:
         """The probabilities (K, C) of the samples."""
         f = []
-        for image, *_ in batches:
+        for image, *_ in Batches(batches, labels=False):
             with autocast(image.device, precision):
                 seen = image if transform is None else transform(image)
-                logits = logits_of(network(seen)).float()
+                logits = logits_of(network(in_dtype_of(network, seen))).float()
             f.append((logits / temperature).softmax(1).cpu())
         return torch.cat(f)
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
 from djip_ext.metrics.cmi import CMI, ClassStatistics
+from djip_ext.utils.batches import Batches
 from djip_ext.utils.distributed import sum_all
 from djip_ext.utils.networks import autocast, device_of, logits_of
+from djip_ext.utils.precision import in_dtype_of
 
 
 @dataclass(frozen=True)
@@ -65,24 +67,25 @@ def measure(
     ce = torch.zeros((), dtype=torch.float64)
     hits = torch.zeros((), dtype=torch.int64)
     device = device_of(network)  # None, without weights, leaves the images where they are
-    for image, label, *rest in loader:
+    batches = loader if isinstance(loader, Batches) else Batches(loader, num_classes)
+    for image, label, index in batches:
         image = image.to(device=device)
         label = label.to(device=device)
         with autocast(image.device, precision):
             seen = image if transform is None else transform(image)
-            logits = logits_of(network(seen)).float()
+            logits = logits_of(network(in_dtype_of(network, seen))).float()
         statistics.update(logits, label)
         label = label.clamp(0, num_classes - 1)  # others end in an error, when they are next read
         ce = ce.to(logits.device) + F.cross_entropy(logits, label, reduction="sum")
         hits = hits.to(logits.device) + (logits.argmax(1) == label).sum()
         count += len(label)
         if keep_ln_f is not None:
-            if not rest:
+            if index is None:
                 raise DJIPError(
                     "the literal variant needs each batch to carry its images' indices third; add "
                     "them or use variant='fresh'"
                 )
-            keep_ln_f(rest[0], torch.log_softmax(logits / temperature, dim=1))
+            keep_ln_f(index, torch.log_softmax(logits / temperature, dim=1))
     result = statistics.gather().result()
     sums = torch.stack([ce.double(), hits.double(), torch.full_like(hits, count).double()])
     ce_sum, hit_sum, total = sum_all(sums).tolist()

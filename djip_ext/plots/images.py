@@ -65,5 +65,5 @@ def _quality_text(change: Tensor) -> str:
 
 
 def _label_row(axes: Axes, label: str) -> None:
-    place = dict(ha="right", va="center", ma="center", transform=axes.transAxes)
-    axes.text(-0.06, 0.5, label, rotation=90, **place)
+    text = axes.text(-0.06, 0.5, label, rotation=90, ha="right", va="center", ma="center")
+    text.set_transform(axes.transAxes)

@@ -44,7 +44,8 @@ def tables_figure(lens: JPEGLens, title: str) -> Figure:
     q = lens.q.detach().cpu()
     dead = lens.dead().cpu()
     low, high = q.min().item(), q.max().item()
-    scale = LogNorm(low, high) if high > 1.01 * low else LogNorm(low / 2, high * 2)
+    ends = (low, high) if high > 1.01 * low else (low / 2, high * 2)
+    scale = LogNorm(*ends)
     figure = Figure(figsize=(9.6, 5.1), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, 2)
@@ -58,7 +59,7 @@ def tables_figure(lens: JPEGLens, title: str) -> Figure:
         shrink=0.85,
         pad=0.015,
         format="%g",
-        ticks=_log_ticks(scale.vmin, scale.vmax),
+        ticks=_log_ticks(*ends),
     )
     bar.minorticks_off()
     bar.set_label("step q of the DCT coefficient (grey levels)")
@@ -210,12 +211,19 @@ def _draw_answers(
 ) -> None:
     """The simplex with a point per image, and their mean."""
     _triangle(axes, corners)
-    points = _to_plane(answers.f).T.numpy()
-    axes.scatter(*points, s=16, color=colour, alpha=0.45, linewidth=0, zorder=2, label="an image")
+    x, y = _to_plane(answers.f).T.numpy()
+    axes.scatter(x, y, s=16, color=colour, alpha=0.45, linewidth=0, zorder=2, label="an image")
     centre = answers.f.mean(0)
-    place = _to_plane(centre[None])[0].tolist()
+    mean_x, mean_y = _to_plane(centre[None])[0].tolist()
     axes.scatter(
-        *place, s=60, color="none", edgecolor="black", marker="D", zorder=3, label="their mean"
+        mean_x,
+        mean_y,
+        s=60,
+        color="none",
+        edgecolor="black",
+        marker="D",
+        zorder=3,
+        label="their mean",
     )
     share = 100 * centre.sum().item()
     axes.set_title(

@@ -72,7 +72,8 @@ def _with_difference(rows: Sequence[Row], baseline: str) -> list[Row]:
 
 def _is_sure(row: Row) -> bool:
     """Whether zero lies outside the interval of the difference."""
-    return row["last_acc_ci95"] != "" and abs(row["last_acc_diff"]) > row["last_acc_ci95"]
+    half_width = row["last_acc_ci95"]
+    return bool(half_width != "" and abs(row["last_acc_diff"]) > half_width)
 
 
 def _difference_text(row: Row) -> str:

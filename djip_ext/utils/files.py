@@ -18,7 +18,7 @@ NUMBERS = re.compile(
 )  # a list in indented JSON; no string there holds a real line break
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
     """Let ``write(temporary)`` make the file beside ``path``, then move it into place in one step.
 
     Args:

@@ -1,9 +1,10 @@
-"""What CMI costs in cross entropy, by start, quantizer, variant and price: the table in docs/defaults.md.
+"""What CMI costs in cross entropy, by start, quantizer, variant and price: see docs/defaults.md.
 
-    python results/cifar100/frontier.py [NAME ...]     from the root of the checkout, CIFAR-100 in ./data
+    python results/cifar100/frontier.py [NAME ...]
 
-fits (or, with ``--rounds 0``, only measures) each named row or all of them, skipping rows that are done, on 1,500 of the 2,500
-images of the 5 % set, measures on all 2,500, and prints the table of every row that is done.
+from the root of the checkout, with CIFAR-100 in ./data, fits (or, with ``--rounds 0``, only
+measures) each named row or all of them, skipping rows that are done, on 1,500 of the 2,500 images
+of the 5 % set, measures on all 2,500, and prints the table of every row that is done.
 """
 
 import json
@@ -11,16 +12,19 @@ import math
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from djip_ext.cli.main import run_command  # noqa: E402
+from djip_ext.experiments.report import markdown_table  # noqa: E402
 from djip_ext.experiments.statistics import summarise  # noqa: E402
 
-FOLDER = Path("results/cifar100/frontier")
-COMMON = "--cfg configs/cifar100/fewshot/kd_wrn_16_2_resnet8.yaml --images 1500 DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16 "
-COMMON += (
-    "BENCH.FRACTION 0.05 BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
+FOLDER = Path("results/cifar100/tables/frontier")
+COMMON = (
+    "--cfg configs/cifar100/fewshot/kd_wrn_16_2_resnet8.yaml --images 1500 "
+    "DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16 BENCH.FRACTION 0.05 "
+    "BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
 )
 FIT = "--rounds 10 --cmi-gain 0.15 0.25 --max-accuracy-drop 20"
 ROWS = {
@@ -49,52 +53,67 @@ for seed in range(1, 5):
     }
 
 
+HEADER = ["row", "CMI (nats)", "CE (nats)", "accuracy (%)", "price: dCE / dCMI", "seconds", "flags"]
+MEASURABLE = 0.02  # nats of CMI; below it a price is noise
+
+
 def path_of(name: str) -> Path:
+    """The record of a row; its lens lies beside it."""
     return FOLDER / f"{''.join(c if c.isalnum() else '-' for c in name)}.json"
 
 
 def main(names: list[str]) -> None:
+    """Fit the rows that are not done and print the table."""
     for name in names or ROWS:
         if not path_of(name).exists():
             lens = path_of(name).with_suffix(".safetensors")
             run_command(["fit", "--out", str(lens), *shlex.split(ROWS[name]), *shlex.split(COMMON)])
-    print("| row | CMI (nats) | CE (nats) | accuracy (%) | price: dCE / dCMI | seconds | flags |")
-    print("|---|---|---|---|---|---|---|")
-    plain, prices = None, {}
-    for name in ROWS:
-        if not path_of(name).exists():
-            continue
-        about = json.loads(path_of(name).read_text())["about"]
-        before, after = about["before"], about["after"]
-        if plain is None:
-            plain = before
-            print(
-                f"| plain teacher | {before['cmi']:.4f} | {before['ce']:.4f} | {before['accuracy']:.2f} | | | |"
-            )
-        gain = after["cmi"] - before["cmi"]
-        prices[name] = (after["ce"] - before["ce"]) / gain if gain > 0.02 else math.nan
-        price = f"{prices[name]:.3f}" if gain > 0.02 else "-"
-        print(
-            f"| {name} | {after['cmi']:.4f} | {after['ce']:.4f} | {after['accuracy']:.2f} | {price} | {about['seconds']:.0f} | `{ROWS[name]}` |"
-        )
-    seeds = [f", seed {seed}" if seed else "" for seed in range(5)]
-    pairs = [
-        (prices[f"literal{s}"], prices[f"default{s}"])
-        for s in seeds
-        if f"literal{s}" in prices and f"default{s}" in prices
-    ]
-    if pairs:
-        literal, default, difference = (
-            summarise(x)
-            for x in ([a for a, _ in pairs], [b for _, b in pairs], [a - b for a, b in pairs])
-        )
-        print(
-            f"\nprice over {len(pairs)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, literal {literal.mean:.3f} ± {literal.spread:.3f}, ",
-            end="",
-        )
-        print(
-            f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} (half of the 95 % t-interval)"
-        )
+    done = {
+        name: json.loads(path_of(name).read_text())["about"]
+        for name in ROWS
+        if path_of(name).exists()
+    }
+    if not done:
+        return
+    plain = next(iter(done.values()))["before"]
+    lines = [HEADER, ["plain teacher", *numbers(plain), "", "", ""]]
+    for name, about in done.items():
+        cost = price(about)
+        text = "-" if math.isnan(cost) else f"{cost:.3f}"
+        row = [name, *numbers(about["after"]), text, f"{about['seconds']:.0f}", f"`{ROWS[name]}`"]
+        lines.append(row)
+    print(markdown_table(lines))
+    print_seeds({name: price(about) for name, about in done.items()})
 
 
-main(sys.argv[1:])
+def numbers(measured: dict[str, float]) -> list[str]:
+    """CMI, CE and accuracy as text."""
+    return [f"{measured['cmi']:.4f}", f"{measured['ce']:.4f}", f"{measured['accuracy']:.2f}"]
+
+
+def price(about: dict[str, Any]) -> float:
+    """dCE / dCMI of a lens; nan where it hardly moves CMI."""
+    before, after = about["before"], about["after"]
+    gain = after["cmi"] - before["cmi"]
+    return float((after["ce"] - before["ce"]) / gain) if gain > MEASURABLE else math.nan
+
+
+def print_seeds(prices: dict[str, float]) -> None:
+    """Compare the rows ``default`` and ``literal`` over the seeds that both have."""
+    seeds = ["", *(f", seed {seed}" for seed in range(1, 5))]
+    both = [s for s in seeds if f"literal{s}" in prices and f"default{s}" in prices]
+    if not both:
+        return
+    literal = summarise([prices[f"literal{s}"] for s in both])
+    default = summarise([prices[f"default{s}"] for s in both])
+    difference = summarise([prices[f"literal{s}"] - prices[f"default{s}"] for s in both])
+    print(
+        f"\nprice over {len(both)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, "
+        f"literal {literal.mean:.3f} ± {literal.spread:.3f}, "
+        f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} "
+        "(half of the 95 % t-interval)"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,8 +1,10 @@
-"""What a distiller sees at its own temperature: CMI at T = 1, 2, 4 of every teacher of results/README.md, as Markdown.
+"""What a distiller sees at its temperature: CMI at T = 1, 2, 4 of each teacher of results/.
 
-    python results/cifar100/temperature.py     from the root of the checkout, CIFAR-100 in ./data
+    python results/cifar100/temperature.py
 
-On the 2,500 images of the 5 % set, which the students learn from, without augmentation; CE and accuracy also on the test images.
+from the root of the checkout, with CIFAR-100 in ./data, prints it as Markdown.  On the 2,500
+images of the 5 % set, which the students learn from, without augmentation; CE and accuracy also on
+the test images.
 """
 
 import sys
@@ -20,8 +22,9 @@ from djip_ext.bench.dataset.imageset import ImageSet  # noqa: E402
 from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
 from djip_ext.bench.engine.cfg import load_cfg  # noqa: E402
 from djip_ext.bench.engine.run import build_model, load_weights  # noqa: E402
-from djip_ext.metrics.measurement import autocast  # noqa: E402
+from djip_ext.experiments.report import markdown_table  # noqa: E402
 from djip_ext.teacher import DJIPTeacher  # noqa: E402
+from djip_ext.utils.networks import autocast  # noqa: E402
 
 FOLDER, PRECISION, TEMPERATURES = Path("results/cifar100"), "bfloat16", (1, 2, 4)
 ARMS = {
@@ -47,37 +50,34 @@ def answers(teacher: nn.Module, data: ImageSet) -> tuple[Tensor, Tensor]:
     return torch.cat(logits), data.labels
 
 
-def main() -> None:
-    few_shot, test = load_image_sets(load_cfg(None, ["BENCH.FRACTION", 0.05]))
-    heads = [f"CMI, T = {t}" for t in TEMPERATURES]
-    print(
-        "| teacher | "
-        + " | ".join(heads)
-        + " | entropy, T = 4 | CE | accuracy (%) | CE, test | accuracy, test (%) |"
+def row(name: str, weights: str, lens: str | None, few_shot: ImageSet, test: ImageSet) -> list[str]:
+    """The cells of one teacher."""
+    network = load_weights(
+        build_model("wrn_16_2", 100), FOLDER / "teacher" / f"{weights}.safetensors"
     )
-    print("|---" * (len(heads) + 6) + "|")
-    for name, (weights, lens) in ARMS.items():
-        network = load_weights(
-            build_model("wrn_16_2", 100), FOLDER / "teacher" / f"{weights}.safetensors"
-        ).to(memory_format=torch.channels_last)
-        look = "identity" if lens is None else load_lens(FOLDER / "lenses" / f"{lens}.safetensors")
-        teacher = DJIPTeacher(network, look, few_shot.mean, few_shot.std)
-        (logits, labels), (test_logits, test_labels) = (
-            answers(teacher, few_shot),
-            answers(teacher, test),
-        )
-        cells = [
-            f"{conditional_mutual_information(logits, labels, 100, t).total:.4f}"
-            for t in TEMPERATURES
-        ]
-        soft = torch.softmax(logits / 4, dim=1)
-        cells.append(f"{-(soft * soft.log()).sum(1).mean():.3f}")
-        for z, y in ((logits, labels), (test_logits, test_labels)):
-            cells += [
-                f"{F.cross_entropy(z, y):.4f}",
-                f"{100 * (z.argmax(1) == y).float().mean():.2f}",
-            ]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    network = network.to(memory_format=torch.channels_last)
+    in_front = "identity" if lens is None else load_lens(FOLDER / "lenses" / f"{lens}.safetensors")
+    teacher = DJIPTeacher(network, in_front, few_shot.mean, few_shot.std)
+    logits, labels = answers(teacher, few_shot)
+    cells = [
+        f"{conditional_mutual_information(logits, labels, 100, t).total:.4f}" for t in TEMPERATURES
+    ]
+    soft = torch.softmax(logits / 4, dim=1)
+    cells.append(f"{-(soft * soft.log()).sum(1).mean():.3f}")
+    for z, y in ((logits, labels), answers(teacher, test)):
+        cells.append(f"{F.cross_entropy(z, y):.4f}")
+        cells.append(f"{100 * (z.argmax(1) == y).float().mean():.2f}")
+    return [name, *cells]
 
 
-main()
+def main() -> None:
+    """Print the table."""
+    few_shot, test = load_image_sets(load_cfg(None, ["BENCH.FRACTION", "0.05"]))
+    heads = ["teacher", *(f"CMI, T = {t}" for t in TEMPERATURES)]
+    heads += ["entropy, T = 4", "CE", "accuracy (%)", "CE, test", "accuracy, test (%)"]
+    rows = [row(name, *arm, few_shot, test) for name, arm in ARMS.items()]
+    print(markdown_table([heads, *rows]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """Images that stay in folders: prepared for the network, reproducible batches, clear errors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from djip_ext.bench.dataset.imagefolder import FolderLoader, FolderSet, load_fol
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.models.input_spec import IMAGENET, InputSpec
 from djip_ext.errors import DJIPError
+from djip_ext.lens.normalisation import Normalisation
 
 SPEC = InputSpec((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), (16, 16), 20)
 
@@ -72,14 +74,26 @@ def test_a_size_before_the_crop_of_two_numbers_stretches_the_whole_image(root: P
 
 
 def test_pixels_are_what_the_plain_batches_hold(train: FolderSet) -> None:
-    from djip_ext.lens.normalisation import Normalisation
-
     index = torch.tensor([7, 2])
     images = torch.cat([image for image, _ in FolderLoader(train, 5)])[index]
     pixels = Normalisation(train.mean, train.std).to_pixels(images)
     torch.testing.assert_close(
         train.pixels(index).permute(0, 3, 1, 2).float(), pixels, atol=1e-3, rtol=0
     )
+
+
+def test_tiny_imagenets_training_view_turns_the_whole_image(root: Path) -> None:
+    """At most 20 degrees and perhaps mirrored, as in mdistiller: the middle of a tint remains."""
+    spec = replace(SPEC, size=(16, 16), resize=(16, 16), train_view="rotation")
+    train = load_folders(root, spec, 0)[0]
+    (image, _, index), *_ = FolderLoader(train, 12, augment=True)
+    (plain, _), *_ = FolderLoader(train, 12)
+    centre = (slice(None), slice(None), slice(6, 10), slice(6, 10))
+    difference = (image[centre] - plain[index][centre]).abs().mean()
+    corner = image[:, :, 0, 0]
+    black = Normalisation(spec.mean, spec.std).to_network(torch.zeros(1, 3, 1, 1))[0, :, 0, 0]
+    assert 0 < difference < (image[centre] - plain[centre]).abs().mean()
+    assert (corner == black).all(dim=1).any()  # a rotation leaves corners empty
 
 
 def test_a_training_epoch_holds_every_image_once_with_its_index_and_label(train: FolderSet) -> None:

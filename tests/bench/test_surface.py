@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.folders import make_folders
 from torch import Tensor, nn
 
 from djip_ext.bench.dataset import image_sets
@@ -22,6 +23,7 @@ NAMES = {
     "models": ("cifar_model_dict", "imagenet_model_dict", "tiny_imagenet_model_dict"),
     "distillers": ("distiller_dict", "Vanilla"),
     "dataset": ("get_dataset",),
+    "dataset.imagenet": ("get_imagenet_val_loader",),
     "engine": ("trainer_dict",),
     "engine.cfg": ("CFG", "show_cfg"),
     "engine.utils": (
@@ -100,7 +102,9 @@ def test_the_parts_of_mdistillers_train_script_make_a_run(
     assert top5 == trainer.history[-1]["test_acc_top5"]
 
 
-def test_the_parts_of_mdistillers_eval_script_evaluate_a_network(small: Path) -> None:
+def test_the_parts_of_mdistillers_eval_script_evaluate_a_network(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from djip_ext.bench.dataset import get_dataset
     from djip_ext.bench.distillers import Vanilla
     from djip_ext.bench.engine.cfg import CFG
@@ -114,11 +118,27 @@ def test_the_parts_of_mdistillers_eval_script_evaluate_a_network(small: Path) ->
     network, _ = tiny_imagenet_model_dict["MobileNetV2"]
     model = Vanilla(network(num_classes=num_classes)).to(val_loader.device)
     top1, top5, loss = validate(val_loader, nn.DataParallel(model))
+    assert f"[EVAL] Top-1:{top1:.3f}| Top-5:{top5:.3f}" in capsys.readouterr().out
     model.eval()
     logits, labels = map(torch.cat, zip(*((model(image=i), y) for i, y in val_loader), strict=True))
     assert loss == pytest.approx(F.cross_entropy(logits, labels).item())
     assert top1 == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
     assert top1 <= top5
+
+
+def test_imagenets_validation_images_are_found_in_mdistillers_place(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from djip_ext.bench.dataset import imagenet as validation
+
+    make_folders(small / "data" / "imagenet", classes=2, val=3, size=(300, 260))
+    monkeypatch.setattr(validation, "WORKERS", 0)
+    loader = validation.get_imagenet_val_loader(4)
+    images, labels = map(torch.cat, zip(*loader, strict=True))
+    assert images.shape == (6, 3, 224, 224) and labels.tolist() == [0, 0, 0, 1, 1, 1]
+    mean = (0.1, 0.2, 0.3)
+    shifted = validation.get_imagenet_val_loader(4, mean=mean, std=(0.5, 0.5, 0.5))
+    assert shifted.data.mean == mean
 
 
 def slow_evaluation(network: nn.Module, data: ImageSet, loader: DeviceLoader) -> dict[str, float]:

@@ -49,7 +49,7 @@ def test_the_tool_trains_once_where_its_workers_are_spawned(tmp_path: Path) -> N
     assert len(list(tmp_path.rglob("result.json"))) == 1
 
 
-@pytest.mark.parametrize("name", ["train", "train_lens", "inspect_lens"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "tools").glob("*.py")))
 def test_importing_a_tool_runs_nothing(name: str, tmp_path: Path) -> None:
     code = f"import runpy; runpy.run_path({str(ROOT / 'tools' / f'{name}.py')!r}); print('done')"
     done = run(tmp_path, "-c", code)

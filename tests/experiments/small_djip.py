@@ -1,7 +1,8 @@
-"""``djip ARGUMENTS`` on forty images, its commands forked instead of started anew: what the tests of tables run, for speed.
+"""``djip ARGUMENTS`` on forty images, its commands forked instead of started anew, for speed.
 
-With ``ON`` in the environment, the first write of a file whose path ends like that goes wrong half-way: ``HOW=kill`` kills
-the whole process group with signal 9, ``HOW=full`` says that the disk is full.
+With ``ON`` in the environment, the first write of a file whose path ends like that goes wrong
+half-way: ``HOW=kill`` kills the whole process group with signal 9, ``HOW=full`` says that the disk
+is full.
 """
 
 import fnmatch
@@ -12,12 +13,12 @@ import sys
 import torch
 import torch._dynamo  # the first optimizer would import it, in every fork anew
 
-torch.set_num_threads(1)
-
 from djip_ext.bench.dataset import image_sets
-from djip_ext.bench.dataset.synthetic import make_synthetic  # noqa: E402
-from djip_ext.cli.main import main  # noqa: E402
-from djip_ext.experiments import scheduler as engine  # noqa: E402
+from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.cli.main import main
+from djip_ext.experiments import scheduler
+
+torch.set_num_threads(1)
 
 
 class Forked:
@@ -61,6 +62,6 @@ def replace(source: str, target: str) -> None:
 
 move, os.replace = os.replace, replace
 image_sets.make_synthetic = lambda per_class, seed: make_synthetic(2, seed)
-engine.start_process = Forked
-engine.AGAIN = 0.2
+scheduler.start_process = Forked
+scheduler.AGAIN = 0.2
 main(sys.argv[1:])

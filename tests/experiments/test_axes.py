@@ -1,4 +1,4 @@
-"""Axes over options: ``vary`` in a table, its folders, and the rows, columns and pictures of the report."""
+"""Axes over options: ``vary`` in a table, its folders, rows, columns and pictures of the report."""
 
 import csv
 import json
@@ -78,7 +78,10 @@ def test_names_and_values_are_read_back() -> None:
 
 
 def finished(_: Path) -> None:
-    """A record of every student of the table but the last; the gain of an arm is a tenth of its temperature."""
+    """Write a record of every student of the table but the last.
+
+    The gain of the arm is a tenth of the temperature.
+    """
     for step in make_plan(load_table("t.yaml"), "out")[:-1]:
         cfg = step.cfg()
         place = run_folder(cfg)
@@ -89,9 +92,16 @@ def finished(_: Path) -> None:
             + (0.1 * cfg.KD.TEMPERATURE + 0.01 * step.seed if "soft" in step.name else 0)
         )
         result = {
-            "config": cfg.dump(), "code": "abc", "environment": {"torch": "2"}, "lens": place.parts[-3].removeprefix("djip-"), "about_lens": {},
-            "last_acc": accuracy, "best_acc": accuracy, "seconds": 60, "epochs": 120,
-        }  # fmt: skip
+            "config": cfg.dump(),
+            "code": "abc",
+            "environment": {"torch": "2"},
+            "lens": place.parts[-3].removeprefix("djip-"),
+            "about_lens": {},
+            "last_acc": accuracy,
+            "best_acc": accuracy,
+            "seconds": 60,
+            "epochs": 120,
+        }
         (place / "result.json").write_text(json.dumps(result))
 
 

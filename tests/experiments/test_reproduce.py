@@ -1,4 +1,4 @@
-"""Whole tables as real processes: killed, out of disk, two at once, handed to a cluster; always to the same numbers."""
+"""Whole tables as real processes: killed, out of disk, two at once, on a cluster; same numbers."""
 
 import csv
 import json
@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from djip_ext.experiments.runs import collect, read_runs
 from djip_ext.lens.io import load_lens
 
 ROOT = Path(__file__).parents[2]
@@ -81,9 +82,14 @@ def numbers(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, object]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an undisturbed reproduction runs."""
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> tuple[str, dict[str, object]]:
     """What an undisturbed reproduction prints and leaves."""
-    folder = tmp_path_factory.mktemp("whole")
     status, out, errors = reproduce(folder)
     assert status == 0, errors
     return out, numbers(folder)
@@ -103,6 +109,19 @@ def test_a_table_is_made_in_order_and_reported(whole: tuple[str, dict[str, objec
     )
     assert len([name for name in found if name.endswith("/log")]) == 5
     assert len([name for name in found if name.endswith(".safetensors")]) == 1
+
+
+def test_real_runs_are_collected_without_loss(
+    folder: Path, whole: tuple[str, dict[str, object]], tmp_path: Path
+) -> None:
+    runs = folder / "output" / "small"
+    assert collect(runs, tmp_path) == 5
+    for run in read_runs(tmp_path):
+        result = json.loads((runs / run.folder / "result.json").read_text())
+        assert result.pop("folder") == f"output/small/{run.folder}"
+        assert {key: value for key, value in run.result.items() if key != "folder"} == result
+    records = [path.name for path in tmp_path.glob("lenses/*.json")]
+    assert records == [path.name for path in runs.glob("lenses/*.json")] and len(records) == 1
 
 
 # the last bytes of a file that is being written when the power goes

@@ -84,9 +84,7 @@ def test_arms_share_a_configuration(kept: Path) -> None:
     assert "SEED" not in text and "PROJECT" not in text
 
 
-def test_the_report_is_the_same(
-    tree: Path, kept: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_is_the_same(tree: Path, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["report", str(tree), "--out", str(tree / "report")])
     first = capsys.readouterr().out
     kept.rename(tree.with_name("other"))

@@ -1,4 +1,4 @@
-"""The engine on commands that are none: order, failure, another process, interruption, a cluster that is not there."""
+"""The scheduler on commands that are none: order, failure, another process, interruption."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ WORLD: set[str] = set()
 
 
 class Jobs:
-    """Starts steps that end when asked for the second time, with a status by name (several: one a try)."""
+    """Starts steps that end when asked twice, with a status by name (several: one for each try)."""
 
     def __init__(self, **statuses: list[int]) -> None:
         self.statuses, self.order, self.ended, self.most, self.open = statuses, [], [], 0, 0

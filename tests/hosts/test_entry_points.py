@@ -369,6 +369,7 @@ def test_every_workaround_has_a_fault_and_a_name_of_its_own() -> None:
 
 
 def test_the_documentation_lists_every_workaround() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text()
+    text = page.partition("## Workarounds")[2].partition("\n## ")[0]
     listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
     assert listed == [workaround.name for workaround in WORKAROUNDS]

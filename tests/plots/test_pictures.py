@@ -167,7 +167,7 @@ def test_the_simplex_spans_the_class_and_its_two_rivals() -> None:
         and "0.100 → 0.500 nats" in figure.get_suptitle()
         and "T = 4" in figure.get_suptitle()
     )
-    for axes, f, right in zip(figure.axes, (before, after), (100, 60)):
+    for axes, f, right in zip(figure.axes, (before, after), (100, 60), strict=True):
         assert texts(axes) == ["c", "a", "d"]
         assert (
             f"{right} % right" in axes.get_title()

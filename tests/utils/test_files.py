@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from djip_ext import DJIPError
-from djip_ext.utils.files import atomic_write, write_json
+from djip_ext.errors import Busy
+from djip_ext.utils.files import atomic_write, claimed, write_json
 
 FULL = Path("/dev/full")
 
@@ -90,3 +92,34 @@ def test_lists_of_numbers_take_a_line_each_and_text_stays_as_it_is(tmp_path: Pat
         and "    [1.5, -2e-05],\n    [3, 4]\n" in text
         and '"flags": [true, null]' in text
     )
+
+
+def test_a_lock_file_is_gone_when_its_work_is_done_or_has_failed(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with claimed(path, "the run"):
+        assert path.exists()
+    assert not path.exists()
+    with pytest.raises(KeyError), claimed(path, "the run"):
+        raise KeyError
+    assert not path.exists()
+
+
+def test_a_lock_on_a_file_that_was_deleted_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.lock"
+    acquire = FileLock.acquire
+    tries = []
+
+    def acquire_and_lose(lock: FileLock, *args: object, **kwargs: object) -> object:
+        done = acquire(lock, *args, **kwargs)
+        tries.append(1)
+        if len(tries) == 1:  # as if the process before had deleted it just after we opened it
+            path.unlink()
+        return done
+
+    monkeypatch.setattr(FileLock, "acquire", acquire_and_lose)
+    with claimed(path, "the run"):
+        assert len(tries) == 2 and path.exists()
+        with pytest.raises(Busy), claimed(path, "the run"):
+            pass

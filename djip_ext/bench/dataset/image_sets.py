@@ -1,6 +1,5 @@
 """The image sets and loaders that a configuration names, and mdistiller's ``get_dataset``."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.device import resolve_device
 from djip_ext.bench.models.families import input_spec, is_family
-from djip_ext.bench.models.input_spec import IMAGENET, TINY_IMAGENET, InputSpec
+from djip_ext.bench.models.input_spec import IMAGENET, TINY_IMAGENET, InputSpec, triple
 from djip_ext.errors import DJIPError
 from djip_ext.utils.distributed import say
 
@@ -128,22 +127,12 @@ def folder_spec(cfg: CfgNode, network: str) -> InputSpec:
     if bench.INPUT_SIZE:
         spec = spec.at(bench.INPUT_SIZE)
     if bench.MEAN:
-        spec = replace(spec, mean=_triple(bench.MEAN))
+        spec = replace(spec, mean=triple(bench.MEAN))
     if bench.STD:
-        spec = replace(spec, std=_triple(bench.STD))
+        spec = replace(spec, std=triple(bench.STD))
     if is_family(network):
         say(f"note: images for {network}: {spec}")
     return spec
-
-
-def _triple(numbers: Sequence[float]) -> tuple[float, float, float]:
-    if len(numbers) != 3:
-        raise DJIPError(
-            f"BENCH.MEAN and BENCH.STD take three numbers each, not {list(numbers)}; for example "
-            '"[0.5, 0.5, 0.5]"'
-        )
-    red, green, blue = map(float, numbers)
-    return red, green, blue
 
 
 def make_loader(

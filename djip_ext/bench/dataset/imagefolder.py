@@ -19,6 +19,7 @@ from djip_ext.bench.dataset.imageset import few_shot, fingerprint
 from djip_ext.bench.models.input_spec import InputSpec
 from djip_ext.errors import DJIPError
 from djip_ext.lens.normalisation import Normalisation
+from djip_ext.utils.pixel_modes import UNREADABLE, to_rgb
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class _Files(Dataset[tuple[Tensor, int, int]]):
         index, seed = key
         path = os.fsdecode(self.data.paths[index])
         try:
-            image = Image.open(path).convert("RGB")
-        except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError
+            image = to_rgb(Image.open(path))
+        except UNREADABLE as error:
             reason = " ".join(str(error).split())
             raise DJIPError(
                 f"{path} cannot be read as an image ({reason}); replace or remove it"
@@ -220,8 +221,8 @@ def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[Folde
     held_out = root / "val"
     if not held_out.is_dir() and (root / "test").is_dir():
         held_out = root / "test"
-    train = _scan(root / "train", spec, workers)
-    test = _scan(held_out, spec, workers)
+    train = load_folder(root / "train", spec, workers)
+    test = load_folder(held_out, spec, workers)
     if train.classes != test.classes:
         only = sorted(set(train.classes) ^ set(test.classes))
         raise DJIPError(
@@ -231,7 +232,12 @@ def load_folders(root: str | Path, spec: InputSpec, workers: int) -> tuple[Folde
     return train, test
 
 
-def _scan(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
+def load_folder(folder: Path, spec: InputSpec, workers: int) -> FolderSet:
+    """Find the images of ``folder``/CLASS/*.
+
+    Raises:
+        DJIPError: the folder is missing, or holds no images by class.
+    """
     if not folder.is_dir():
         raise DJIPError(
             f"there is no folder {folder.resolve()}; --data-root (BENCH.DATA_ROOT) names the "

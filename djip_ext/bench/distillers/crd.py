@@ -31,7 +31,8 @@ def nce_loss(scores: Tensor, num_data: int, eps: float = 1e-7) -> Tensor:
     Shape:
         scores: unnormalised probabilities ``(B, 1 + K)``, the positive first; output: scalar.
     """
-    positive, negative = scores[:, 0], scores[:, 1:]
+    positive = scores[:, 0]
+    negative = scores[:, 1:]
     noise = negative.shape[1] / num_data
     log_d1 = (positive / (positive + noise + eps)).log()
     log_d0 = (noise / (negative + noise + eps)).log()
@@ -128,7 +129,8 @@ class CRD(Distiller):
             ("STUDENT", student, self.embed_s),
             ("TEACHER", teacher, self.embed_t),
         ):
-            found, expected = output.features["pooled_feat"].shape[1], embed.linear.in_features
+            found = output.features["pooled_feat"].shape[1]
+            expected = embed.linear.in_features
             if found != expected:
                 raise DJIPError(
                     f"CRD.FEAT.{network}_DIM is {expected}, but that network's pooled feature has "

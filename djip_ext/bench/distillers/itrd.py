@@ -48,7 +48,8 @@ def itrd_mutual_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
     Shape:
         f_s: ``(B, D_s)``, f_t: ``(B, D_t)``; output: scalar.
     """
-    f_s, f_t = F.normalize(f_s), F.normalize(f_t)
+    f_s = F.normalize(f_s)
+    f_t = F.normalize(f_t)
     g_s = f_s @ f_s.T
     g_st = g_s * (f_t @ f_t.T)
     return (g_s / g_s.trace()).pow(2).sum() - (g_st / g_st.trace()).pow(2).sum()
@@ -75,7 +76,8 @@ class ITRD(Distiller):
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any
     ) -> Tensor:
-        f_s, f_t = student.features["pooled_feat"], teacher.features["pooled_feat"]
+        f_s = student.features["pooled_feat"]
+        f_t = teacher.features["pooled_feat"]
         embedded = self.embed(f_s)
         correlation = itrd_correlation_loss(embedded, f_t, self.alpha)
         mutual = itrd_mutual_loss(f_s if f_s.shape == f_t.shape else embedded, f_t)

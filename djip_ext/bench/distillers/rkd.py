@@ -71,7 +71,8 @@ class RKD(Distiller):
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any
     ) -> Tensor:
-        f_s, f_t = student.features["pooled_feat"], teacher.features["pooled_feat"]
+        f_s = student.features["pooled_feat"]
+        f_t = teacher.features["pooled_feat"]
         distance = self.distance_weight * rkd_distance_loss(f_s, f_t, self.eps, self.squared)
         angle = self.angle_weight * rkd_angle_loss(f_s, f_t)
         return self.feat_loss_weight * (distance + angle)

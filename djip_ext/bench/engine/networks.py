@@ -36,7 +36,7 @@ def models_for(dataset: str) -> dict[str, tuple[Factory, str | None]]:
 
 
 def build_model(name: str, num_classes: int, dataset: str = "cifar100") -> nn.Module:
-    """Build a freshly initialised network.
+    """Build a network with random weights.
 
     Args:
         name: one of the benchmark's for that data set, or ``FAMILY:NETWORK`` of another library.

@@ -257,7 +257,7 @@ class BaseTrainer:
             pickle.UnpicklingError,
         ) as error:
             raise DJIPError(
-                f"{path} cannot be resumed ({first_line(error)}); delete the folder to start afresh"
+                f"{path} cannot be resumed ({first_line(error)}); delete the folder to start anew"
             ) from error
 
     def _check_record(self, path: Path, known: dict[str, Any]) -> None:

@@ -73,13 +73,15 @@ def evaluate(network: nn.Module, loader: Loader, precision: str = "float32") -> 
 
 
 def validate(val_loader: Loader, distiller: nn.Module) -> tuple[float, float, float]:
-    """Measure the student of ``distiller`` (bare or in ``DataParallel``) as :func:`evaluate` does.
+    """Measure the student of ``distiller`` (bare or in ``DataParallel``) and print its accuracy.
 
     Returns:
         top-1 accuracy (%), top-5 accuracy (%), cross entropy (nats): mdistiller's order.
     """
     bare: Any = getattr(distiller, "module", distiller)
     row = evaluate(bare.student, val_loader)
+    message = f"Top-1:{row['test_acc']:.3f}| Top-5:{row['test_acc_top5']:.3f}"
+    print(log_msg(message, "EVAL"))
     return row["test_acc"], row["test_acc_top5"], row["test_loss"]
 
 

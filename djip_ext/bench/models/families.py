@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from djip_ext.bench.models.closed import closed_build, closed_spec
-from djip_ext.bench.models.input_spec import InputSpec
+from djip_ext.bench.models.input_spec import InputSpec, triple
 from djip_ext.errors import DJIPError, first_line
 
 from .classifier import Classifier
@@ -87,11 +87,6 @@ def _check_classes(name: str, found: int, num_classes: int) -> None:
         )
 
 
-def _triple(numbers: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = map(float, numbers)
-    return red, green, blue
-
-
 def _no_weights(name: str, error: BaseException | str) -> DJIPError:
     reason = error if isinstance(error, str) else first_line(error)
     return DJIPError(
@@ -147,8 +142,8 @@ def _torchvision_spec(network: str, download: bool) -> InputSpec:
     preset = weights.transforms()
     height, width = 2 * preset.crop_size if len(preset.crop_size) == 1 else preset.crop_size
     return InputSpec(
-        _triple(preset.mean),
-        _triple(preset.std),
+        triple(preset.mean),
+        triple(preset.std),
         (height, width),
         preset.resize_size[0],
         preset.interpolation.value,
@@ -186,8 +181,8 @@ def _timm_spec(network: str, download: bool) -> InputSpec:
     resize = (height, width) if whole else math.floor(min(height, width) / data["crop_pct"])
     interpolation = "bilinear" if data["interpolation"] == "random" else data["interpolation"]
     return InputSpec(
-        _triple(data["mean"]),
-        _triple(data["std"]),
+        triple(data["mean"]),
+        triple(data["std"]),
         (height, width),
         resize,
         interpolation,
@@ -250,12 +245,13 @@ def _hf_spec(network: str, download: bool) -> InputSpec:
     mean: Sequence[float] = (0, 0, 0)
     std: Sequence[float] = (1, 1, 1)
     if processor.get("do_normalize", True):
-        mean, std = processor["image_mean"], processor["image_std"]
+        mean = processor["image_mean"]
+        std = processor["image_std"]
     size, resize = _hf_size(network, processor)
     interpolation = RESAMPLE[int(processor.get("resample") or 2)]
     return InputSpec(
-        _triple(mean),
-        _triple(std),
+        triple(mean),
+        triple(std),
         size,
         resize,
         interpolation,

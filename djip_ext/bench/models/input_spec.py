@@ -1,6 +1,9 @@
 """How images are prepared for a network: its size, scale and crop."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from djip_ext.errors import DJIPError
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,17 @@ class InputSpec:
             f"{height}x{width} {crop}, {self.interpolation}, mean ({mean}), std ({std}) "
             f"[{self.origin}]"
         )
+
+
+def triple(numbers: Sequence[float]) -> tuple[float, float, float]:
+    """Means or standard deviations, one per channel; raises DJIPError for another count."""
+    if len(numbers) != 3:
+        raise DJIPError(
+            f"a normalisation takes three means and three standard deviations, not "
+            f'{list(numbers)}; for example BENCH.MEAN "[0.5, 0.5, 0.5]"'
+        )
+    red, green, blue = map(float, numbers)
+    return red, green, blue
 
 
 IMAGENET = InputSpec((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), (224, 224), 256)

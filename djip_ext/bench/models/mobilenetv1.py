@@ -51,7 +51,8 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
-        blocks, channels = [nn.Sequential(*_conv_bn_relu(3, 32, kernel=3, stride=2))], 32
+        channels = 32
+        blocks = [nn.Sequential(*_conv_bn_relu(3, channels, kernel=3, stride=2))]
         for out, stride in SETTING:
             depthwise = _conv_bn_relu(channels, channels, kernel=3, stride=stride, groups=channels)
             blocks.append(nn.Sequential(*depthwise, *_conv_bn_relu(channels, out, kernel=1)))
@@ -72,7 +73,8 @@ class MobileNetV1(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Features]:
         x = self.model[0](x)
-        feats, preact = [x], [x]
+        feats = [x]
+        preact = [x]
         for i, block in enumerate(self.model[1:-1], start=1):
             before = cast(nn.Sequential, block)[:-1](x)
             x = F.relu(before)

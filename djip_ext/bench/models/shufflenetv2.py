@@ -74,7 +74,7 @@ class ShuffleStage(nn.Sequential):
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        kept, preact = x, x
+        kept = preact = x
         for block in self:
             kept, preact = block(x)
             x = F.channel_shuffle(torch.cat([kept, F.relu(preact)], dim=1), 2)
