@@ -1,5 +1,6 @@
-"""djip_ext: amplify a frozen teacher for knowledge distillation with a fitted JPEG lens (DJIP, ICLR 2026).
+"""djip_ext: amplify a frozen teacher for knowledge distillation with a fitted JPEG lens.
 
+The method is DJIP (ICLR 2026).
 Importing this package imports torch and nothing of torchvision, matplotlib or a benchmark.
 """
 

@@ -235,7 +235,7 @@ class DJIPTeacher(nn.Module):
         unexpected_keys: Any,
         error_msgs: Any,
     ) -> None:
-        """Check the fingerprint, then hand the teacher its keys under the name torch looks for."""
+        """Check the fingerprint, then rename the teacher's keys as torch expects them next."""
         found = state_dict.pop(prefix + FINGERPRINT, None)
         if found is None:
             error_msgs.append(

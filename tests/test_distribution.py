@@ -1,4 +1,4 @@
-"""The source distribution carries what its tests need and passes them; the wheel has its data files."""
+"""The source distribution carries what its tests need and passes them; so does the wheel's data."""
 
 import os
 import shutil

@@ -1,4 +1,7 @@
-"""Everything that runs on a GPU, on a pretended one: no operation mixes devices, and the numbers are those of the CPU."""
+"""Everything that runs on a GPU, on a pretended one.
+
+No operation mixes devices, and the numbers are those of the CPU.
+"""
 
 from pathlib import Path
 
@@ -97,7 +100,9 @@ class Teacher(nn.Module):
 def batches() -> list[tuple[Tensor, Tensor, Tensor]]:
     """On the CPU, as a DataLoader yields them."""
     x = torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    return list(zip(x.split(8), Teacher()(x).argmax(1).split(8), torch.arange(24).split(8)))
+    return list(
+        zip(x.split(8), Teacher()(x).argmax(1).split(8), torch.arange(24).split(8), strict=True)
+    )
 
 
 def test_the_readme_works_for_a_teacher_on_a_gpu(tmp_path: Path) -> None:

@@ -27,7 +27,14 @@ def test_neither_the_package_nor_its_help_loads_torchvision_plotting_or_a_host(
         "PIL",
         "djip_ext.bench",
     }
-    program = f"import sys\ntry:\n    {statement}\nexcept SystemExit:\n    pass\nprint(sorted({heavy} & set(sys.modules)))"
+    program = f"""
+import sys
+try:
+    {statement}
+except SystemExit:
+    pass
+print(sorted({heavy} & set(sys.modules)))
+"""
     root = Path(djip_ext.__file__).parents[1]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])

@@ -17,7 +17,7 @@ MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
 
 class Network(nn.Module):
-    """A teacher in mdistiller's manner: logits and a dictionary of features, plus what distillers ask for."""
+    """A teacher in mdistiller's manner: logits, a dictionary of features, and its channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,6 +104,35 @@ def test_logits_and_features_are_those_of_the_lensed_image(
 def test_applying_the_lens_keeps_the_dtype_of_the_images(network: Network, images: Tensor) -> None:
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
     assert teacher.apply_lens(images.bfloat16()).dtype == torch.bfloat16
+
+
+def test_look_is_the_former_name_of_apply_lens(network: Network, images: Tensor) -> None:
+    teacher = DJIPTeacher(network, lens(), MEAN, STD)
+    assert torch.equal(teacher.look(images), teacher.apply_lens(images))
+
+
+@pytest.mark.parametrize("hard", (False, True))
+def test_the_lens_is_called_as_a_module_once_per_image_batch(
+    network: Network, images: Tensor, hard: bool
+) -> None:
+    """So that hooks, profilers and summaries see it."""
+    teacher = DJIPTeacher(network, JPEGLens(30.0, hard=hard), MEAN, STD)
+    calls: list[tuple[Tensor, Tensor]] = []
+    teacher.djip_lens.register_forward_hook(
+        lambda module, args, output: calls.append((args[0], output))
+    )
+    teacher(images)
+    assert len(calls) == 1
+    image, output = calls[0]
+    assert torch.equal(image, images) and torch.equal(output, teacher.apply_lens(images))
+
+
+def test_a_hook_on_the_lens_can_replace_what_the_teacher_sees(
+    network: Network, images: Tensor
+) -> None:
+    teacher = DJIPTeacher(network, lens(), MEAN, STD)
+    teacher.djip_lens.register_forward_hook(lambda module, args, output: args[0])
+    assert torch.equal(teacher(images)[0], network(images)[0])
 
 
 @pytest.mark.parametrize(
@@ -250,7 +279,10 @@ def test_deep_copy_shares_nothing(network: Network) -> None:
 
 @pytest.mark.parametrize("chosen", (lens(), "identity"))
 def test_data_parallel_replica_answers_alike(network: Network, images: Tensor, chosen: Any) -> None:
-    """What torch.nn.parallel.replicate does on GPUs: shallow copies whose parameters and buffers are plain tensors."""
+    """What torch.nn.parallel.replicate does on GPUs.
+
+    It makes shallow copies whose parameters and buffers are plain tensors.
+    """
     teacher = DJIPTeacher(network, chosen, MEAN, STD)
     replicas = {module: module._replicate_for_data_parallel() for module in teacher.modules()}
     for module, replica in replicas.items():

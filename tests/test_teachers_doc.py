@@ -1,4 +1,4 @@
-"""docs/teachers.md: its Python runs on tiny networks of random weights, its commands on a tiny folder."""
+"""docs/teachers.md: its Python runs on tiny networks, its commands on a tiny folder."""
 
 import re
 import shlex

@@ -74,10 +74,12 @@ def encode_folder(
     for path in others:
         print(f"skipped {path}: not an image")
 
+    comment = f"djip lens {lens_id(lens)}"
+
     def encode(pair: tuple[Path, Path]) -> tuple[int, int]:
         source, target = pair
         image = open_rgb(source)
-        write_jpeg(image, lens, target)
+        write_jpeg(image, lens.q, target, comment)
         return image.height, image.width
 
     def sizes() -> Iterator[tuple[int, int]]:

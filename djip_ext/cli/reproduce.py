@@ -138,7 +138,8 @@ def keep_lens_records(steps: list[Step], out: str) -> None:
     fitted = {step.makes: step for step in steps if step.kind == "lens"}
     for path, step in {step.lens: step for step in steps if step.lens_file}.items():
         if path not in fitted:
-            cfg, record = step.settings(), record_of(path)
+            cfg = step.settings()
+            record = record_of(path)
             name = (
                 f"{file_name(cfg.DISTILLER.TEACHER)}-{cfg.EXPERIMENT.PROJECT}-{record['id']}.json"
             )

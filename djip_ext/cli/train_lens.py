@@ -156,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
 
 def finished(out: Path) -> bool:
     """Whether the fit that writes ``out`` has ended."""
-    record, checkpoint = out.with_suffix(".json"), out.with_suffix(".fit.pth")
+    record = out.with_suffix(".json")
+    checkpoint = out.with_suffix(".fit.pth")
     return out.exists() and record.exists() and not checkpoint.exists()
 
 

@@ -320,7 +320,8 @@ def compete(
             result = step.result()
             assert result is not None  # the plan has brought it to its end
             scores[candidate][seed] = result["last_acc"]
-        trained, seed = trained + len(left), seed + 1
+        trained += len(left)
+        seed += 1
         left = still_open(scores, tuning.baseline)
         for candidate in rows:
             if candidate not in left:

@@ -38,17 +38,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from djip_ext.errors import DJIPError, first_line
-from djip_ext.fit.loop import (
-    CHANGED,
-    FitResult,
-    _frozen,
-    _kept_random,
-    _pack,
-    _unpack,
-    begin_round,
-    default_start,
-)
+from djip_ext.fit.checkpoint import pack_measurement, unpack_measurement
+from djip_ext.fit.result import FitResult
+from djip_ext.fit.sampling import CHANGED, begin_round, kept_random_state
 from djip_ext.fit.settings import FitSettings
+from djip_ext.fit.start import default_start
 from djip_ext.lens.io import weight_hash
 from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
@@ -58,6 +52,7 @@ from djip_ext.utils.batches import Batches, check_enough
 from djip_ext.utils.closed_teacher import ClosedTeacher
 from djip_ext.utils.distributed import processes, say
 from djip_ext.utils.files import atomic_write
+from djip_ext.utils.networks import frozen
 
 PASSES = 30  # over the images, when no budget is given
 NEAR = 0.15  # how far from g* stage 1 may end, in widths of the band
@@ -112,7 +107,7 @@ def fit_black_box(
     if not isinstance(teacher, nn.Module):
         teacher = ClosedTeacher(teacher, num_classes)
     start = default_start() if lens is None else lens
-    with _frozen(teacher), _kept_random(loader), torch.no_grad():
+    with frozen(teacher), kept_random_state(loader), torch.no_grad():
         begin_round(loader, settings.seed, 0)
         batches = Batches(loader, num_classes, mean, std)
         images, digest, counts = _count(batches, num_classes)
@@ -224,7 +219,7 @@ class _Search:
                 )
             # None where later tables were better: those were kept instead.
             kept = self.known["kept"].get(index)
-            now = None if kept is None else _unpack(kept)
+            now = None if kept is None else unpack_measurement(kept)
         else:
             row, now = self.measure(index, None if ln_q is None else q)
         if ln_q is None:
@@ -350,9 +345,9 @@ class _Search:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: all rows, and the full statistics of those that may still be needed."""
-        kept = {0: _pack(self.before)}
+        kept = {0: pack_measurement(self.before)}
         if self.best is not None and self.best[2] is not None:
-            kept[self.best[1]] = _pack(self.best[2])
+            kept[self.best[1]] = pack_measurement(self.best[2])
         return {"rows": self.rows, "tables": self.tables, "kept": kept}
 
     def result(self) -> FitResult:

@@ -1,8 +1,9 @@
-"""The record of a lens: one JSON file with all that a report says and draws of it, so that neither teacher nor images are needed.
+"""The record of a lens: one JSON file with all that a report says and draws of it.
 
-``djip fit`` leaves it beside the lens; ``djip reproduce`` keeps those of all lenses of a table below its ``lenses/``.  It holds
-``id``, ``lens`` (settings and steps) and ``about`` (the lens' metadata); of a fit also ``history``, ``one_class``, and what
-every record of a run holds.
+A report then needs neither teacher nor images.  ``djip fit`` leaves the record beside the lens;
+``djip reproduce`` keeps those of all lenses of a table below its ``lenses/``.  It holds ``id``,
+``lens`` (settings and steps) and ``about`` (the lens' metadata); of a fit also ``history``,
+``one_class``, and what every record of a run holds.
 """
 
 import json
@@ -16,15 +17,8 @@ from djip_ext.lens.io import lens_id, load_lens, make_lens, settings_of
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.metrics.class_simplex import OneClass
 
-ROUND = (
-    "round",
-    "cmi",
-    "accuracy",
-    "ce",
-    "lam",
-    "q_low",
-    "q_high",
-)  # what a row of the history has at least
+# What a row of the history has at least.
+ROUND = ("round", "cmi", "accuracy", "ce", "lam", "q_low", "q_high")
 
 
 @dataclass(frozen=True)
@@ -48,14 +42,18 @@ class LensRecord:
 
     @property
     def id(self) -> str:
-        """Of the lens."""
+        """The lens's id, :func:`djip_ext.lens.io.lens_id`."""
         return lens_id(self.lens)
 
     @property
     def goal(self) -> tuple[tuple[float, float], float] | None:
-        """The band of CMI in nats and the least accuracy in percent that the fit aimed at; ``None`` when it is not known."""
+        """The band of CMI in nats and the least accuracy in percent that the fit aimed at.
+
+        ``None`` when they are not known.
+        """
         try:
-            fit, before = self.about["fit"], self.about.get("fit_before") or self.about["before"]
+            fit = self.about["fit"]
+            before = self.about.get("fit_before") or self.about["before"]
             low, high = (before["cmi"] + gain for gain in fit["cmi_gain"])
             return (low, high), before["accuracy"] - fit["max_accuracy_drop"]
         except (KeyError, TypeError, ValueError):  # metadata are whatever its maker wrote
@@ -63,7 +61,7 @@ class LensRecord:
 
 
 def made_for(about: dict[str, Any]) -> str:
-    """Teacher and data that a lens' metadata name."""
+    """Teacher and data that the metadata of a lens name."""
     return f"{about.get('teacher', 'an unknown teacher')} on {about.get('dataset', 'unknown data')}"
 
 
@@ -77,7 +75,10 @@ def describe(lens: JPEGLens) -> dict[str, Any]:
 
 
 def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is known of the lens file ``path``: itself, and what the JSON file beside it says if that is about the same lens.
+    """The record of the lens file ``path``.
+
+    It holds the lens itself, and the content of the JSON file beside it if that is of the same
+    lens.
 
     Raises:
         DJIPError: as :func:`load_lens`.
@@ -89,16 +90,16 @@ def record_of(path: str | os.PathLike[str]) -> dict[str, Any]:
             beside = {}  # of another lens
     except (OSError, ValueError, KeyError, TypeError):
         beside = {}
-    return describe(lens) | {
-        key: value for key, value in beside.items() if key not in ("id", "lens", "about")
-    }
+    of_lens = describe(lens)
+    return of_lens | {key: value for key, value in beside.items() if key not in of_lens}
 
 
 def parse_record(content: dict[str, Any], source: str | os.PathLike[str]) -> LensRecord:
     """``content`` of the JSON file ``source`` as a :class:`LensRecord`.
 
     Raises:
-        DJIPError: it is not the record of a lens, or its steps are not those that its id stands for.
+        DJIPError: it is not the record of a lens, or its steps are not those that its id stands
+            for.
     """
     try:
         lens = make_lens(content["lens"]["q"], content["lens"], content["about"])
@@ -111,13 +112,16 @@ def parse_record(content: dict[str, Any], source: str | os.PathLike[str]) -> Len
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise DJIPError(
-            f"{source} is not the record of a lens ({reason}); delete it, djip reproduce or djip fit makes it again"
+            f"{source} is not the record of a lens ({reason}); delete it, djip reproduce or djip "
+            "fit makes it again"
         ) from error
     return LensRecord(lens, history, one_class)
 
 
 def read_records(folder: str | os.PathLike[str]) -> list[LensRecord]:
-    """Every record in a folder ``lenses`` at or below ``folder``; those of fits from before records had an id are passed over.
+    """Every record in a folder ``lenses`` at or below ``folder``.
+
+    Records without an id, of early versions, are skipped.
 
     Raises:
         DJIPError: a damaged one.
@@ -128,7 +132,8 @@ def read_records(folder: str | os.PathLike[str]) -> list[LensRecord]:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise DJIPError(
-                f"{path} cannot be read ({error}); delete it, djip reproduce or djip fit makes it again"
+                f"{path} cannot be read ({error}); delete it, djip reproduce or djip fit makes it "
+                "again"
             ) from error
         if isinstance(content, dict) and "id" in content:
             records.append(parse_record(content, path))

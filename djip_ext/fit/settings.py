@@ -18,22 +18,28 @@ class FitSettings:
     """How a lens is fitted; ``docs/defaults.md`` records what was tried for each default.
 
     Attributes:
-        cmi_gain: the band to reach, (low, high) nats of CMI above the plain teacher's. The fit steers to its middle and takes
-            the round in it that paid the least cross entropy per nat of CMI.
-        max_accuracy_drop: percentage points of accuracy that the teacher may lose on the data of the fit.
-        lam: a fixed lambda; ``None`` lets a controller set it: lambda = lam_max clip(missing / (0.25 target), -1, 1), missing = the
-            CMI still to gain.
+        cmi_gain: the band to reach, (low, high) nats of CMI above the plain teacher's. The fit
+            steers to its middle and takes the round in it that paid the least cross entropy per nat
+            of CMI.
+        max_accuracy_drop: percentage points of accuracy that the teacher may lose on the data of
+            the fit.
+        lam: a fixed lambda; ``None`` lets a controller set it:
+            lambda = lam_max clip(missing / (0.25 target), -1, 1), missing = the CMI still to gain.
         lam_max: the controller's largest lambda.
         rounds: alternations of a centre pass and a table pass.
-        patience: stop when the round to be taken meets band and floor and none of this many later ones was better; 0: never.
-        lr: Adam's or SGD's learning rate for ln q, with cosine decay over the rounds.
-        optimizer: "adam" or "sgd" (momentum 0.9).
-        variant: "fresh" (reverse channel from the current prediction), "literal" (from the last pass; N x C floats) or
-            "fixed" (centres of the plain teacher, never refreshed: MCMI's way).
-        refresh: rounds from one refresh of the centres to the next, for "fresh"; every round is measured all the same.
-        tables: "two" (luma, chroma: 128 steps) or "one" (64 steps for all channels, from the geometric mean of the start's two).
+        patience: stop when the round to be taken meets band and floor and none of this many later
+            ones was better; 0: never.
+        lr: Adam's learning rate for ln q, with cosine decay over the rounds.
+        variant: "fresh" (reverse channel from the current prediction), "literal" (from the last
+            pass; N x C floats) or "fixed" (centres of the plain teacher, never refreshed: MCMI's
+            way).
+        refresh: rounds from one refresh of the centres to the next, for "fresh"; every round is
+            measured all the same.
+        tables: "two" (luma, chroma: 128 steps) or "one" (64 steps for all channels, from the
+            geometric mean of the start's two).
         temperature: T at which CMI is raised and measured.
-        q_min: smallest step. Coefficients reach 1024, so below 1024 / L the mean of bright and dark blocks saturates.
+        q_min: smallest step. Coefficients reach 1024, so below 1024 / L the mean of bright and dark
+            blocks saturates.
         ce_weight: weight of the cross entropy; 0 leaves CMI alone.
         precision: of the network, "float32" or "bfloat16"; the lens is always float32.
         seed: of the order in which a shuffling loader is read.
@@ -52,7 +58,6 @@ class FitSettings:
         0, "stop when this many rounds after the best were not better; 0: never"
     )
     lr: float = setting(0.1, "learning rate for ln q, with cosine decay over the rounds")
-    optimizer: Literal["adam", "sgd"] = setting("adam", "what moves the tables")
     variant: Literal["fresh", "literal", "fixed"] = setting(
         "fresh",
         "class centres from the current predictions, from those of the last pass, "
@@ -73,7 +78,6 @@ class FitSettings:
     def __post_init__(self) -> None:
         low, high = self.cmi_gain
         choices = {
-            "optimizer": ("adam", "sgd"),
             "variant": ("fresh", "literal", "fixed"),
             "tables": ("two", "one"),
             "precision": ("float32", "bfloat16"),
@@ -92,11 +96,13 @@ class FitSettings:
                 raise DJIPError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.patience < 0:
             raise DJIPError(
-                f"patience is {self.patience}; 0 runs all rounds, 3 stops three rounds after the best"
+                f"patience is {self.patience}; 0 runs all rounds, 3 stops three rounds after the "
+                "best"
             )
         if self.refresh < 1 or (self.refresh > 1 and self.variant != "fresh"):
             raise DJIPError(
-                f"refresh is {self.refresh} with variant {self.variant}; it must be at least 1, and more for fresh only"
+                f"refresh is {self.refresh} with variant {self.variant}; it must be at least 1, "
+                "and more for fresh only"
             )
         if self.rounds < 0:
             raise DJIPError(

@@ -149,7 +149,8 @@ def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
         f"djip: lens {lens_id(lens)} in front of the teacher of {distillers} distillers "
         f"of {package}"
     )
-    before, after = lens.metadata.get("before"), lens.metadata.get("after")
+    before = lens.metadata.get("before")
+    after = lens.metadata.get("after")
     if before and after:
         line += (
             f"; CMI {before['cmi']:.3f} -> {after['cmi']:.3f} nats, "

@@ -2,10 +2,11 @@
 
 Uses :mod:`djip_ext.ops` and :mod:`djip_ext.utils`; knows nothing of objectives, fits or benchmarks.
 
+* :mod:`~djip_ext.lens.file_format`: the layout of a lens file, in tensors and dictionaries.
+* :mod:`~djip_ext.lens.jpeg_file`: quantization tables from and to real JPEG files.
 * :mod:`~djip_ext.lens.jpeg_lens`: :class:`JPEGLens`, the module.
-* :mod:`~djip_ext.lens.io`: its file, its id, and which teacher it belongs to.
+* :mod:`~djip_ext.lens.io`: lenses from and to files, their ids, and which teacher they belong to.
 * :mod:`~djip_ext.lens.hub`: lenses on the Hugging Face Hub, an optional extra.
-* :mod:`~djip_ext.lens.jpeg_file`: a lens as a real JPEG file, and the tables of one as a lens.
 * :mod:`~djip_ext.lens.initial_tables`: the quantization tables that a fit can start from.
 * :mod:`~djip_ext.lens.normalisation`: between a network's normalised input and pixels in [0, 255].
 """

@@ -1,4 +1,7 @@
-"""Initial tables (2, 8, 8): equal steps are ``JPEGLens(q=number)``; these are the ways that look at something."""
+"""Initial quantization tables (2, 8, 8): JPEG's own, random ones, and those of images or a network.
+
+Equal steps need no function: ``JPEGLens(q=number)``.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,14 +19,34 @@ from djip_ext.utils.networks import device_of, logits_of
 from djip_ext.utils.precision import in_dtype_of
 
 # ITU-T T.81, annex K.1 and K.2
-_LUMA = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
-18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
-_CHROMA = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99 47 66 99 99 99 99 99 99
-99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99 99"""
+_LUMA = """
+16 11 10 16 24 40 51 61
+12 12 14 19 26 58 60 55
+14 13 16 24 40 57 69 56
+14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77
+24 35 55 64 81 104 113 92
+49 64 78 87 103 121 120 101
+72 92 95 98 112 100 103 99
+"""
+_CHROMA = """
+17 18 24 47 99 99 99 99
+18 21 26 66 99 99 99 99
+24 26 56 99 99 99 99 99
+47 66 99 99 99 99 99 99
+99 99 99 99 99 99 99 99
+99 99 99 99 99 99 99 99
+99 99 99 99 99 99 99 99
+99 99 99 99 99 99 99 99
+"""
 
 
 def standard_jpeg(quality: int) -> Tensor:
-    """The tables of baseline JPEG at ``quality`` 1..100, scaled and rounded as libjpeg does."""
+    """The tables of baseline JPEG at ``quality`` 1..100, scaled and rounded as libjpeg does.
+
+    Raises:
+        DJIPError: another quality.
+    """
     if not 1 <= quality <= 100:
         raise DJIPError(f"the JPEG quality is {quality}; it must lie in 1..100")
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
@@ -34,14 +57,16 @@ def standard_jpeg(quality: int) -> Tensor:
 def random_tables(median: float, seed: int) -> Tensor:
     """Independent log-normal steps with sigma = 1: a control that knows nothing of the teacher."""
     generator = torch.Generator().manual_seed(seed)
-    return (median * torch.randn(2, BLOCK, BLOCK, generator=generator).exp()).clamp(Q_MIN, Q_MAX)
+    factors = torch.randn(2, BLOCK, BLOCK, generator=generator).exp()
+    return (median * factors).clamp(Q_MIN, Q_MAX)
 
 
 @torch.no_grad()
 def mean_magnitude(loader: Iterable[Any], mean: Any, std: Any, divisor: float = 16.0) -> Tensor:
     """q_k = E|z_k| / 16, JPEG-DL's start on ImageNet, from the normalised images of ``loader``."""
     normalisation = Normalisation(mean, std)
-    total, count = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64), 0
+    total = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64)
+    count = 0
     for image, *_ in Batches(loader, mean=mean, std=std, labels=False):
         z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image)))
         total += _sum_blocks(z.abs())
@@ -58,27 +83,33 @@ def sensitivity(
     q_max: float = 10.0,
     temperature: float = 1.0,
 ) -> Tensor:
-    """Steps inverse to how strongly the network's loss depends on a coefficient, JPEG-DL's start on CIFAR.
+    """Steps inverse to how strongly the network's loss depends on a coefficient.
 
-    s_k = E[(dCE / dz_k)^2];  q_Y = c / s_Y,  q_C = 2 c / (s_Cb + s_Cr),  c such that max q_Y = ``q_max``.
+    JPEG-DL's start on CIFAR: s_k = E[(dCE / dz_k)^2];  q_Y = c / s_Y,  q_C = 2 c / (s_Cb + s_Cr),
+    c such that max q_Y = ``q_max``.
+
+    Raises:
+        DJIPError: the loss does not depend on the images.
     """
     normalisation = Normalisation(mean, std)
     total = torch.zeros(3, BLOCK, BLOCK, dtype=torch.float64)
     device = device_of(network)
     for image, label, _ in Batches(loader, mean=mean, std=std):
-        image, label = image.to(device=device), label.to(device=device)
+        image = image.to(device=device)
+        label = label.to(device=device)
+        height, width = image.shape[2:]
         with torch.enable_grad():
             z = rgb_to_coefficients(pad_to_blocks(normalisation.to_pixels(image))).requires_grad_()
-            x = normalisation.to_network(
-                coefficients_to_rgb(z)[:, :, : image.shape[2], : image.shape[3]]
-            )
-            loss = F.cross_entropy(
-                logits_of(network(in_dtype_of(network, x))).float() / temperature, label, reduction="sum"
-            )
-            total += _sum_blocks(torch.autograd.grad(loss, z)[0].square())
+            pixels = coefficients_to_rgb(z)[:, :, :height, :width]
+            x = in_dtype_of(network, normalisation.to_network(pixels))
+            logits = logits_of(network(x)).float()
+            loss = F.cross_entropy(logits / temperature, label, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, z)
+        total += _sum_blocks(slope.square())
     if not bool((total > 0).all()):
         raise DJIPError(
-            "the network's loss does not depend on its input; is it the trained network, in eval mode?"
+            "the network's loss does not depend on its input; is it the trained network, in eval "
+            "mode?"
         )
     tables = torch.stack([1 / total[0], 2 / (total[1] + total[2])])
     return (tables * (q_max / tables[0].max())).float()

@@ -188,7 +188,10 @@ def check_belongs(lens: JPEGLens, network: nn.Module, mean: Any, std: Any) -> No
 
 
 def _other_precision(network: nn.Module, known: str) -> str:
-    """Why the hashes may differ, where precision is the reason: the same weights, rounded, hash to another value."""
+    """Why the hashes may differ, where precision is the reason.
+
+    The same weights, rounded, hash to another value.
+    """
     precision = precision_of(network)
     state = plain_state(network)
     for dtype in (torch.float16, torch.bfloat16):

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 from djip_ext.errors import DJIPError, first_line
-from djip_ext.lens.io import lens_id
-from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.ops.dct import BLOCK
 from djip_ext.utils.files import atomic_write
 
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.JpegImagePlugin import JpegImageFile
 
-SOFT_KAPPA = 5.0  # alpha q^2 of a soft lens read from a file: where fits start as well
+LARGEST_STEP = 255  # of a baseline JPEG file
 SUBSAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes; 65535 is white
 
@@ -39,12 +37,15 @@ def jpeg_tables(q: Tensor) -> list[list[int]]:
         zigzag), as the ``qtables`` of Pillow's ``Image.save`` takes them.  A step below 1 becomes
         1, all others the nearest integer, a half the nearest even one.
     """
-    steps = q.detach().cpu().round().clamp(1, Q_MAX).long()
+    steps = q.detach().cpu().round().clamp(1, LARGEST_STEP).long()
     return steps.view(2, BLOCK * BLOCK).tolist()
 
 
-def from_jpeg(path: str | os.PathLike[str], hard: bool = True) -> JPEGLens:
-    """The quantization tables of a JPEG file as a lens; see :meth:`JPEGLens.from_jpeg`."""
+def read_jpeg_tables(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, object]]:
+    """The quantization tables (2, 8, 8) of a JPEG file, and how it is coded.
+
+    See :meth:`djip_ext.lens.jpeg_lens.JPEGLens.from_jpeg`.
+    """
     from PIL import Image, UnidentifiedImageError
 
     path = Path(path)
@@ -60,9 +61,7 @@ def from_jpeg(path: str | os.PathLike[str], hard: bool = True) -> JPEGLens:
             f"{path} cannot be read as a JPEG file ({first_line(error)}); check the path"
         ) from error
     tables = torch.tensor([luma, chroma]).float().view(2, BLOCK, BLOCK)
-    lens = JPEGLens(tables, kappa=None if hard else SOFT_KAPPA, hard=hard)
-    lens.metadata = {"start": f"the tables of {path.name}", "jpeg_file": about}
-    return lens
+    return tables, about
 
 
 def _read(image: JpegImageFile, path: Path) -> tuple[list[int], list[int], dict[str, object]]:
@@ -88,7 +87,7 @@ def _read(image: JpegImageFile, path: Path) -> tuple[list[int], list[int], dict[
             "the lens is always 4:4:4",
             stacklevel=4,
         )
-    if max(map(max, tables)) > Q_MAX:
+    if max(map(max, tables)) > LARGEST_STEP:
         warnings.warn(f"{path} has steps above 255; the lens has 255 there", stacklevel=4)
     about = {"progressive": bool(image.info.get("progressive")), "subsampling": sampling}
     return tables[0], tables[-1], about
@@ -123,23 +122,17 @@ def open_rgb(path: str | os.PathLike[str]) -> Image:
         ) from error
 
 
-def write_jpeg(image: Image, lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
-    """Write an RGB ``image`` as a 4:4:4 JPEG file with the tables of ``lens``, atomically.
+def write_jpeg(image: Image, q: Tensor, path: str | os.PathLike[str], comment: str) -> Path:
+    """Write an RGB ``image`` as a 4:4:4 JPEG file with the steps ``q`` (2, 8, 8), atomically.
 
-    The lens's id stands in the file's comment.  Profiles and other metadata are not kept.
+    ``comment`` stands in the file.  Profiles and other metadata are not kept.
 
     Raises:
         DJIPError: the operating system refused.
     """
 
     def write(temporary: Path) -> None:
-        image.save(
-            temporary,
-            "JPEG",
-            qtables=jpeg_tables(lens.q),
-            subsampling=0,
-            comment=f"djip lens {lens_id(lens)}",
-        )
+        image.save(temporary, "JPEG", qtables=jpeg_tables(q), subsampling=0, comment=comment)
 
     image.info = {}  # else Pillow would keep a comment or a profile of the source
     return atomic_write(path, write)

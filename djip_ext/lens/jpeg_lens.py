@@ -5,6 +5,7 @@ It has two quantization tables, 128 numbers in all.
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
 from djip_ext.lens.file_format import SETTINGS, write_lens_file
+from djip_ext.lens.jpeg_file import jpeg_tables, read_jpeg_tables
 from djip_ext.ops import exportable
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 from djip_ext.ops.fused import FusedLens, KernelConstants
@@ -21,9 +23,11 @@ from djip_ext.ops.quantizer import hard_quantize, soft_quantize
 Q_MIN = 1e-5
 Q_MAX = 255.0
 
+SOFT_KAPPA = 5.0  # alpha q^2 of a soft lens read from a JPEG file: where fits start as well
+
 
 class JPEGLens(nn.Module):
-    """J_d(x, w): images through colour transform, 8x8 DCT, soft quantization and back (arXiv 2410.07081).
+    """J_d(x, w): colour transform, 8x8 DCT, soft quantization and back (arXiv 2410.07081).
 
     Args:
         q: the tables w: a number (all steps equal) or a tensor (2, 8, 8), luma first, chroma second
@@ -32,7 +36,8 @@ class JPEGLens(nn.Module):
         alpha: sharpness of the soft quantizer, the same for all steps.  JPEG-DL has 5 on CIFAR.
         max_index: L; coefficient (v, u) saturates at L q[v, u].
         window: ``None`` for the exact sum, 5 for the bins that JPEG-DL's code sums.
-        kappa: when given, alpha is tied to the step, alpha = kappa / q^2 (JPEG-DL has 0.7 on ImageNet).
+        kappa: when given, alpha is tied to the step, alpha = kappa / q^2 (JPEG-DL has 0.7 on
+            ImageNet).
         hard: round instead (alpha -> infinity); the tables then receive no gradient.
 
     Shape: float (B, 3, H, W) in [0, 255], any H and W -> the same, not clamped to [0, 255], which
@@ -124,9 +129,10 @@ class JPEGLens(nn.Module):
         Raises:
             DJIPError: no JPEG file, no YCbCr in it, or different tables for Cb and Cr.
         """
-        from djip_ext.lens.jpeg_file import from_jpeg
-
-        return from_jpeg(path, hard)
+        tables, about = read_jpeg_tables(path)
+        lens = cls(tables, kappa=None if hard else SOFT_KAPPA, hard=hard)
+        lens.metadata = {"start": f"the tables of {Path(path).name}", "jpeg_file": about}
+        return lens
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **where: Any) -> "JPEGLens":
@@ -186,15 +192,13 @@ class JPEGLens(nn.Module):
         return push_to_hub(self, repository, how, distiller=distiller, temperature=temperature)
 
     def jpeg_tables(self) -> list[list[int]]:
-        """The tables as a JPEG file holds them: 64 integers in 1 .. 255 for luma, 64 for chroma.
+        """The tables as a JPEG file holds them: luma and chroma, 64 integers in 1 .. 255 each.
 
         In natural order (row by row, not zigzag), as the ``qtables`` of Pillow's ``Image.save``
         takes them.  Steps are rounded to the nearest integer, a half to the nearest even one, and a
         step below 1 becomes 1; so the file shows the *hard* lens of these integers, without
         saturation.
         """
-        from djip_ext.lens.jpeg_file import jpeg_tables
-
         return jpeg_tables(self.q)
 
     def sharpness(self) -> Tensor | float:
@@ -299,7 +303,7 @@ class JPEGLens(nn.Module):
 
     @staticmethod
     def _tile(table: Tensor, z: Tensor) -> Tensor:
-        """Lay (2, 8, 8) out over the coefficients: (3, H, W), the second table for Cb and for Cr."""
+        """Lay (2, 8, 8) out over the coefficients (3, H, W); the second table is of Cb and Cr."""
         rows, columns = z.shape[2] // BLOCK, z.shape[3] // BLOCK
         return table.to(z)[[0, 1, 1]].repeat(1, rows, columns)
 
@@ -370,7 +374,7 @@ class JPEGLens(nn.Module):
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._keep_graph_constants()  # a copy counts its changes anew
 
     def freeze(self) -> "JPEGLens":

@@ -23,7 +23,8 @@ class Normalisation:
     """(pixel / 255 - mean) / std per channel, and back, in float32 (float64 stays).
 
     Args:
-        mean, std: three numbers each, in units of [0, 1] pixels, as torchvision's ``Normalize`` takes them.
+        mean, std: three numbers each, in units of [0, 1] pixels, as torchvision's ``Normalize``
+            takes them.
 
     Raises:
         DJIPError: not three numbers, or a std that is not positive.

@@ -1,10 +1,10 @@
-"""What a classifier's predictions are worth: conditional mutual information, cross entropy, accuracy.
+"""Measures of a classifier's predictions: conditional mutual information, cross entropy, accuracy.
 
 Uses :mod:`djip_ext.utils`; a lens is any function from images to images here.
 
 * :mod:`~djip_ext.metrics.cmi`: CMI, Gamma and NCMI of a set of predictions in one pass.
 * :mod:`~djip_ext.metrics.measurement`: a network on a data set, as it is or through a lens.
-* :mod:`~djip_ext.metrics.class_simplex`: the predictions of one class, for the picture of a simplex.
+* :mod:`~djip_ext.metrics.class_simplex`: the predictions for one class, for a picture.
 """
 
 from djip_ext.metrics.cmi import CMI, ClassStatistics, conditional_mutual_information

@@ -42,7 +42,8 @@ class Answers:
     Attributes:
         cmi: of the class, all its images, nats.
         accuracy: top-1 on the samples, percent.
-        f: (K, 3) probabilities of the three corners; they do not sum to one where there are more classes.
+        f: (K, 3) probabilities of the three corners; they do not sum to one where there are more
+            classes.
     """
 
     cmi: float

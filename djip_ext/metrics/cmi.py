@@ -1,10 +1,12 @@
 r"""Conditional mutual information of a classifier, class by class, in one streaming pass.
 
-With f_x = softmax(logits / T) and the class centre S_y = E[f_X | Y = y] (DJIP, ICLR 2026; CMIC-DL, arXiv 2309.09123):
+With f_x = softmax(logits / T) and the class centre S_y = E[f_X | Y = y] (DJIP, ICLR 2026; CMIC-DL,
+arXiv 2309.09123):
 
-    I(X; Yhat | Y = y) = E[ sum_i f_X[i] ln(f_X[i] / S_y[i]) | Y = y ]  =  E[ sum_i f ln f | y ] - sum_i S_y ln S_y
-    CMI   = sum_y P(y) I(X; Yhat | Y = y)                                    concentration within the classes
-    Gamma = E[ -sum_i f_X[i] ln f_U[i] | Y_X != Y_U ]                        separation between the classes
+    I(X; Yhat | Y = y) = E[ sum_i f_X[i] ln(f_X[i] / S_y[i]) | Y = y ]
+                       = E[ sum_i f ln f | y ] - sum_i S_y ln S_y
+    CMI   = sum_y P(y) I(X; Yhat | Y = y)                  concentration within the classes
+    Gamma = E[ -sum_i f_X[i] ln f_U[i] | Y_X != Y_U ]      separation between the classes
     NCMI  = CMI / Gamma
 
 The second form of I needs no second pass.  All sums are float64; all quantities are in nats.
@@ -150,7 +152,9 @@ class ClassStatistics:
 def conditional_mutual_information(
     logits: Tensor, labels: Tensor, num_classes: int, temperature: float = 1.0
 ) -> CMI:
-    """CMI of a whole set of logits (N, C) with labels (N,), in nats; see :class:`CMI` and :class:`ClassStatistics`.
+    """CMI of a whole set of logits (N, C) with labels (N,), in nats.
+
+    See :class:`CMI` and :class:`ClassStatistics`.
 
     Example:
         >>> conditional_mutual_information(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1]), 2).total

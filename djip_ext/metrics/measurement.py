@@ -18,7 +18,13 @@ from djip_ext.utils.precision import in_dtype_of
 
 @dataclass(frozen=True)
 class Measurement:
-    """``cmi``: the full statistics; ``ce``: cross entropy in nats at T = 1; ``accuracy``: top-1 in percent."""
+    """How a network does on a set of images.
+
+    Attributes:
+        cmi: the full statistics.
+        ce: cross entropy in nats at T = 1.
+        accuracy: top-1, in percent.
+    """
 
     cmi: CMI
     ce: float

@@ -78,7 +78,8 @@ class Curves:
             return cls(twice, (), (), (), None, pairs, minus_one)
         nodes, tolerance = (24, 6e-8) if single else (40, 1e-14)
         entries = kappa.clamp_max(SWITCH).reshape(-1)
-        samples = torch.cat([_samples(part, nodes, window) for part in entries.split(512)], dim=2)
+        parts = torch.split(entries, 512)
+        samples = torch.cat([_samples(part, nodes, window) for part in parts], dim=2)
         spectrum = torch.matmul(_chebyshev(nodes).to(kappa.device), samples)  # (3, nodes, entries)
         scale = samples.abs().amax((1, 2)).clamp_min(1)
         # What is lost, at worst, by leaving out a power and all above it.

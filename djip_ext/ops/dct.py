@@ -57,12 +57,14 @@ def block_dct(x: Tensor, out: Tensor | None = None, between: Tensor | None = Non
 
     ``out`` and ``between`` are buffers of the same shape for the result and for what is in between.
     """
-    return _separable(x, *_factors(x.dtype, x.device), out, between)
+    matrix, pair = _factors(x.dtype, x.device)
+    return _separable(x, matrix, pair, out, between)
 
 
 def block_idct(z: Tensor, out: Tensor | None = None, between: Tensor | None = None) -> Tensor:
     """The inverse of :func:`block_dct`."""
-    return _separable(z, *(factor.T for factor in _factors(z.dtype, z.device)), out, between)
+    matrix, pair = _factors(z.dtype, z.device)
+    return _separable(z, matrix.T, pair.T, out, between)
 
 
 @lru_cache
@@ -70,7 +72,8 @@ def _factors(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """M, and M^T twice on a diagonal: sixteen numbers in a row make a better matmul than eight."""
     with torch.inference_mode(False):  # whoever asks first must not make them unfit for training
         matrix = dct_matrix().to(device, dtype)
-        return matrix, torch.block_diag(matrix.T, matrix.T)
+        pair: Tensor = torch.block_diag(matrix.T, matrix.T)  # type: ignore[no-untyped-call]
+        return matrix, pair
 
 
 def _separable(

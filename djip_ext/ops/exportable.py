@@ -1,8 +1,8 @@
 """The soft lens as a plain graph of tensor operations, for torch.export, ONNX and torch.jit.trace.
 
-:mod:`djip_ext.ops.fused` looks at the values of the tables, keeps buffers between calls and is an
-autograd function; a tracer can follow none of that. Here all that depends on the values of the
-tables is computed beforehand, and what remains is colour, DCT, one pointwise function and back.
+:mod:`djip_ext.ops.fused` reads the values of the tables, keeps buffers between calls and is an
+autograd function; a tracer can follow none of that. Here everything that depends on the values of
+the tables is computed beforehand, and what remains is colour, DCT, one pointwise function and back.
 """
 
 import math
@@ -29,7 +29,8 @@ def is_tracing() -> bool:
     # torch 2.4 has no is_exporting; there only an export sets the flag that is_compiling reads,
     # and what torch.compile traces never comes here.
     exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-    return bool(exporting() or torch.jit.is_tracing())
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return bool(exporting() or tracing)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Constants:
     def of(
         cls, q: Tensor, alpha: float, kappa: float | None, max_index: int, window: int | None
     ) -> "Constants":
-        """The constants of tables q (2, 8, 8); looks at their values, so call it before tracing."""
+        """The constants of tables q (2, 8, 8); reads their values, so call it before tracing."""
         q = q.detach().double()
         if kappa is None:
             shape = kappa_of(q, torch.tensor(alpha, device=q.device))
@@ -83,7 +84,7 @@ class Constants:
 
 
 def through(pixels: Tensor, constants: Constants) -> Tensor:
-    """Apply the lens to pixels (B, 3, H, W) in [0, 255], sides multiples of 8; unclamped.
+    """Apply the lens to pixels (B, 3, H, W) in [0, 255], sides multiples of 8; not clamped.
 
     Raises:
         DJIPError: so small steps that the sums at the ends of the range cannot be written out.

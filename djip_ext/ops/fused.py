@@ -248,7 +248,7 @@ class FusedLens(torch.autograd.Function):
         return seen
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_x, by_q = ctx.needs_input_grad[:2]
         (kept,) = ctx.saved_tensors

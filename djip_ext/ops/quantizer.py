@@ -69,7 +69,8 @@ def soft_quantize(
         z = z.to(dtype)
         q = torch.as_tensor(q, dtype=dtype, device=z.device)
         alpha = torch.as_tensor(alpha, dtype=dtype, device=z.device)
-        return _SoftQuantize.apply(z, q, alpha, max_index, window)
+        quantized: Tensor = _SoftQuantize.apply(z, q, alpha, max_index, window)
+        return quantized
 
 
 def hard_quantize(z: Tensor, q: Tensor | float, max_index: int) -> Tensor:
@@ -93,19 +94,19 @@ class _SoftQuantize(torch.autograd.Function):
         curves = Curves.of(kappa, z.dtype, window)
         ends = Ends(kappa, max_index, window)
         g, s, t = mean_index(u, curves, ends, slope=by_z or by_q, turn=by_q or by_alpha)
-        saved: list[Any] = []
-        if by_z:
+        saved = []
+        if by_z and s is not None:
             saved.append(s)
-        if by_q:
+        if by_q and s is not None and t is not None:
             saved.append(g - u * s + 2 * t)
-        if by_alpha:
+        if by_alpha and t is not None:
             saved.append(q / alpha * t)
         ctx.save_for_backward(*saved)
         ctx.shapes = (z.shape, q.shape, alpha.shape)
         return q * g
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         slopes = iter(ctx.saved_tensors)
         grads = (
@@ -164,8 +165,7 @@ def set_ends(u: Tensor, ends: Ends, g: Tensor, s: Tensor | None, t: Tensor | Non
         return
     u_edge = u[edge].double()
     kappa_edge = kappa.expand_as(u)[edge]
-    whole = window is None
-    reach = _reach_from_the_end(u_edge, kappa_edge, max_index) if whole else window // 2
+    reach = _reach_from_the_end(u_edge, kappa_edge, max_index) if window is None else window // 2
     exact = direct_sum(u_edge, kappa_edge, max_index, reach)
     for found, right in zip((g, s, t), exact, strict=True):
         if found is not None:

@@ -1,6 +1,7 @@
-"""Several processes, as torchrun starts them: sums over all of them, and what only the first one does.
+"""Several processes, as torchrun starts them: sums over all, and what only the first one does.
 
-Without a process group every function here is the identity, so that one process computes exactly what it would alone.
+Without a process group every function here is the identity, so that one process computes exactly
+what it would alone.
 """
 
 import os
@@ -39,7 +40,10 @@ def say(text: str) -> None:
 
 
 def sum_all(value: Tensor) -> Tensor:
-    """The sum of ``value`` over all processes, the same in each; ``value`` itself may be overwritten."""
+    """The sum of ``value`` over all processes, the same in each.
+
+    ``value`` itself may be overwritten.
+    """
     if processes() == 1:
         return value
     shared = value.cuda() if dist.get_backend() == "nccl" else value  # NCCL knows GPUs only
@@ -48,19 +52,22 @@ def sum_all(value: Tensor) -> Tensor:
 
 
 def mean_all(value: Tensor, weight: int) -> Tensor:
-    """The mean of ``value`` (K,) over all processes, each counted ``weight`` times, summed in float64."""
+    """The mean of ``value`` (K,) over all processes, each counted ``weight`` times.
+
+    Sums are float64.
+    """
     if processes() == 1:
         return value
-    weighted = sum_all(
-        torch.cat([weight * value.double(), value.new_tensor([weight], dtype=torch.float64)])
-    )
+    total = value.new_tensor([weight], dtype=torch.float64)
+    weighted = sum_all(torch.cat([weight * value.double(), total]))
     return (weighted[:-1] / weighted[-1]).to(value.dtype)
 
 
 def in_step(batches: Iterable[T]) -> Iterator[T | None]:
-    """Yield batches until every process has run out; one that has run out earlier gets ``None`` meanwhile.
+    """Yield batches until every process has run out.
 
-    A sum between two batches then always finds all processes.
+    A process that has run out earlier gets ``None`` meanwhile.  A sum between two batches then
+    always finds all processes.
     """
     if processes() == 1:
         yield from batches
@@ -74,7 +81,11 @@ def in_step(batches: Iterable[T]) -> Iterator[T | None]:
 
 
 def by_first(function: Callable[[], T]) -> T:
-    """What ``function`` returns in the first process, in all of them; a DJIPError that it raises is raised in all."""
+    """Call ``function`` in the first process; all of them return its result.
+
+    Raises:
+        DJIPError: ``function`` raised one; it is raised in all processes.
+    """
     if processes() == 1:
         return function()
     answer: list[object] = [None, None]
@@ -91,9 +102,10 @@ def by_first(function: Callable[[], T]) -> T:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the group that torchrun's environment announces, if there is one and nobody has yet; leave it at the end.
+    """Join the group that torchrun's environment announces; leave it at the end.
 
-    Each process takes the GPU of its ``LOCAL_RANK`` (NCCL), or the CPU where there is none (Gloo).
+    Without such an environment, or where this process has joined already, do nothing.  Each process
+    takes the GPU of its ``LOCAL_RANK`` (NCCL), or the CPU where there is none (Gloo).
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _grouped():
         yield

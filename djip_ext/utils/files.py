@@ -1,4 +1,7 @@
-"""Writing files so that a crash, a kill -9 or a full disk never leaves half of one, and no two processes write the same."""
+"""Files that are written whole or not at all, and by one process at a time.
+
+A crash, a kill -9 or a full disk never leaves half of one.
+"""
 
 import contextlib
 import csv
@@ -13,9 +16,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from djip_ext.errors import Busy, DJIPError, first_line
 
-NUMBERS = re.compile(
-    r"\[\n([^\[\]{}\"]+)\n *\]"
-)  # a list in indented JSON; no string there holds a real line break
+# A list of numbers in indented JSON; no string there holds a real line break.
+NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
@@ -26,7 +28,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
         write: receives the temporary path and writes the whole file there.
 
     Raises:
-        DJIPError: the operating system refused (disk full, no permission); ``path`` is then as it was before.
+        DJIPError: the operating system refused (disk full, no permission); ``path`` is then as it
+            was before.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -39,11 +42,10 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     except OSError as error:
         reason = error.strerror or str(error)
         raise DJIPError(
-            f"cannot write {path}: {reason}; free space or choose another place. Nothing was changed"
+            f"cannot write {path}: {reason}; free space or choose another place. Nothing was "
+            "changed"
         ) from error
-    except (
-        RuntimeError
-    ) as error:  # torch.save and safetensors wrap a full disk into a RuntimeError of their own
+    except RuntimeError as error:  # of torch.save and safetensors, about a full disk for example
         raise DJIPError(f"cannot write {path}: {first_line(error)}; nothing was changed") from error
     finally:
         with contextlib.suppress(OSError):  # not there, nor can be: the error above says why
@@ -73,9 +75,10 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> P
 
 @contextlib.contextmanager
 def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Hold the lock file ``path`` while ``what`` is worked on; the system frees it with the process, however that ends.
+    """Hold the lock file ``path`` while ``what`` is worked on.
 
-    Of the processes of a torchrun group the first one claims for all.
+    The system frees it with the process, however that ends.  Of the processes of a torchrun group
+    the first one claims for all.
 
     Raises:
         Busy: another process holds it.

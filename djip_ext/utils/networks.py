@@ -1,6 +1,8 @@
 """What networks take and return: their device, and where the logits are."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,12 +12,21 @@ from djip_ext.errors import DJIPError
 
 
 def device_of(network: nn.Module) -> torch.device | None:
-    """Where ``network`` takes its images: where its first parameter lies; None without parameters."""
+    """The device on which ``network`` takes its images, that of its first parameter.
+
+    ``None`` without parameters.
+    """
     return next((parameter.device for parameter in network.parameters()), None)
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits (B, C) in a network's output: a tensor, a tuple that starts with it, or an object with ``.logits``."""
+    """The logits (B, C) in a network's output.
+
+    The output is a tensor, a tuple that starts with it, or an object or dictionary with ``logits``.
+
+    Raises:
+        DJIPError: it is none of these.
+    """
     logits = getattr(output, "logits", output)
     if isinstance(logits, dict) and "logits" in logits:
         logits = logits["logits"]
@@ -23,13 +34,14 @@ def logits_of(output: Any) -> Tensor:
         logits = logits[0]
     if not isinstance(logits, torch.Tensor) or logits.dim() != 2:
         raise DJIPError(
-            f"the teacher returned {type(output).__name__}; a lens needs logits (B, C): a tensor, (logits, ...) or an object with .logits"
+            f"the teacher returned {type(output).__name__}; a lens needs logits (B, C): a tensor, "
+            "(logits, ...) or an object with .logits"
         )
     return logits
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The autocast context for a network; ``precision`` is "float32" (none) or "bfloat16".
+    """The autocast context of a network; ``precision`` is "float32" (no autocast) or "bfloat16".
 
     Raises:
         DJIPError: another precision.
@@ -40,14 +52,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def divide_logits(output: Any, by: float) -> Any:
-    """A network's output with its logits divided and all else as it was; what :func:`logits_of` finds no logits in is refused."""
+    """A network's output with its logits divided and all else as it was.
+
+    Raises:
+        DJIPError: as :func:`logits_of`.
+    """
     logits = logits_of(output) / by
     if isinstance(output, torch.Tensor):
         return logits
     if hasattr(output, "_replace"):  # a named tuple
-        return output._replace(
-            **{"logits" if "logits" in output._fields else output._fields[0]: logits}
-        )
+        name = "logits" if "logits" in output._fields else output._fields[0]
+        return output._replace(**{name: logits})
     if hasattr(output, "logits"):
         output = copy.copy(output)
         output.logits = logits
@@ -55,3 +70,20 @@ def divide_logits(output: Any, by: float) -> Any:
     if isinstance(output, dict):
         return {**output, "logits": logits}
     return type(output)((logits, *output[1:]))
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no weight gradients inside; modes and flags as before afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

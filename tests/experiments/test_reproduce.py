@@ -29,7 +29,7 @@ TABLE = {
     "configs": f"{CONFIGS}/fewshot/{{distiller}}_{{pair}}.yaml",
     "pairs": ["wrn_16_2_resnet8"],
     "distillers": ["KD", "AT"],
-    "arms": {"plain": "identity", "lens": "fit --images 20 --rounds 2 --batch-size 10"},
+    "arms": {"plain": "identity", "lens": "fit --images 40 --rounds 2 --batch-size 10"},
     "teachers": {"resnet8": f"{CONFIGS}/vanilla/resnet8.yaml"},
     "seeds": 1,
     "epochs": 3,

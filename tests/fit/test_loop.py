@@ -1,4 +1,4 @@
-"""The fit: it raises CMI, meets its band, leaves the teacher alone, and survives any interruption."""
+"""The fit: it raises CMI, meets its band, leaves the teacher alone, survives interruptions."""
 
 import os
 import signal
@@ -17,6 +17,21 @@ from djip_ext import DJIPError, DJIPTeacher, FitSettings, JPEGLens, fit_lens
 from djip_ext.fit.loop import default_start
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.measurement import measure
+
+
+class Stop(Exception):
+    """Interrupts a fit."""
+
+
+def interrupted(checkpoint: Path, **settings: object) -> None:
+    """Leave the checkpoint of a fit that was stopped in its third round."""
+
+    def stop(row: dict[str, float]) -> None:
+        if row["round"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(checkpoint=checkpoint, log=stop, **settings)
 
 
 def test_cmi_rises_when_the_cross_entropy_is_off() -> None:
@@ -87,7 +102,7 @@ def test_equal_seeds_give_equal_lenses() -> None:
 
 
 def test_a_shuffling_loader_is_read_in_an_order_that_only_the_seed_sets() -> None:
-    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
 
     def shuffled() -> torch.utils.data.DataLoader:
         return torch.utils.data.DataLoader(
@@ -130,16 +145,8 @@ def test_centres_are_refreshed_every_so_many_rounds() -> None:
 
 
 def test_a_fit_with_stale_centres_resumes_to_the_same_lens(tmp_path: Path) -> None:
-    class Stop(Exception):
-        pass
-
-    def stop(row: dict[str, float]) -> None:
-        if row["round"] == 2:
-            raise Stop
-
     settings = {"rounds": 4, "refresh": 3, "lam": 1.0}
-    with pytest.raises(Stop):
-        fit(checkpoint=tmp_path / "fit.pth", log=stop, **settings)
+    interrupted(tmp_path / "fit.pth", **settings)
     assert torch.equal(
         fit(checkpoint=tmp_path / "fit.pth", **settings).lens.q, fit(**settings).lens.q
     )
@@ -176,7 +183,6 @@ def test_a_refresh_that_means_nothing_is_refused(value: int) -> None:
     "name, value",
     [
         ("tables", "three"),
-        ("optimizer", "lion"),
         ("variant", "stale"),
         ("precision", "int8"),
         ("cmi_gain", (0.3, 0.1)),
@@ -207,7 +213,10 @@ def test_an_empty_loader_is_refused() -> None:
 
 
 class Changing:
-    """Another set from the third pass on: the first two measure the teacher, without the lens and with it."""
+    """Another set from the third pass on.
+
+    The first two measure the teacher, without the lens and with it.
+    """
 
     def __init__(self) -> None:
         self.passes, self.batches = 0, data(indexed=True)
@@ -256,7 +265,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path: Path) -> None:
     def loader(images: int, batch: int) -> DataLoader:
-        x, labels = (torch.cat(parts) for parts in zip(*data(images)))
+        x, labels = (torch.cat(parts) for parts in zip(*data(images), strict=True))
         return DataLoader(TensorDataset(x, labels), batch)
 
     path = tmp_path / "fit.pth"
@@ -271,7 +280,9 @@ def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path
     others = [(image + 1, label) for image, label in data()]
     with pytest.raises(DJIPError, match="begun on other images"):
         fit(
-            DataLoader(TensorDataset(*(torch.cat(parts) for parts in zip(*others))), 8),
+            DataLoader(
+                TensorDataset(*(torch.cat(parts) for parts in zip(*others, strict=True))), 8
+            ),
             rounds=3,
             checkpoint=path,
         )
@@ -288,7 +299,7 @@ def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path
 
 
 def test_a_fit_leaves_the_callers_random_numbers_and_the_loader_as_they_were() -> None:
-    x, labels = (torch.cat(parts) for parts in zip(*data()))
+    x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
     loader = DataLoader(
         TensorDataset(x, labels), 8, shuffle=True, generator=torch.Generator().manual_seed(5)
     )
@@ -396,3 +407,39 @@ def test_an_impatient_fit_resumed_stops_where_it_stopped(tmp_path: Path) -> None
     }
     whole, resumed = fit(**settings), fit(**settings)
     assert torch.equal(whole.lens.q, resumed.lens.q) and len(whole.history) == len(resumed.history)
+
+
+def as_the_last_version_wrote_it(checkpoint: Path, optimizer: str) -> None:
+    """Version 0.1.0 had a setting ``optimizer`` and wrote everything into one flat dictionary."""
+    state = torch.load(checkpoint, weights_only=True)
+    assert set(state) == {
+        "identity",
+        "ln_q",
+        "q",
+        "optimizer",
+        "history",
+        "before",
+        "centres",
+        "best",
+    }
+    assert set(state["best"]) == {"rank", "index", "tables", "measured"}
+    assert set(state["before"]) == {"cmi", "ce", "accuracy"}
+    assert set(state["before"]["cmi"]) == {"total", "per_class", "gamma", "centres", "counts"}
+    assert state["identity"]["quantizer"]["clamp"] is False
+    state["identity"]["settings"]["optimizer"] = optimizer
+    torch.save(state, checkpoint)
+
+
+def test_a_fit_begun_by_the_last_version_resumes_to_the_same_lens(tmp_path: Path) -> None:
+    interrupted(tmp_path / "fit.pth", rounds=5)
+    as_the_last_version_wrote_it(tmp_path / "fit.pth", "adam")
+    resumed, whole = fit(checkpoint=tmp_path / "fit.pth", rounds=5), fit(rounds=5)
+    assert torch.equal(resumed.lens.q, whole.lens.q)
+    assert [row["cmi"] for row in resumed.history] == [row["cmi"] for row in whole.history]
+
+
+def test_a_fit_begun_with_an_optimizer_that_is_gone_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path / "fit.pth", rounds=5)
+    as_the_last_version_wrote_it(tmp_path / "fit.pth", "sgd")
+    with pytest.raises(DJIPError, match="begun with optimizer sgd, which fits no longer have"):
+        fit(checkpoint=tmp_path / "fit.pth", rounds=5)

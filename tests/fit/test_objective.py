@@ -1,4 +1,4 @@
-"""Theorem 1: what the lens is fitted to, against exact CMI differentiated by autograd in float64."""
+"""Theorem 1, the objective of the fit, against exact CMI differentiated by autograd in float64."""
 
 import pytest
 import torch

@@ -11,7 +11,8 @@ from pathlib import Path
 def forked(folder: Path, run: Callable[[], object], seconds: int = 0) -> tuple[int, str]:
     """Exit status and output of ``run()`` in a child process that works in ``folder``.
 
-    A child that computes for longer than ``seconds`` (0: no limit), or waits ten times as long, is killed: its status is negative.
+    A child that computes for longer than ``seconds`` (0: no limit), or waits ten times as long, is
+    killed: its status is negative.
     """
     log = folder / "log.txt"
     child = os.fork()
@@ -19,7 +20,9 @@ def forked(folder: Path, run: Callable[[], object], seconds: int = 0) -> tuple[i
         with open(log, "w") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        sys.stdout, sys.stderr, sys.excepthook = open(1, "w"), open(2, "w"), sys.__excepthook__
+        sys.stdout = os.fdopen(1, "w")
+        sys.stderr = os.fdopen(2, "w")
+        sys.excepthook = sys.__excepthook__
         os.chdir(folder)
         signal.setitimer(signal.ITIMER_PROF, seconds)
         signal.alarm(10 * seconds)

@@ -1,10 +1,14 @@
-"""A GPU for machines that have none: tensors that claim to lie on ``cuda:0``, compute on the CPU, and refuse to mix with tensors of the CPU.
+"""A GPU for machines that have none.
+
+Its tensors claim to lie on another device, compute on the CPU, and refuse to mix with tensors of
+the CPU:
 
     with pretend_gpu():
         lens.to(GPU)(images.to(GPU))
 
-runs the real code with real numbers and raises where a real GPU would: two devices in one operation.  CUDA lets the elementwise operations
-of two arguments take a number (a tensor without dimensions) from the CPU, and an index; so does this, and nothing else.
+runs the real code with real numbers and raises where a real GPU would: two devices in one
+operation.  CUDA lets the elementwise operations of two arguments take a number (a tensor without
+dimensions) from the CPU, and an index; so does this, and nothing else.
 """
 
 from collections.abc import Iterator
@@ -93,14 +97,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [a for a in tree_flatten((args, kwargs))[0] if isinstance(a, Tensor)]
     ours = [t for t in tensors if isinstance(t, OnGPU)]
     if ours and name not in ACROSS and not (name in INDEXED and isinstance(args[0], OnGPU)):
-        strangers = [
-            t
+        on_cpu = [
+            tuple(t.shape)
             for t in tensors
             if not isinstance(t, OnGPU) and not (t.dim() == 0 and name in NUMBER_FROM_CPU)
         ]
-        if strangers:
+        if on_cpu:
             raise RuntimeError(
-                f"{func}: expected all tensors to be on {GPU}, found {[tuple(t.shape) for t in strangers]} on the CPU"
+                f"{func}: expected all tensors to be on {GPU}, found {on_cpu} on the CPU"
             )
     device = kwargs.get("device")
     device = torch.device(device) if device is not None else None
@@ -158,7 +162,10 @@ class _Factories(TorchDispatchMode):
 
 
 class _Scalars(TorchFunctionMode):
-    """``torch.tensor(numbers, device=GPU)`` and ``x.new_tensor`` make their result before any dispatch."""
+    """Catches ``torch.tensor(numbers, device=GPU)`` and ``x.new_tensor``.
+
+    They make their result before any dispatch.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

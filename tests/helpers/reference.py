@@ -1,4 +1,4 @@
-"""Slow and obvious float64 references: every sum written out, nothing shared with the package under test."""
+"""Slow and obvious float64 references: every sum written out, nothing shared with the package."""
 
 import math
 
@@ -9,10 +9,11 @@ from torch import Tensor
 def soft_quantize(
     z: Tensor, q: Tensor, alpha: Tensor, max_index: int, window: int | None = None
 ) -> tuple[Tensor, ...]:
-    """E[i q] under P(i | z) ~ exp(-alpha (z - i q)^2), and its derivatives by z, q and alpha, element by element.
+    """E[i q] under P(i | z) ~ exp(-alpha (z - i q)^2), and its derivatives by z, q and alpha.
 
-    All 2 L + 1 bins are summed, or those within ``window // 2`` of the existing bin nearest to z / q, taken as constants.
-    The derivatives are those of the definition, with u_i = i q: E, Var and Cov are under P.
+    All 2 L + 1 bins are summed, element by element, or those within ``window // 2`` of the existing
+    bin nearest to z / q, taken as constants.  The derivatives are those of the definition, with
+    u_i = i q: E, Var and Cov are under P.
     """
     z, q, alpha = torch.broadcast_tensors(
         z.double(), torch.as_tensor(q).double(), torch.as_tensor(alpha).double()
@@ -24,7 +25,8 @@ def soft_quantize(
         nearest = torch.round(z / q).clamp(-max_index, max_index)
         energy = energy.masked_fill((i - nearest).abs() > window // 2, -math.inf)
     p = torch.softmax(energy, dim=-1)
-    # e_i, moved by a constant of the sample: covariances do not care, and float64 keeps its digits at large z.
+    # e_i, moved by a constant of the sample: covariances stay the same, and float64 keeps its
+    # digits at large z.
     near = torch.round(z / q).clamp(-max_index, max_index)
     e_alpha = -((i - near) * q) * ((i + near) * q - 2 * z)
     e_z = 2 * alpha * (i - near) * q
@@ -94,7 +96,10 @@ def rgb(ycc: Tensor) -> Tensor:
 def lens(
     image: Tensor, tables: Tensor, alpha: Tensor, max_index: int, window: int | None = None
 ) -> Tensor:
-    """J_d(x, w) of one image (3, H, W) in [0, 255], block by block; ``tables`` and ``alpha`` are (2, 8, 8)."""
+    """J_d(x, w) of one image (3, H, W) in [0, 255], block by block.
+
+    ``tables`` and ``alpha`` are (2, 8, 8).
+    """
     height, width = image.shape[1:]
     rows = [min(i, height - 1) for i in range(-(-height // 8) * 8)]
     columns = [min(i, width - 1) for i in range(-(-width // 8) * 8)]
@@ -119,16 +124,18 @@ def cmi(
     y = labels.tolist()
     total, per_class = 0.0, []
     for c in range(num_classes):
-        members = [row for row, label in zip(f, y) if label == c]
+        members = [row for row, label in zip(f, y, strict=True) if label == c]
         if not members:
             per_class.append(0.0)
             continue
         centre = [sum(row[i] for row in members) / len(members) for i in range(num_classes)]
-        divergences = [sum(p * math.log(p / s) for p, s in zip(row, centre)) for row in members]
+        divergences = [
+            sum(p * math.log(p / s) for p, s in zip(row, centre, strict=True)) for row in members
+        ]
         per_class.append(sum(divergences) / len(members))
         total += sum(divergences) / len(f)
     crossings = [
-        -sum(p * math.log(r) for p, r in zip(f[a], f[b]))
+        -sum(p * math.log(r) for p, r in zip(f[a], f[b], strict=True))
         for a in range(len(f))
         for b in range(len(f))
         if y[a] != y[b]

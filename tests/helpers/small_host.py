@@ -1,4 +1,4 @@
-"""A copy of a checkout made small: a subset of CIFAR-100, a teacher of random weights, a lens, one short epoch."""
+"""A copy of a checkout made small: few images, a teacher of random weights, a lens, one epoch."""
 
 import json
 import pickle
@@ -76,7 +76,7 @@ def train_set(host: Path, size: int) -> None:
 
 
 def configurations(host: Path, cfg: Any) -> dict[str, str]:
-    """Distiller -> the first of the host's YAML files for it that ``cfg`` accepts; CIFAR-100 before others."""
+    """Distiller -> the first of the host's files that ``cfg`` accepts; CIFAR-100 before others."""
     found: dict[str, str] = {}
     for path in sorted(
         (host / "configs").glob("**/*.yaml"), key=lambda path: ("cifar100" not in path.parts, path)
@@ -94,7 +94,7 @@ def configurations(host: Path, cfg: Any) -> dict[str, str]:
 
 
 def configuration(host: Path, kind: str) -> dict:
-    """The host's own YAML for this distiller on CIFAR-100, where it has one, for our pair and one epoch."""
+    """The host's own YAML for this distiller, where it has one, for our pair and one epoch."""
     found = json.loads((host / "configurations.json").read_text())
     merged = yaml.safe_load(Path(found[kind]).read_text()) if kind in found else {}
     tag = f"{kind.lower()},res56,res20"  # in the form that one of the forks asserts

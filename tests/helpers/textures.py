@@ -1,4 +1,7 @@
-"""A small teacher and the textured images that it is sure of: a lens can take away what its decision rests on."""
+"""A small teacher and the textured images that it is sure of.
+
+A lens can take away what its decision rests on.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +12,9 @@ from djip_ext.lens.normalisation import Normalisation
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 CLASSES = 3
-IMAGES = 25  # in batches of 8: the last one is a single image, which leaves the second process without any
+
+# In batches of 8: the last one is a single image, which leaves the second process without any.
+IMAGES = 25
 EXACT = {
     "rounds": 3,
     "lr": 0.1,
@@ -27,7 +32,7 @@ QUICK = {
 
 
 class Teacher(nn.Module):
-    """A confident little network whose decision rests on high frequencies that a lens can take away."""
+    """A confident little network whose decision rests on high frequencies."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +55,7 @@ def data(images: int = 24, batch: int = 8, indexed: bool = False) -> list[tuple[
     x = Normalisation(MEAN, STD).to_network(pixels)
     labels = Teacher().eval()(x).argmax(1).detach()
     index = torch.arange(images)
-    batches = list(zip(x.split(batch), labels.split(batch), index.split(batch)))
+    batches = list(zip(x.split(batch), labels.split(batch), index.split(batch), strict=True))
     return batches if indexed else [batch[:2] for batch in batches]
 
 
@@ -59,7 +64,7 @@ def fit(loader=None, **settings):
 
 
 def exact_fit(batches: list, **settings):
-    """In float64: fits of float32 are chaotic, so that the order of a sum shows after a few steps."""
+    """Fit in float64: in float32 the order of a sum already shows after a few steps."""
     batches = [(image.double(), *rest) for image, *rest in batches]
     return fit_lens(
         Teacher().double(),

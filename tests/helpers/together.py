@@ -1,4 +1,4 @@
-"""Run Python in several processes of one group, started with the environment that torchrun gives them."""
+"""Run Python in several processes of one group, in the environment that torchrun gives them."""
 
 import json
 import os
@@ -41,11 +41,15 @@ def environments(count: int) -> list[dict[str, str]]:
 
 
 def together(folder: Path, count: int, body: str) -> list[dict[str, Any]]:
-    """Run ``body``, which fills a dict ``answer``, in ``count`` processes; returns their answers by rank."""
+    """Run ``body``, which fills a dict ``answer``, in ``count`` processes.
+
+    Returns their answers by rank.
+    """
     script = folder / "body.py"
+    target = f"os.path.join({str(folder)!r}, f'answer-{{rank()}}.json')"
     lines = [
         *body.strip().splitlines(),
-        f"open(os.path.join({str(folder)!r}, f'answer-{{rank()}}.json'), 'w').write(json.dumps(answer))",
+        f"with open({target}, 'w') as file: file.write(json.dumps(answer))",
     ]
     script.write_text(
         PROLOGUE.format(tests=str(Path(__file__).parents[1]))

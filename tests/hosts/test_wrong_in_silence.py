@@ -1,5 +1,6 @@
 """What a host would otherwise do wrong without a word, or end with a traceback: one line each."""
 
+import argparse
 import importlib
 import inspect
 import os
@@ -18,10 +19,11 @@ from djip_ext import JPEGLens
 from djip_ext.hosts.activation import add_flags
 from djip_ext.hosts.registry import takes_teacher
 from djip_ext.launch import main as launch
+from djip_ext.launch import run_script
 from djip_ext.lens.io import lens_id, weight_hash
 from djip_ext.lens.normalisation import NORMALISATIONS
 
-LENS, OTHER = JPEGLens(40.0, window=5), JPEGLens(20.0, window=5)
+LENS = JPEGLens(40.0, window=5)
 BY_HAND = f"lens {lens_id(LENS)} was made by hand or by another program"
 
 
@@ -245,9 +247,7 @@ def test_memory_statistics_of_a_gpu_do_nothing_without_one(checkout: Path) -> No
     assert status == 0 and "peak 0" in output
 
 
-def test_the_former_names_of_the_flags_are_taken_and_not_shown(checkout: Path) -> None:
-    import argparse
-
+def test_the_former_names_of_the_flags_are_taken_and_not_shown() -> None:
     for prefix in ("", "djip-"):
         parser = argparse.ArgumentParser()
         add_flags(parser, prefix)
@@ -258,8 +258,6 @@ def test_the_former_names_of_the_flags_are_taken_and_not_shown(checkout: Path) -
 
 
 def test_the_added_line_ends_in_one_line_too(checkout: Path) -> None:
-    from djip_ext.launch import run_script
-
     def run() -> None:
         sys.path.insert(0, str(checkout))
         run_script("tools/patched.py", ["--djip-lens", "identity", "--type", "NONE"])

@@ -72,7 +72,7 @@ def slow_sensitivity(
 ) -> Tensor:
     """sum (dCE / dz_k)^2 by central differences: (3, 8, 8)."""
     total, h = torch.zeros(3, 8, 8, dtype=torch.float64), 1e-3
-    for image, label in zip(pixels, labels):
+    for image, label in zip(pixels, labels, strict=True):
         z = rgb_to_coefficients(image[None]).expand(192, -1, -1, -1)
         steps = h * torch.eye(192, dtype=torch.float64).view(192, 3, 8, 8)
         ce = [

@@ -1,4 +1,4 @@
-"""A lens on disk: what goes in comes out, and whatever else is found there is refused in one line."""
+"""A lens on disk: what goes in comes out, and anything else found there is refused in one line."""
 
 import errno
 import json
@@ -14,7 +14,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from djip_ext import DJIPError, JPEGLens, load_lens
-from djip_ext.lens.io import FORMAT, SETTINGS, check_belongs, lens_id, save_lens, weight_hash
+from djip_ext.lens.io import (
+    FORMAT,
+    SETTINGS,
+    check_belongs,
+    lens_id,
+    save_lens,
+    settings_of,
+    weight_hash,
+)
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
@@ -35,7 +43,7 @@ def write(path: Path, of: JPEGLens, **changes: Any) -> Path:
     """A lens file with entries of its header replaced (or, with ..., removed)."""
     header: dict[str, Any] = {
         "format": FORMAT,
-        "lens": {name: getattr(of, name) for name in SETTINGS},
+        "lens": settings_of(of),
         "about": {},
     } | changes
     header = {key: value for key, value in header.items() if value is not ...}
@@ -286,3 +294,43 @@ def test_normalisation_may_differ_in_the_last_digits(lens: JPEGLens, network: nn
 def test_lens_that_names_no_teacher_fits_any(lens: JPEGLens, network: nn.Module) -> None:
     lens.metadata = {}
     check_belongs(lens, network, MEAN, STD)
+
+
+# ---- what the last version wrote
+
+
+def old_settings(**changes: Any) -> dict[str, Any]:
+    """The settings in a file or record of version 0.1.0, which had the option ``clamp``."""
+    settings = {"alpha": 5.0, "kappa": 5.0, "max_index": 1023, "window": None, "hard": False}
+    return settings | {"clamp": False} | changes
+
+
+def test_a_lens_file_of_the_last_version_loads_with_its_id(tmp_path: Path) -> None:
+    q = torch.arange(128.0).view(2, 8, 8) + 1
+    header = {"format": 1, "lens": old_settings(), "about": {"teacher": "resnet56"}}
+    save_file({"q": q}, tmp_path / "a.lens", metadata={"djip": json.dumps(header)})
+    lens = load_lens(tmp_path / "a.lens")
+    assert torch.equal(lens.q, q) and lens.metadata == header["about"]
+    assert lens_id(lens) == "864f8750"
+    lens.save(tmp_path / "b.lens")
+    with safe_open(tmp_path / "b.lens", framework="pt") as file:
+        saved = json.loads(file.metadata()["djip"])
+    assert saved | header == saved  # so that the last version can read it
+
+
+def test_a_lens_that_clamps_is_refused(tmp_path: Path, lens: JPEGLens) -> None:
+    text = refusal(write(tmp_path / "a.lens", lens, lens=old_settings(clamp=True)))
+    assert "clamp is True, which a lens no longer has" in text
+
+
+@pytest.mark.parametrize(
+    "settings, known",
+    (
+        ({"kappa": 5.0}, "864f8750"),
+        ({"alpha": 3.25, "max_index": 127, "window": 5}, "1d2aa4b6"),
+        ({"hard": True}, "a25af9a4"),
+    ),
+)
+def test_ids_are_those_that_the_last_version_computed(settings: dict[str, Any], known: str) -> None:
+    """Folders of runs are named by them."""
+    assert lens_id(JPEGLens(torch.arange(128.0).view(2, 8, 8) + 1, **settings)) == known

@@ -33,6 +33,10 @@ def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 
+def write(image: Image.Image, lens: JPEGLens, path: Path) -> Path:
+    return write_jpeg(image, lens.q, path, f"djip lens {lens_id(lens)}")
+
+
 def tensor_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].double()
 
@@ -68,7 +72,7 @@ def test_the_decoded_file_is_the_hard_lens_of_its_integer_tables(
     q: Tensor, size: tuple[int, int], tmp_path: Path
 ) -> None:
     lens, image = JPEGLens(q, hard=True), photograph(*size)
-    decoded = tensor_of(Image.open(write_jpeg(image, lens, tmp_path / "a.jpg")))
+    decoded = tensor_of(Image.open(write(image, lens, tmp_path / "a.jpg")))
     by_lens = (decoded - lens(tensor_of(image)).clamp(0, 255)).detach().abs()
     by_codec = (decoded - codec(tensor_of(image), lens.jpeg_tables())).abs()
     # A file rounds Y, Cb and Cr to 8 bits before it quantizes, and libjpeg's integer DCT has a
@@ -91,7 +95,7 @@ def test_the_tables_are_integers_in_natural_order() -> None:
 
 def test_a_file_is_444_and_names_its_lens(tmp_path: Path) -> None:
     lens = JPEGLens(uneven())
-    with Image.open(write_jpeg(photograph(20, 20), lens, tmp_path / "b" / "a.jpg")) as file:
+    with Image.open(write(photograph(20, 20), lens, tmp_path / "b" / "a.jpg")) as file:
         assert [list(file.quantization[i]) for i in (0, 1)] == lens.jpeg_tables()
         assert [part[1:3] for part in file.layer] == [(1, 1)] * 3
         assert file.info["comment"] == f"djip lens {lens_id(lens)}".encode()
@@ -111,7 +115,7 @@ def test_a_lens_is_read_from_a_camera_s_file(tmp_path: Path, progressive: bool) 
     assert lens.metadata["jpeg_file"] == {"progressive": progressive, "subsampling": "4:4:4"}
     soft = JPEGLens.from_jpeg(path, hard=False)
     assert torch.equal(soft.q, lens.q) and not soft.hard and soft.kappa == 5.0
-    again = write_jpeg(photograph(32, 32), lens, tmp_path / "b.jpg")
+    again = write(photograph(32, 32), lens, tmp_path / "b.jpg")
     assert torch.equal(JPEGLens.from_jpeg(again).q, lens.q)
 
 

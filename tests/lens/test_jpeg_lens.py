@@ -101,7 +101,10 @@ def test_large_sharpness_approaches_the_hard_lens() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_hard_lens_decodes_as_pillow_does(seed: int) -> None:
-    """Within two grey levels, what rounding in the file format may cost: coefficients keep clear of rounding's ties."""
+    """Within two grey levels, which rounding in the file format may cost.
+
+    Coefficients keep clear of rounding's ties.
+    """
     torch.manual_seed(seed)
     tables = torch.randint(10, 31, (2, 8, 8)).float()
     low = (torch.arange(8)[:, None] + torch.arange(8) < 3).repeat(5, 7)
@@ -115,7 +118,7 @@ def test_hard_lens_decodes_as_pillow_does(seed: int) -> None:
 
 @pytest.mark.parametrize("quality", (20, 50))
 def test_hard_lens_with_standard_tables_is_pillow_s_jpeg_of_an_rgb_image(quality: int) -> None:
-    """An encoder rounds YCbCr to bytes first, so a few coefficients fall to the other side: close in the mean."""
+    """Close in the mean: an encoder rounds YCbCr to bytes first, so a few coefficients differ."""
     smooth = (
         torch.nn.functional.interpolate(images(1, 3, 5, 7), size=(40, 56), mode="bicubic")
         .clamp(0, 255)

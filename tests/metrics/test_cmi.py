@@ -51,7 +51,7 @@ def test_classes_weigh_by_how_often_they_occur() -> None:
 def test_streaming_in_uneven_batches_equals_one_batch(sizes: tuple[int, ...]) -> None:
     logits, labels = samples()
     whole, streamed = conditional_mutual_information(logits, labels, 5), ClassStatistics(5)
-    for batch in zip(logits.split(list(sizes)), labels.split(list(sizes))):
+    for batch in zip(logits.split(list(sizes)), labels.split(list(sizes)), strict=True):
         streamed.update(*batch)
     assert (streamed.result().total, streamed.result().gamma) == pytest.approx(
         (whole.total, whole.gamma), rel=1e-12

@@ -19,7 +19,7 @@ def network() -> nn.Module:
 
 
 def loader() -> list[tuple[Tensor, Tensor, Tensor]]:
-    return list(zip(IMAGES.split(4), LABELS.split(4), torch.arange(11).split(4)))
+    return list(zip(IMAGES.split(4), LABELS.split(4), torch.arange(11).split(4), strict=True))
 
 
 def test_uneven_batches_give_the_numbers_of_the_whole_set() -> None:
@@ -62,7 +62,7 @@ def test_log_probabilities_are_handed_over_with_their_indices() -> None:
         loader(),
         3,
         temperature=2.0,
-        keep_ln_f=lambda index, ln_f: kept.update(zip(index.tolist(), ln_f)),
+        keep_ln_f=lambda index, ln_f: kept.update(zip(index.tolist(), ln_f, strict=True)),
     )
     expected = torch.log_softmax(teacher(IMAGES) / 2.0, 1)
     torch.testing.assert_close(

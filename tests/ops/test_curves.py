@@ -28,7 +28,7 @@ KAPPAS = (
 R = torch.linspace(-0.5, 0.5, 1001, dtype=torch.float64)
 
 
-def law_of(kappa: float, window: int | None = None, r: Tensor = R) -> tuple[Tensor, ...]:
+def moments_of(kappa: float, window: int | None = None, r: Tensor = R) -> tuple[Tensor, ...]:
     reach = 60 if window is None else window // 2
     if window is None and kappa < 0.05:
         return (
@@ -41,25 +41,25 @@ def law_of(kappa: float, window: int | None = None, r: Tensor = R) -> tuple[Tens
 
 @pytest.mark.parametrize("window", (None, 3, 5, 9))
 @pytest.mark.parametrize("kappa", KAPPAS)
-def test_float64_curves_are_the_law(kappa: float, window: int | None) -> None:
+def test_float64_curves_are_the_moments(kappa: float, window: int | None) -> None:
     lacking = (
         4 * kappa * math.exp(-2 * kappa) if window == 3 and kappa >= SWITCH else 0
     )  # the risers sum more bins than these three
     found = Curves.of(torch.tensor(kappa, dtype=torch.float64), torch.float64, window).at(
         R, True, True
     )
-    for curve, exact in zip(found, law_of(kappa, window)):
+    for curve, exact in zip(found, moments_of(kappa, window), strict=True):
         assert (curve - exact).abs().max() < 1e-12 * max(1, kappa) + lacking
 
 
 @pytest.mark.parametrize("window", (None, 3, 5))
 @pytest.mark.parametrize("kappa", KAPPAS)
-def test_float32_curves_are_the_law_to_float32(kappa: float, window: int | None) -> None:
+def test_float32_curves_are_the_moments_to_float32(kappa: float, window: int | None) -> None:
     r = R.float()
     found = Curves.of(torch.tensor(kappa, dtype=torch.float64), torch.float32, window).at(
         r, True, True
     )
-    for curve, value in zip(found, law_of(kappa, window, r.double())):
+    for curve, value in zip(found, moments_of(kappa, window, r.double()), strict=True):
         assert (curve - value).abs().max() < 4e-7 * max(1, kappa)
 
 
@@ -75,5 +75,5 @@ def test_entries_on_both_sides_of_the_switch_keep_their_own_curve() -> None:
     r = R[:, None].expand(-1, len(KAPPAS)).contiguous()
     together = Curves.of(kappa, torch.float64).at(r, True, True)
     for k, value in enumerate(KAPPAS):
-        for curve, exact in zip(together, law_of(value)):
+        for curve, exact in zip(together, moments_of(value), strict=True):
             assert (curve[:, k] - exact).abs().max() < 1e-12 * max(1, value)

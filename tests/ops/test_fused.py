@@ -67,7 +67,7 @@ def test_float32_gradients_are_those_of_float64(settings: dict[str, float]) -> N
     for lens, image, pull in ((single, x, weight), (exact, x.double(), weight.double())):
         image = image.requires_grad_()
         grads.append(torch.autograd.grad(NORMALISATION.through(lens, image), (lens.q, image), pull))
-    for found, expected in zip(*grads):
+    for found, expected in zip(*grads, strict=True):
         assert (found - expected).norm() < 1e-3 * expected.norm() + 1e-5
 
 
@@ -102,7 +102,7 @@ def test_neither_the_size_of_a_chunk_nor_its_buffers_matter(
     seen = NORMALISATION.through(lens, x)
     results.append((seen.detach(), *torch.autograd.grad(seen.square().sum(), (lens.q, x))))
     for other in results[1:]:
-        for a, b in zip(results[0], other):
+        for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
@@ -118,7 +118,8 @@ def test_a_fit_keeps_one_tensor_and_an_image_s_gradient_none() -> None:
     lens, x = JPEGLens(6.0, alpha=5.0), torch.rand(2, 3, 16, 16) * 255
     for by_x in (False, True):
         kept: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        hooks = (lambda t, kept=kept: kept.append(t) or t, lambda t: t)
+        with torch.autograd.graph.saved_tensors_hooks(*hooks):
             lens(x.requires_grad_(by_x))
         assert [t.numel() for t in kept] == [x.numel()]
         assert (kept[0].data_ptr() == x.data_ptr()) == by_x
@@ -145,7 +146,7 @@ def test_a_change_of_the_steps_is_seen_however_it_is_made(change: Callable[[Tens
     assert torch.equal(lens(x), fresh(x)) and not torch.equal(lens(x), before)
 
 
-def test_each_width_and_scale_has_its_own_plan() -> None:
+def test_each_width_and_scale_has_its_own_constants() -> None:
     lens, x = JPEGLens(6.0, kappa=5.0), torch.rand(1, 3, 16, 24) * 255
     wide = lens(x)
     torch.testing.assert_close(lens(x[..., :8]), wide[..., :8], atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""What a fit keeps does not grow with the number of images, unless the literal variant is asked for."""
+"""The memory of a fit does not grow with the number of images, unless the variant is literal."""
 
 import gc
 from collections.abc import Iterator

@@ -1,4 +1,6 @@
-"""The soft quantizer against the full sum over all bins in float64, and the laws that it must obey."""
+"""The soft quantizer against the full sum over all bins in float64, and its properties."""
+
+import itertools
 
 import pytest
 import torch
@@ -63,11 +65,14 @@ def run(
 def errors(
     found: tuple[Tensor, ...], expected: tuple[Tensor, ...], z: Tensor, q: Tensor, alpha: Tensor
 ) -> list[float]:
-    """Largest errors of Q / q, dQ/dz, dQ/dq relative to 1 + abs(u), and alpha dQ/dalpha / q: all free of units."""
+    """Largest errors of Q / q, dQ/dz, dQ/dq relative to 1 + abs(u), and alpha dQ/dalpha / q.
+
+    All are free of units.
+    """
     units = (1 / q, torch.ones_like(q), 1 / (1 + (z / q).abs()), alpha / q)
     return [
         ((f.double() - e).abs() * unit.double()).max().item()
-        for f, e, unit in zip(found, expected, units)
+        for f, e, unit in zip(found, expected, units, strict=True)
     ]
 
 
@@ -203,7 +208,7 @@ def test_approaches_rounding_monotonically_in_sharpness() -> None:
     ]
     inside = (z - z.round()).abs() < 0.499
     assert all(
-        (later <= earlier + 3e-9)[inside].all() for earlier, later in zip(distance, distance[1:])
+        (later <= earlier + 3e-9)[inside].all() for earlier, later in itertools.pairwise(distance)
     )
     assert distance[-1][(z - z.round()).abs() < 0.49].max() < 1e-6
 

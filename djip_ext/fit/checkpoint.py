@@ -1,0 +1,175 @@
+"""A fit on disk: everything that it needs to go on as if it had never been interrupted."""
+
+import os
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from djip_ext.errors import DJIPError, first_line
+from djip_ext.metrics.cmi import CMI
+from djip_ext.metrics.measurement import Measurement
+from djip_ext.utils.files import atomic_write
+
+# Settings that a fit no longer has, with the only value whose fits can go on.
+FORMER_SETTINGS = {"optimizer": "adam"}
+
+
+@dataclass(frozen=True)
+class BestRound:
+    """The round whose tables would be taken if the fit ended now.
+
+    Attributes:
+        rank: what rounds are compared by, smaller is better: percentage points below the accuracy
+            floor, nats outside the band, cross entropy paid per nat of CMI.
+        index: its number.
+        tables: its steps, (2, 8, 8) on the CPU.
+        measured: the teacher through them.
+    """
+
+    rank: tuple[float, ...]
+    index: int
+    tables: Tensor
+    measured: Measurement
+
+    @property
+    def fits(self) -> bool:
+        """Whether it meets both the accuracy floor and the band."""
+        return self.rank[:2] == (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class FitState:
+    """What changes while a fit runs, between two rounds.
+
+    Attributes:
+        ln_q, q: the tables, as the optimizer and as the lens holds them.
+        optimizer: its state dict.
+        history: every round's row.
+        before: the plain teacher.
+        centres: S_y that the steps were last taken against; ``None`` if none was taken.
+        best: the best round so far.
+    """
+
+    ln_q: Tensor
+    q: Tensor
+    optimizer: dict[str, Any]
+    history: list[dict[str, float]]
+    before: Measurement
+    centres: Tensor | None
+    best: BestRound
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], identity: dict[str, Any], state: FitState
+) -> None:
+    """Write ``state`` of the fit that ``identity`` describes, atomically."""
+    best = state.best
+    content = vars(state) | {
+        "identity": identity,
+        "before": pack_measurement(state.before),
+        "best": vars(best) | {"measured": pack_measurement(best.measured)},
+    }
+    atomic_write(path, lambda temporary: torch.save(content, temporary))
+
+
+def read_checkpoint(path: str | os.PathLike[str], identity: dict[str, Any]) -> FitState:
+    """The state, on the CPU, of the fit that ``identity`` describes.
+
+    Raises:
+        DJIPError: the file is damaged, or of another fit or another version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_identity(path, content["identity"], identity)
+        best = content["best"]
+        return FitState(
+            ln_q=content["ln_q"],
+            q=content["q"],
+            optimizer=content["optimizer"],
+            history=content["history"],
+            before=unpack_measurement(content["before"]),
+            centres=content["centres"],
+            best=BestRound(
+                tuple(best["rank"]),
+                best["index"],
+                best["tables"],
+                unpack_measurement(best["measured"]),
+            ),
+        )
+    except (RuntimeError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise DJIPError(
+            f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh"
+        ) from error
+
+
+def check_same_images(path: str | os.PathLike[str], now: Measurement, before: Measurement) -> None:
+    """Check that the plain teacher does on the loader's images as it did on the checkpoint's.
+
+    Args:
+        path: of the checkpoint.
+        now: measured on the loader's images.
+        before: measured when the fit was begun.
+
+    Raises:
+        DJIPError: it does not, so the images are others.
+    """
+    count = int(now.cmi.counts.sum())
+    known = int(before.cmi.counts.sum())
+    # The last digits depend on threads and device.
+    if count == known and abs(now.ce - before.ce) <= 0.01 * max(1.0, before.ce):
+        return
+    raise DJIPError(
+        f"{path} was begun on other images ({count} images, cross entropy {now.ce:.3f} now, "
+        f"{known}, {before.ce:.3f} then); go on with the same set, or delete the file"
+    )
+
+
+def _check_identity(
+    path: str | os.PathLike[str], known: dict[str, Any], identity: dict[str, Any]
+) -> None:
+    """Raise DJIPError unless ``known``, of a checkpoint, is the ``identity`` of this fit."""
+    settings = dict(known["settings"])
+    for name, value in FORMER_SETTINGS.items():
+        found = settings.pop(name, value)
+        if found != value:
+            raise DJIPError(
+                f"{path} was begun with {name} {found}, which fits no longer have; finish it with "
+                "djip_ext 0.1.0, or delete the file"
+            )
+    known = known | {"settings": settings}
+    if known.keys() != identity.keys() or settings.keys() != identity["settings"].keys():
+        raise DJIPError(
+            f"{path} was begun by another version of djip_ext; finish that fit with it, or delete "
+            "the file"
+        )
+    differing = [key for key, value in identity.items() if known[key] != value]
+    if differing:
+        raise DJIPError(
+            f"{path} belongs to a fit with another {', '.join(differing)}; delete it or name "
+            "another checkpoint"
+        )
+
+
+def pack_measurement(measurement: Measurement) -> dict[str, Any]:
+    """A measurement as tensors and numbers, which torch loads without running code."""
+    return {
+        "cmi": dict(vars(measurement.cmi)),
+        "ce": measurement.ce,
+        "accuracy": measurement.accuracy,
+    }
+
+
+def unpack_measurement(content: dict[str, Any]) -> Measurement:
+    """The inverse of :func:`_pack`."""
+    cmi = content["cmi"]
+    whole = CMI(
+        total=cmi["total"],
+        per_class=cmi["per_class"].cpu(),
+        gamma=cmi["gamma"],
+        centres=cmi["centres"].cpu(),
+        counts=cmi["counts"].cpu(),
+    )
+    return Measurement(whole, content["ce"], content["accuracy"])
