@@ -47,21 +47,29 @@ def price_at(
 
     ``gain_and_price`` maps ln(factor) to (gain in CMI, cross entropy paid).
     """
-    points = [(0.0, *gain_and_price(0.0))]
+    points = [_point(0.0, gain_and_price)]
     while abs(points[-1][1] - target) > 0.02 * target and len(points) < tries:
         x, gain, _ = min(points, key=lambda p: abs(p[1] - target))
         slope = 2.0
         if len(points) > 1:
             (a, gain_a, _), (b, gain_b, _) = sorted(points, key=lambda p: abs(p[1] - target))[:2]
             slope = max(0.5, math.log(gain_a / gain_b) / (a - b))
-        x += min(max(math.log(target / max(gain, 1e-3)) / slope, -1.0), 1.0)
-        points.append((x, *gain_and_price(x)))
+        x += min(max(math.log(target / gain) / slope, -1.0), 1.0)
+        points.append(_point(x, gain_and_price))
     (x, gain, paid), (_, gain_b, paid_b) = (
         sorted(points, key=lambda p: abs(p[1] - target))[:2] if len(points) > 1 else points * 2
     )
     # The last few hundredths of a nat on the line through the two nearest points.
     rate = (paid - paid_b) / (gain - gain_b) if gain != gain_b else 1.5
     return paid + rate * (target - gain), math.exp(x)
+
+
+def _point(
+    x: float, gain_and_price: Callable[[float], tuple[float, float]]
+) -> tuple[float, float, float]:
+    """ln(factor), gain and price; a gain of nothing is taken for a thousandth of a nat."""
+    gain, paid = gain_and_price(x)
+    return x, max(gain, 1e-3), paid
 
 
 def figure(rows: list[dict[str, Any]], path: Path) -> None:
@@ -168,7 +176,7 @@ def main() -> None:
                     "accuracy lost, points": before.accuracy - after.accuracy,
                     "CE paid at equal CMI": price,
                     "factor to get there": factor,
-                    "CE per nat, other images": paid / gain,
+                    "CE per nat, other images": paid / max(gain, 1e-3),
                 }
             )
             print(rows[-1], flush=True)
