@@ -18,6 +18,7 @@ from djip_ext.bench.dataset.image_sets import load_image_sets, make_loader
 from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 from djip_ext.bench.engine.run import build_teacher, code_version, resolve_device, run_record
+from djip_ext.bench.engine.temperature import distiller_temperature
 from djip_ext.cli.options import (
     add_benchmark_arguments,
     add_fit_arguments,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     Transform = Callable[[Tensor], Tensor]
 
 
+NO_GAIN_FROM = 4.0  # the distiller's T from which no lens has helped a student (results/README.md)
 HOST_BENCH = ("BENCH.DEVICE", "BENCH.PRECISION")
 MEASURING_BATCH = 250
 
@@ -193,6 +195,12 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
         "processes": processes(),
         "code": code_version(),
     }
+    temperature = None if args.host else distiller_temperature(cfg)
+    if temperature is not None and not args.black_box:
+        result.lens.metadata["at_distiller"] = {
+            "distiller": cfg.DISTILLER.TYPE,
+            **fitting.cmi_at(temperature, result),
+        }
     if first:
         lens = fitting.write(result, measured, out, run_record(cfg))
         out.with_suffix(".fit.pth").unlink(missing_ok=True)
@@ -331,14 +339,34 @@ class Fitting:
             seen, before, after, self.measure_on(test, None), self.measure_on(test, lens)
         )
 
-    def measure_on(self, data: LabelledImages, transform: Transform | None) -> Measurement:
-        """CMI, cross entropy and accuracy on ``data``, each process on its share."""
+    def cmi_at(self, temperature: float, result: FitResult) -> dict[str, float]:
+        """CMI on the images of the fit at another ``temperature``: the one a distiller reads at."""
+        if temperature == self.settings.temperature:
+            plain, lensed = result.before.cmi.total, result.after.cmi.total
+        else:
+            plain, lensed = (
+                self.measure_on(self.part, transform, temperature).cmi.total
+                for transform in (None, self.transform(result.lens))
+            )
+        return {"temperature": temperature, "before": plain, "after": lensed}
+
+    def measure_on(
+        self,
+        data: LabelledImages,
+        transform: Transform | None,
+        temperature: float | None = None,
+    ) -> Measurement:
+        """CMI, cross entropy and accuracy on ``data``, each process on its share.
+
+        Args:
+            temperature: of the CMI; None: that of the fit.
+        """
         return measure(
             self.task.teacher,
             make_loader(data, MEASURING_BATCH, self.device, shard=shard()),
             data.num_classes,
             transform,
-            self.settings.temperature,
+            self.settings.temperature if temperature is None else temperature,
             self.settings.precision,
         )
 
@@ -433,6 +461,16 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
             f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, "
             f"accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %"
         )
+    if (read := about.get("at_distiller")) is not None:
+        print(
+            f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
+            f"{read['before']:.4f} -> {read['after']:.4f} nats (images of the fit)"
+        )
+        if read["temperature"] >= NO_GAIN_FROM:
+            print(
+                f"  note: expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student so "
+                "far (results/README.md); djip tune tries lenses and temperatures on your data"
+            )
     if "queries" in about:
         print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
     if not in_band:

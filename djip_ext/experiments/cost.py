@@ -22,6 +22,7 @@ from yacs.config import CfgNode
 from djip_ext.bench.dataset.image_sets import load_run_sets, make_loader
 from djip_ext.bench.engine.run import build_distiller, build_model, resolve_device
 from djip_ext.bench.engine.teacher_cache import CachedTeacher
+from djip_ext.bench.engine.temperature import distiller_temperature
 from djip_ext.bench.engine.trainer import evaluate, trainer_dict
 from djip_ext.bench.models.families import is_family
 from djip_ext.experiments.plan import Step
@@ -126,6 +127,8 @@ class Estimate:
         count = min(images or len(train.labels), len(train.labels))
         # At the end, without and with the lens
         measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))
+        if distiller_temperature(cfg) not in (None, 1.0):  # once more at the distiller's
+            measured += 2 * count
         passes = fit_passes(count, rounds) + measured
         per_pass = self._once(
             f"fit {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_fit(cfg, train)

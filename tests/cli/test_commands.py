@@ -87,6 +87,22 @@ def test_the_demo_leaves_what_it_did_not_make_alone(capsys: pytest.CaptureFixtur
     assert Path("mine/thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_fit_says_what_the_distiller_will_read(
+    teacher: str, temperature: float, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["DISTILLER.TYPE", "KD", "KD.TEMPERATURE", str(temperature)]
+    options += ["BENCH.TEACHER_CHECKPOINT", teacher]
+    run_command(["fit", "--out", "a.safetensors", "--rounds", "1", *TINY, *options])
+    about = load_lens("a.safetensors").metadata
+    read = about["at_distiller"]
+    assert (read["distiller"], read["temperature"]) == ("KD", temperature)
+    assert (read["before"] == about["fit_before"]["cmi"]) == (temperature == 1.0)
+    printed = capsys.readouterr().out
+    assert f"as KD reads it, at T = {temperature:g}" in printed
+    assert ("expect no gain" in printed) == (temperature == 4.0)
+
+
 def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(
     teacher: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -146,7 +162,7 @@ def test_fit_takes_teacher_and_images_from_a_host(monkeypatch: pytest.MonkeyPatc
         asked.append(arguments)
         return HostTask(
             build_model("resnet8", 20),
-            make_synthetic(2, 0),
+            make_synthetic(4, 0),
             make_synthetic(1, 1),
             "cifar100",
             "resnet8",
@@ -161,7 +177,7 @@ def test_fit_takes_teacher_and_images_from_a_host(monkeypatch: pytest.MonkeyPatc
             "--cfg",
             "theirs.yaml",
             "--images",
-            "20",
+            "40",
             "--rounds",
             "1",
             "--out",
@@ -173,13 +189,13 @@ def test_fit_takes_teacher_and_images_from_a_host(monkeypatch: pytest.MonkeyPatc
         ]
     )
     assert asked == [
-        ("checkout", "theirs.yaml", "mdistiller", 20, ["DISTILLER.TEACHER", "resnet8"])
+        ("checkout", "theirs.yaml", "mdistiller", 40, ["DISTILLER.TEACHER", "resnet8"])
     ]
     about = load_lens("a.safetensors").metadata
     assert (about["dataset"], about["teacher"], about["images"], about["host"]) == (
         "cifar100",
         "resnet8",
-        20,
+        40,
         "mdistiller",
     )
     record = yaml.safe_load(json.loads(Path("a.json").read_text())["config"])

@@ -307,7 +307,9 @@ def test_a_dry_run_prints_every_command_and_counts_its_passes(
         for line in lines
         if line.startswith("# ")
     }
-    assert cost["lens lens of resnet8"] == f"{20 * (1 + 5 + 2 * 4) + 2 * 40 + 2 * 40} teacher and 0"
+    assert cost["lens lens of resnet8"] == (
+        f"{20 * (1 + 5 + 2 * 4) + 2 * 20 + 2 * 40 + 2 * 40} teacher and 0"
+    )
     assert (
         cost["KD wrn_16_2_resnet8, plain, seed 0"] == f"{5 * 40} teacher and {3 * 40}"
     )  # asked once for every view, for all seeds
