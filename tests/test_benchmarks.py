@@ -1,6 +1,7 @@
 """The benchmark commands run, at a size that says nothing about speed."""
 
 import csv
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from djip_ext import JPEGLens
 from djip_ext.bench.engine.run import build_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +98,38 @@ def test_the_training_loop_is_timed_without_a_checkout(pair: str, tmp_path: Path
     run("training_loop.py", "--pairs", pair, *arguments)
     rows = rows_of(out.with_suffix(".csv"))
     assert len(rows) == 4 and all(float(row["images / s"]) > 0 for row in rows)
+
+
+def test_fits_with_and_without_gradients_are_compared(tmp_path: Path) -> None:
+    teacher, out = tmp_path / "teacher.pth", tmp_path / "black_box"
+    torch.save({"model": build_model("resnet8", 20).state_dict()}, teacher)
+    data = ("--images", "40", "DATASET.TYPE", "synthetic")
+    arguments = ("--teacher", "resnet8", "--checkpoint", str(teacher), "--out", str(out), *data)
+    run("black_box.py", "--passes", "5", "6", *arguments)
+    rows = rows_of(out.with_suffix(".csv"))
+    assert [row["fit"] for row in rows] == 2 * ["without gradients", "with gradients"]
+    assert all(float(row["passes"]) <= float(row["budget"]) for row in rows)
+    assert out.with_suffix(".png").exists() and not out.with_suffix(".fit.pth").exists()
+
+
+def test_the_price_at_equal_cmi_is_found_on_a_known_frontier() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from black_box import price_at
+
+    for start in (0.01, 0.1, 0.29, 2.0):
+        price, factor = price_at(0.3, lambda x, s=start: (s * math.exp(2 * x), math.exp(2.8 * x)))
+        exact = math.sqrt(0.3 / start)
+        assert factor == pytest.approx(exact, rel=0.02)
+        assert price == pytest.approx(exact**2.8, rel=0.02)
+
+
+def test_jpeg_files_are_held_against_the_hard_lens(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    lens = tmp_path / "lens.safetensors"
+    JPEGLens(q=8.0, kappa=5.0).save(lens)
+    run("jpeg_files.py", "--lens", str(lens), "--out", str(tmp_path / "files"))
+    rows = rows_of(tmp_path / "files_pixels.csv")
+    assert len(rows) == 9 and all(float(row["within 2 levels, %"]) > 80 for row in rows)
 
 
 def test_the_curve_of_fits_compares_with_the_last_and_keeps_what_has_run(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
+from djip_ext.utils.closed_teacher import ClosedTeacher
 from djip_ext.utils.distributed import rank
 from djip_ext.utils.networks import logits_of
 from djip_ext.utils.pieces import is_ours
@@ -47,13 +48,15 @@ def answer_without_lens(
 ) -> Tensor | None:
     """The logits of ``network`` for the first :data:`FEW` images as they are.
 
-    ``None`` where asking would leave traces, in hooks of others or in statistics, or where there
-    are no logits. The random state stays what it was.
+    ``None`` where asking would be paid for, of a closed teacher, or would leave traces, in hooks of
+    others or in statistics, or where there are no logits. The random state stays what it was.
 
     Args:
         args, kwargs: what else the network takes; tensors with an entry per image are cut too.
         name: the keyword of the image; ``None``: it comes first.
     """
+    if any(isinstance(module, ClosedTeacher) for module in network.modules()):
+        return None
     hooks = (
         hook
         for module in network.modules()
