@@ -8,12 +8,12 @@ from djip_ext.errors import DJIPError
 from djip_ext.fit.loop import FitResult, fit_lens
 from djip_ext.fit.settings import FitSettings
 from djip_ext.hosts.registry import install, uninstall
+from djip_ext.inputs.closed_teacher import ClosedTeacher
 from djip_ext.lens.io import load_lens
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.metrics.cmi import CMI, ClassStatistics, conditional_mutual_information
 from djip_ext.ops.quantizer import hard_quantize, soft_quantize
 from djip_ext.teacher import DJIPTeacher
-from djip_ext.utils.closed_teacher import ClosedTeacher
 
 __version__ = "0.1.0"
 __all__ = [

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.lens.io import check_belongs, control_digest, lens_digest, lens_name, softening
-from djip_ext.lens.jpeg_lens import JPEGLens
-from djip_ext.lens.normalisation import Normalisation
-from djip_ext.ops.exportable import is_tracing
-from djip_ext.utils.batches import check_range
-from djip_ext.utils.first_batch import (
+from djip_ext.inputs.batches import check_range
+from djip_ext.inputs.first_batch import (
     answer_without_lens,
     check_image,
     check_not_traced,
     say_if_unchanged,
 )
+from djip_ext.inputs.pieces import Watch, is_prepared, prepared, watch
+from djip_ext.lens.io import check_belongs, control_digest, lens_digest, lens_name, softening
+from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.lens.normalisation import Normalisation
+from djip_ext.ops.exportable import is_tracing
 from djip_ext.utils.networks import device_of, divide_logits
-from djip_ext.utils.pieces import Watch, is_prepared, prepared, watch
 from djip_ext.utils.precision import in_dtype_of
 
 FINGERPRINT = "djip_fingerprint"

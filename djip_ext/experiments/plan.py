@@ -20,8 +20,8 @@ from djip_ext.bench.models import cifar_model_dict
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import combinations, suffix, words_of
 from djip_ext.experiments.table import Table
+from djip_ext.inputs.checkpoints import variants
 from djip_ext.lens.io import lens_name, read_lens, softening, weight_hash
-from djip_ext.utils.checkpoints import variants
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ from djip_ext.fit.result import FitResult
 from djip_ext.fit.sampling import CHANGED, begin_round, kept_random_state
 from djip_ext.fit.settings import FitSettings
 from djip_ext.fit.start import default_start, starting_lens
+from djip_ext.inputs.batches import Batches, check_enough
+from djip_ext.inputs.closed_teacher import ClosedTeacher
 from djip_ext.lens.io import settings_of, weight_hash
 from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.measurement import Measurement, measure
-from djip_ext.utils.batches import Batches, check_enough
-from djip_ext.utils.closed_teacher import ClosedTeacher
 from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, say, sum_all
 from djip_ext.utils.networks import autocast, device_of, frozen, logits_of
 from djip_ext.utils.precision import in_dtype_of

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
+from djip_ext.inputs.batches import Batches
 from djip_ext.lens.jpeg_lens import Q_MAX, Q_MIN
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
-from djip_ext.utils.batches import Batches
 from djip_ext.utils.networks import device_of, logits_of
 from djip_ext.utils.precision import in_dtype_of
 

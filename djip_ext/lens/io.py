@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
+from djip_ext.inputs.wrappers import plain_state, precision_of
 from djip_ext.lens.file_format import (
     FORMAT,
     FORMER_SETTINGS,
@@ -25,7 +26,6 @@ from djip_ext.lens.file_format import (
     write_lens_file,
 )
 from djip_ext.lens.jpeg_lens import JPEGLens
-from djip_ext.utils.wrappers import plain_state, precision_of
 
 __all__ = [
     "FORMAT",

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from djip_ext.inputs.batches import Batches
 from djip_ext.metrics.cmi import CMI
-from djip_ext.utils.batches import Batches
 from djip_ext.utils.networks import autocast, logits_of
 from djip_ext.utils.precision import in_dtype_of
 

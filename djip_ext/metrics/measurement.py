@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
+from djip_ext.inputs.batches import Batches
 from djip_ext.metrics.cmi import CMI, ClassStatistics
-from djip_ext.utils.batches import Batches
 from djip_ext.utils.distributed import sum_all
 from djip_ext.utils.networks import autocast, device_of, logits_of
 from djip_ext.utils.precision import in_dtype_of

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from djip_ext.errors import DJIPError
-from djip_ext.utils.batches import Batch, Batches, check_enough
+from djip_ext.inputs.batches import Batch, Batches, check_enough
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 C = 5

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from djip_ext.bench.engine.checkpoints import load_weights
 from djip_ext.errors import DJIPError
-from djip_ext.utils.checkpoints import read_state, variants
+from djip_ext.inputs.checkpoints import read_state, variants
 
 State = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from djip_ext.bench.dataset.imagefolder import FolderLoader, load_folders
 from djip_ext.bench.models.input_spec import IMAGENET
 from djip_ext.errors import DJIPError
-from djip_ext.utils.pixel_modes import to_rgb
+from djip_ext.inputs.pixel_modes import to_rgb
 
 RAMP = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4  # grey, 0 .. 252
 

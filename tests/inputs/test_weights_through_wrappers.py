@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from djip_ext import DJIPError, DJIPTeacher, JPEGLens
+from djip_ext.inputs.wrappers import plain_state, unwrap
 from djip_ext.lens.io import weight_hash
-from djip_ext.utils.wrappers import plain_state, unwrap
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -18,8 +18,8 @@ from torchvision.transforms import InterpolationMode
 from djip_ext.bench.dataset.imageset import few_shot, fingerprint
 from djip_ext.bench.models.input_spec import InputSpec
 from djip_ext.errors import DJIPError
+from djip_ext.inputs.pixel_modes import UNREADABLE, to_rgb
 from djip_ext.lens.normalisation import Normalisation
-from djip_ext.utils.pixel_modes import UNREADABLE, to_rgb
 
 
 @dataclass(frozen=True)

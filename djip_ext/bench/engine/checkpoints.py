@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.utils.checkpoints import read_state, state_for
+from djip_ext.inputs.checkpoints import read_state, state_for
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from djip_ext.bench.models.input_spec import IMAGENET, InputSpec
 from djip_ext.errors import DJIPError, first_line
-from djip_ext.utils.closed_teacher import ClosedTeacher
+from djip_ext.inputs.closed_teacher import ClosedTeacher
 
 
 def closed_spec(network: str, download: bool) -> InputSpec:

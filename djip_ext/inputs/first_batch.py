@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.utils.closed_teacher import ClosedTeacher
+from djip_ext.inputs.closed_teacher import ClosedTeacher
+from djip_ext.inputs.pieces import is_ours
 from djip_ext.utils.distributed import rank
 from djip_ext.utils.networks import logits_of
-from djip_ext.utils.pieces import is_ours
 from djip_ext.utils.precision import in_dtype_of
 
 FEW = 8  # images that are shown without the lens

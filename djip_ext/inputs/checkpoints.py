@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError, first_line
-from djip_ext.utils.wrappers import plain_state
+from djip_ext.inputs.wrappers import plain_state
 
 State = dict[str, Tensor]
 

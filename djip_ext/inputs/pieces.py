@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.utils.wrappers import unwrap
+from djip_ext.inputs.wrappers import unwrap
 
 PREPARED = "_djip_prepared"  # an attribute of tensors that may enter a part on their own
 _DEPTH = 2  # of modules below the network that are watched; deeper ones only where they take images
