@@ -134,7 +134,9 @@ class DJIPTeacher(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         check_not_traced(args)
-        plain = self._first_look(args, kwargs) if self._is_new and not _is_recorded() else None
+        plain = (
+            self._check_first_images(args, kwargs) if self._is_new and not _is_recorded() else None
+        )
         seen_args, seen_kwargs = self._behind_lens(args, kwargs)
         output = self.djip_teacher(*seen_args, **seen_kwargs)
         if plain is not None:
@@ -174,7 +176,7 @@ class DJIPTeacher(nn.Module):
         with self._watch.inside():
             return method(*args, **kwargs)
 
-    def _first_look(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _check_first_images(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Check the range of the first images; the teacher's logits for a few without the lens."""
         self._is_new = False
         if self.djip_lens is None:

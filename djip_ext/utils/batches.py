@@ -86,7 +86,7 @@ class Batches:
             )
         self.loader, self.num_classes, self.labels = loader, num_classes, labels
         self.mean, self.std = mean, std
-        self._checked = False  # whether a first batch was looked at closely
+        self._checked = False  # whether a first batch was checked closely
         self._filled = False  # whether a pass held batches
 
     def __iter__(self) -> Iterator[Batch]:
@@ -99,7 +99,7 @@ class Batches:
             if not self._checked:
                 self._check_closely(batch)
                 self._checked = True
-            if number & (number - 1) == 0:  # the 1st, 2nd, 4th, ...: every look makes a GPU wait
+            if number & (number - 1) == 0:  # the 1st, 2nd, 4th, ...: every check makes a GPU wait
                 _check_finite(batch.image)
             yield batch
         if number == 0 and self._filled:

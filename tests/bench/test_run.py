@@ -22,8 +22,8 @@ from djip_ext.experiments.statistics import compare, markdown, summarise
 from djip_ext.hosts.registry import install, uninstall
 from djip_ext.lens.io import weight_hash
 from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.lens.normalisation import Normalisation
 from djip_ext.ops import fused
-from djip_ext.teacher import DJIPTeacher
 
 SMALL = [
     "DATASET.TYPE",
@@ -115,9 +115,7 @@ def test_a_lens_undoes_the_scale_of_the_loader(
         lambda per_class, seed: replace(make_synthetic(2, seed), mean=scale[0], std=scale[1]),
     )
     seen = []
-    monkeypatch.setattr(
-        DJIPTeacher, "apply_lens", lambda self, x: seen.append(self.djip_normalisation) or x
-    )
+    monkeypatch.setattr(Normalisation, "through", lambda self, lens, x: seen.append(self) or x)
     lens = JPEGLens(q=5.0)
     lens.metadata = {"mean": list(scale[0]), "std": list(scale[1])}
     install(lens, "djip_ext.bench")
