@@ -79,7 +79,8 @@ CIFAR_PAIRS: dict[str, tuple[str, str, Tuned]] = {
     "res32x4_shuv2": ("resnet32x4", "ShuffleV2", Tuned(8.0, 0.4, 16.0, 1.5)),
     "wrn40_2_shuv1": ("wrn_40_2", "ShuffleV1", Tuned(8.0, 0.3, 3.0, 1.5, 0.0)),
 }
-FEWSHOT = ("wrn_16_2", "resnet8")  # the pair of results/: small enough for a CPU
+FEWSHOT = (("wrn_16_2", "resnet8"), ("vgg8", "resnet8"))  # the pairs of results/: small enough for a CPU
+LONG = {"vgg8"}  # teachers whose few-shot students learn for 120 epochs along a cosine
 
 # ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student and teacher, weights.
 # The transformers are timm's and give logits and pooled features only; their recipe is DeiT's, for the embedded benchmark alone.
@@ -108,7 +109,8 @@ def compose() -> dict[str, str]:
     for network, (short, _) in CIFAR_NETWORKS.items():
         files[f"cifar100/vanilla/{short}.yaml"] = cifar("NONE", network, network)
     for method in METHODS:
-        files[f"cifar100/fewshot/{method.lower()}_{'_'.join(FEWSHOT)}.yaml"] = cifar(method, *FEWSHOT, fewshot=True)
+        for pair in FEWSHOT:
+            files[f"cifar100/fewshot/{method.lower()}_{'_'.join(pair)}.yaml"] = cifar(method, *pair, fewshot=True)
     for pair, (networks, shorts, dims, tuned) in IMAGENET_PAIRS.items():
         for method in IMAGENET_METHODS:
             if pair == "vits_deitt" and method in NOT_FOR_TRANSFORMERS:
@@ -118,7 +120,7 @@ def compose() -> dict[str, str]:
 
 
 def cifar(method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewshot: bool = False) -> str:
-    """The recipe of the CRD benchmark and DKD: 240 epochs; few-shot: 50, at a rate of .05, with the same decay."""
+    """The recipe of the CRD benchmark and DKD: 240 epochs; few-shot: 50, at a rate of .05, with the same decay, or as LONG says."""
     (short_t, dim_t), (short_s, dim_s) = CIFAR_NETWORKS[teacher], CIFAR_NETWORKS[student]
     tag = ["vanilla", short_s] if method == "NONE" else [method.lower(), short_t, short_s]
     solver = {
@@ -136,6 +138,10 @@ def cifar(method: str, teacher: str, student: str, tuned: Tuned = Tuned(), fewsh
         "DISTILLER": {"TYPE": method, "TEACHER": teacher, "STUDENT": student},
         "SOLVER": solver,
     }
+    if fewshot and teacher in LONG:
+        solver["EPOCHS"] = 120
+        del solver["LR_DECAY_STAGES"], solver["LR_DECAY_RATE"]
+        cfg["BENCH"] = {"SCHEDULE": "cosine"}
     return HEADER + text(cfg | node(method, METHODS, cfg, (dim_s, dim_t), tuned))
 
 

@@ -45,6 +45,7 @@ CFG = CfgNode({
         "COMPILE": False,  # torch.compile of student and teacher: a minute or so, which long runs on a GPU earn back
         "FRACTION": 1.0,  # of each class that the training set keeps: the few-shot setting
         "FRACTION_SEED": 0,  # which images these are; apart from SEED, so that seeds share them
+        "AUGMENT": True,  # False: the training images in random order, neither cropped nor flipped
         "VIEWS": 0,  # K > 0: K fixed augmentations of each image, and the teacher is asked once for each (logit methods)
         "TEACHER_CHECKPOINT": "",  # .pth or .safetensors; "" is mdistiller's path for that teacher
         "STUDENT_CHECKPOINT": "",  # where the student starts from; "": fresh weights

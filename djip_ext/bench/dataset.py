@@ -103,6 +103,9 @@ def get_dataset(cfg: CfgNode) -> tuple[DeviceLoader | FolderLoader, DeviceLoader
     """mdistiller's entry: ``(train_loader, test_loader, num_data, num_classes)``."""
     train, test = load_run_sets(cfg)
     device = cfg.BENCH.DEVICE
-    train_loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, device, augment=True, seed=cfg.BENCH.SEED, views=cfg.BENCH.VIEWS)
+    if cfg.BENCH.VIEWS and not cfg.BENCH.AUGMENT:
+        raise DJIPError(f"BENCH.VIEWS is {cfg.BENCH.VIEWS}, but without augmentation (BENCH.AUGMENT False) an image has one view; set BENCH.VIEWS 0")
+    how = {"shuffle": True, "augment": cfg.BENCH.AUGMENT, "seed": cfg.BENCH.SEED, "views": cfg.BENCH.VIEWS}
+    train_loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, device, **how)
     test_loader = make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, device)
     return train_loader, test_loader, train_loader.num_images, train.num_classes
