@@ -13,13 +13,13 @@ from .errors import DJIPError
 from .host_cures import CURES, Host, apply_cures
 from .install import count_teachers, install
 from .lens import JPEGLens
-from .lens_file import lens_id, load_lens
+from .lens_file import lens_name, read_lens
 from .spawned import follow_spawn
 
 
 def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
     """``--djip-lens``, ``--djip-any-teacher`` and, with ``prefix`` before their names, ``--seed`` and ``--no-cure``."""
-    parser.add_argument("--djip-lens", metavar="LENS", help="lens file in front of the teacher, or 'identity': the fair baseline")
+    parser.add_argument("--djip-lens", metavar="LENS", help="lens file in front of the teacher, 'identity': the fair baseline, or 'temperature:K': its logits / K")
     parser.add_argument("--djip-any-teacher", action="store_true", help="accept a lens that was fitted for other weights or data")
     parser.add_argument(f"--{prefix}seed", dest="seed", type=int, metavar="N", help="seed random, numpy and torch; the run's folder ends in seed-N")
     cures = ", ".join(cure.name for cure in CURES)
@@ -35,9 +35,9 @@ def activate(flags: argparse.Namespace, package: str, script: Path, arguments: l
         DJIPError: as :func:`~djip_ext.install.install` and :func:`~djip_ext.host_cures.apply_cures` do.
     """
     lens: JPEGLens | str | None = flags.djip_lens
-    if isinstance(lens, str) and lens != "identity":
-        lens = load_lens(lens)
-    tag = [] if lens is None else [f"djip-{lens if isinstance(lens, str) else lens_id(lens)}"]
+    if isinstance(lens, str):
+        lens = read_lens(lens)
+    tag = [] if lens is None else [f"djip-{lens_name(lens)}"]
     tag += [] if flags.seed is None else [f"seed-{flags.seed}"]
     again = functools.partial(_activate_spawned, flags, package, script, arguments)
     follow_spawn(again, functools.partial(count_teachers, package))

@@ -17,7 +17,7 @@ from torch import nn
 from .additions import add_missing, module_name
 from .errors import DJIPError
 from .lens import JPEGLens
-from .lens_file import lens_id, load_lens
+from .lens_file import lens_id, read_lens
 from .pixels import NORMALISATIONS
 from .teacher import DJIPTeacher
 
@@ -38,7 +38,8 @@ def install(lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller"
     Also registers the distillers of this project that the package lacks, with their configuration nodes.
 
     Args:
-        lens: a path, a :class:`JPEGLens`, or ``"identity"``, the fair baseline: the same wrapper, no change of the images.
+        lens: a path, a :class:`JPEGLens`, or ``"identity"``, the fair baseline: the same wrapper, no change of the images; or
+            ``"temperature:K"``, which divides the plain teacher's logits by K.
         package: the benchmark, imported if need be; it must have ``<package>.distillers.distiller_dict``.  "." is one whose
             ``distillers`` is no part of a package.
         any_teacher: accept a lens that was fitted for other weights or another data set.
@@ -49,8 +50,8 @@ def install(lens: str | os.PathLike[str] | JPEGLens, package: str = "mdistiller"
     Raises:
         DJIPError: the package or its registry is missing, or the lens cannot be read.
     """
-    if isinstance(lens, (str, os.PathLike)) and str(lens) != "identity":
-        lens = load_lens(lens)
+    if isinstance(lens, (str, os.PathLike)):
+        lens = read_lens(lens)
     registry = find_registry(package)
     uninstall(package)
     installation = _INSTALLED[package] = _Installation(dict(registry), add_missing(package, registry))
@@ -97,7 +98,8 @@ def find_registry(package: str) -> dict[str, Any]:
 def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
     """The line that says a lens is active: its id, CMI and the teacher's accuracy without and with it."""
     if isinstance(lens, str):
-        return f"djip: identity lens in front of the teacher of {distillers} distillers of {package}"
+        what = "identity lens in front of" if lens == "identity" else f"no lens, but {lens} behind"
+        return f"djip: {what} the teacher of {distillers} distillers of {package}"
     line = f"djip: lens {lens_id(lens)} in front of the teacher of {distillers} distillers of {package}"
     before, after = lens.metadata.get("before"), lens.metadata.get("after")
     if before and after:
@@ -128,7 +130,7 @@ def put_behind(teacher: nn.Module, lens: JPEGLens | str, cfg: Any, any_teacher: 
         mean, std = NORMALISATIONS[dataset]
     elif "mean" in about:
         mean, std = about["mean"], about["std"]
-    elif lens == "identity":
+    elif isinstance(lens, str):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # never used: the images pass untouched
     else:
         raise DJIPError(f"DATASET.TYPE is '{dataset}', whose normalisation is unknown, and the lens does not say; fit it with fit_lens or djip fit")

@@ -6,6 +6,7 @@ this layout), ``lens`` (the codec's settings) and ``about`` (normalisation, teac
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,43 @@ def load_lens(path: str | os.PathLike[str]) -> JPEGLens:
 def lens_id(lens: JPEGLens) -> str:
     """Eight hex digits that change whenever the tables or the settings do."""
     return lens_digest(lens).hex()[:8]
+
+
+def softening(control: str) -> float | None:
+    """What the plain teacher's logits are divided by: 1 for ``"identity"``, K for ``"temperature:K"``, None for anything else, a path say.
+
+    Raises:
+        DJIPError: a K that is not a positive number.
+    """
+    kind, _, value = control.partition(":")
+    if control == "identity":
+        return 1.0
+    if kind != "temperature" or "/" in value or value.endswith(".safetensors"):
+        return None
+    try:
+        by = float(value)
+    except ValueError:
+        by = math.nan
+    if not 0 < by < math.inf:
+        raise DJIPError(f"'{control}': temperature:K divides the teacher's logits by K, a positive number, for example temperature:2")
+    return by
+
+
+def read_lens(name: str | os.PathLike[str]) -> JPEGLens | str:
+    """The lens at a path; ``"identity"`` and ``"temperature:K"`` as they are."""
+    return str(name) if softening(str(name)) is not None else load_lens(name)
+
+
+def lens_name(lens: JPEGLens | str) -> str:
+    """What runs with ``lens`` are called after it: its :func:`lens_id`, ``"identity"`` or ``"temperature-K"``."""
+    if isinstance(lens, JPEGLens):
+        return lens_id(lens)
+    return lens if lens == "identity" else f"temperature-{softening(lens):g}"
+
+
+def control_digest(control: str) -> bytes:
+    """What :func:`lens_digest` is to a lens: zeros for ``"identity"``."""
+    return bytes(32) if control == "identity" else hashlib.sha256(lens_name(control).encode()).digest()
 
 
 def lens_digest(lens: JPEGLens) -> bytes:

@@ -13,14 +13,15 @@ from .pictures import ARMS, FAINT, INK, LENS, PLAIN, STYLE, luminance
 
 
 @matplotlib.rc_context(STYLE)
-def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> Figure:
+def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str], axes_of_table: Sequence[str] = ()) -> Figure:
     """A heat map of the paired differences, last epoch: distillers down, pairs and arms across; those outside their interval in bold.
 
     Args:
         rows: of :func:`~djip_ext.bench.records.table_rows`.
         arms: the baseline first.
+        axes_of_table: options that the table varies, whose values name the lines too.
     """
-    cells = {(row["distiller"], _column(row)): row for row in rows if row["arm"] != arms[0] and row["last_acc_diff"] != ""}
+    cells = {(_line(row, axes_of_table), _column(row)): row for row in rows if row["arm"] != arms[0] and row["last_acc_diff"] != ""}
     distillers, columns = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     values = [[cells[d, c]["last_acc_diff"] if (d, c) in cells else float("nan") for c in columns] for d in distillers]
     reach = max(1.0, *(abs(row["last_acc_diff"]) for row in cells.values()))
@@ -43,6 +44,10 @@ def differences_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str]) -> F
     figure.colorbar(picture, ax=axes, shrink=0.7)
     figure.supxlabel("± half of the 95 % t-interval over seeds; bold: zero lies outside", fontsize=8)
     return figure
+
+
+def _line(row: dict[str, Any], axes: Sequence[str]) -> str:
+    return ", ".join([row["distiller"], *(f"{axis.rpartition('.')[2].lower()} {row[axis]}" for axis in axes if row[axis] != "")])
 
 
 def _column(row: dict[str, Any]) -> str:
@@ -104,6 +109,55 @@ def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
     axes.set_ylabel(f"paired difference to {baseline}, last epoch (points)")
     axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
     figure.legend(loc="outside lower center", ncols=min(4, len(arms)))
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def axis_figure(rows: Sequence[dict[str, Any]], arms: Sequence[str], axis: str, axes_of_table: Sequence[str]) -> Figure:
+    """The paired gain against the values of ``axis``: a line an arm, with intervals; a panel for all else that differs.
+
+    Args:
+        rows: of :func:`~djip_ext.bench.records.table_rows`.
+        arms: the baseline first.
+        axes_of_table: every option that the table varies.
+    """
+    others = [name for name in axes_of_table if name != axis]
+    shown = [row for row in rows if row["arm"] != arms[0] and row["last_acc_diff"] != "" and row[axis] != ""]
+
+    def panel(row: dict[str, Any]) -> str:
+        return f"{row['teacher']}, {row['student']}: {_line(row, others)}"
+
+    panels, values = list(dict.fromkeys(map(panel, shown))), list(dict.fromkeys(row[axis] for row in shown))
+    values.sort(key=lambda value: (isinstance(value, str), value))
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(max(6.4, 4.4 * across), 1.2 + 3.6 * down), layout="constrained")
+    figure.suptitle(f"What the student gains over {arms[0]}")
+    grid = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
+    for axes in grid[len(panels):]:
+        axes.set_visible(False)
+    for axes, name in zip(grid, panels):
+        axes.set_title(name)
+        axes.axhline(0, color=FAINT, linewidth=1)
+        for i, arm in enumerate(arms[1:]):
+            line = sorted(((values.index(row[axis]), row) for row in shown if row["arm"] == arm and panel(row) == name), key=lambda point: point[0])
+            colour, marker = _look(i)
+            aside = 0.06 * (i - (len(arms) - 2) / 2)  # so that the bars of arms do not hide one another
+            spots = [place + aside for place, _ in line]
+            bars = [row["last_acc_ci95"] or 0.0 for _, row in line]
+            axes.errorbar(spots, [row["last_acc_diff"] for _, row in line], bars, color=colour, marker=marker, markersize=5, linewidth=1.2, elinewidth=1, capsize=3)
+        axes.set_xticks(range(len(values)), [str(value) for value in values])
+        axes.set_xlim(-0.4, len(values) - 0.6)
+        axes.set_xlabel(axis)
+        axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
+    for i, arm in enumerate(arms[1:]):
+        colour, marker = _look(i)
+        grid[0].plot([], [], color=colour, marker=marker, label=arm)
+    counts = sorted({row["pairs"] for row in shown})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    figure.supylabel(f"paired difference to {arms[0]}, last epoch (points)", fontsize=9)
+    figure.supxlabel(f"bars: 95 % t-interval over {seeds} seeds", fontsize=8)
+    figure.legend(loc="outside right upper")
     return figure
 
 

@@ -2,15 +2,15 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import DJIPError
 from .lens import JPEGLens
-from .lens_file import check_belongs, lens_digest, lens_id
-from .outputs import device_of
+from .lens_file import check_belongs, control_digest, lens_digest, lens_name, softening
+from .outputs import device_of, divide_logits
 from .pixels import Normalisation
 
 FINGERPRINT = "djip_fingerprint"
@@ -25,7 +25,8 @@ class DJIPTeacher(nn.Module):
 
     Args:
         teacher: any network whose first argument is a batch of normalised images; its output passes through unchanged.
-        lens: a :class:`JPEGLens` (copied and frozen), or ``"identity"``: then the teacher's output is bit for bit its own.
+        lens: a :class:`JPEGLens` (copied and frozen), or ``"identity"``: then the teacher's output is bit for bit its own; or
+            ``"temperature:K"``, a control without a lens: its logits divided by K, everything else its own.
         mean, std: the normalisation of the images, in units of [0, 1] pixels.
         any_teacher: accept a lens that was fitted for other weights.
 
@@ -42,7 +43,7 @@ class DJIPTeacher(nn.Module):
     def __init__(
         self,
         teacher: nn.Module,
-        lens: JPEGLens | Literal["identity"],
+        lens: JPEGLens | str,
         mean: Sequence[float],
         std: Sequence[float],
         any_teacher: bool = False,
@@ -51,8 +52,8 @@ class DJIPTeacher(nn.Module):
         normalisation = Normalisation(mean, std)
         if isinstance(teacher, DJIPTeacher):
             raise DJIPError("this teacher has a lens already; wrap the plain teacher instead")
-        if lens == "identity":
-            digest = bytes(32)
+        if isinstance(lens, str) and softening(lens) is not None:
+            digest = control_digest(lens)
         elif isinstance(lens, JPEGLens):
             if not any_teacher:
                 check_belongs(lens, teacher, mean, std)
@@ -61,7 +62,8 @@ class DJIPTeacher(nn.Module):
             if (device := device_of(teacher)) is not None:
                 lens.to(device)
         else:
-            raise DJIPError(f"lens is {lens!r}; DJIPTeacher takes a JPEGLens (load_lens(path)) or 'identity'")
+            raise DJIPError(f"lens is {lens!r}; DJIPTeacher takes a JPEGLens (load_lens(path)), 'identity' or 'temperature:K'")
+        self.djip_control = lens if isinstance(lens, str) else None
         self.djip_teacher = teacher.requires_grad_(False).eval()
         self.djip_lens = lens if isinstance(lens, JPEGLens) else None
         self.djip_normalisation = normalisation
@@ -70,8 +72,8 @@ class DJIPTeacher(nn.Module):
 
     @property
     def djip_id(self) -> str:
-        """``"identity"`` or the lens's eight hex digits."""
-        return "identity" if self.djip_lens is None else lens_id(self.djip_lens)
+        """``"identity"``, ``"temperature-K"`` or the lens's eight hex digits."""
+        return lens_name(self.djip_control if self.djip_lens is None else self.djip_lens)
 
     def look(self, x: Tensor) -> Tensor:
         """What the teacher sees: the normalised images (B, 3, H, W) through the lens, normalised again, same dtype."""
@@ -79,7 +81,8 @@ class DJIPTeacher(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.djip_lens is None:
-            return self.djip_teacher(*args, **kwargs)
+            output, by = self.djip_teacher(*args, **kwargs), softening(self.djip_control)
+            return output if self.djip_control == "identity" else divide_logits(output, by)
         if args:
             return self.djip_teacher(self.look(args[0]), *args[1:], **kwargs)
         for name in IMAGE_KEYWORDS:

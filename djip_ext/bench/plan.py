@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -13,7 +14,8 @@ import torch
 from yacs.config import CfgNode
 
 from ..errors import DJIPError
-from ..lens_file import lens_id, load_lens, weight_hash
+from ..lens_file import lens_name, read_lens, softening, weight_hash
+from .axes import combinations, suffix, words_of
 from .cfg import differing_settings, load_cfg
 from .dataset import FOLDERS
 from .models import cifar_model_dict
@@ -33,7 +35,7 @@ class Step:
         options: the KEY VALUE pairs, without the seed.
         data_root: of ``--data-root``; "" leaves the configuration's.
         seed: of ``--seed``; None for a lens.
-        lens: what is in front of the teacher: "" (a teacher's training), "identity" or a file.
+        lens: what is in front of the teacher: "" (a teacher's training), "identity", "temperature:K" or a file.
         makes: the lens file; "" for a run, whose folder follows from its configuration.
         needs: the steps whose results it uses.
     """
@@ -66,8 +68,7 @@ class Step:
         """The configuration that the command will run with; a student's needs its lens to exist, since its folder is named after it."""
         cfg = self.settings()
         if self.lens:
-            lens = self.lens if self.lens == "identity" else lens_id(load_lens(self.lens))
-            cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, lens)
+            cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, lens_name(read_lens(self.lens)))
         return cfg
 
     def result(self) -> dict[str, Any] | None:
@@ -83,13 +84,22 @@ class Step:
             found = json.loads(record.read_text())
             check_teacher(self.settings(), found["about"].get("teacher_hash"), self.makes)
             return found
-        if self.lens not in ("", "identity") and not Path(self.lens).exists():
+        if self.lacks_its_lens():
             return None
         return finished_run(self.cfg())
 
+    @property
+    def lens_file(self) -> str:
+        """The lens in front of the teacher; "" when there is none."""
+        return "" if not self.lens or softening(self.lens) is not None else self.lens
+
+    def lacks_its_lens(self) -> bool:
+        """Whether the lens is still to be fitted."""
+        return bool(self.lens_file) and not Path(self.lens_file).exists()
+
     def epochs_done(self) -> int:
         """Rows of an unfinished run's log; 0 for a lens and for a run that has not begun."""
-        if self.kind == "lens" or (self.lens not in ("", "identity") and not Path(self.lens).exists()):
+        if self.kind == "lens" or self.lacks_its_lens():
             return 0
         log = run_folder(self.cfg()) / "log.csv"
         return max(0, len(log.read_text().splitlines()) - 1) if log.exists() else 0
@@ -135,6 +145,8 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
     """
     configs = {(p, d): table.config(p, d) for p in table.pairs for d in table.distillers}
     cfgs = {key: load_cfg(path, [*_schedule(table, path), *table.settings("all", "student", key[1])]) for key, path in configs.items()}
+    for path, values in itertools.product(configs.values(), combinations(table.vary)):
+        load_cfg(path, words_of(values))  # says now what is wrong with an axis
     for (_, distiller), cfg in cfgs.items():
         if cfg.DISTILLER.TYPE != distiller:
             kind = cfg.DISTILLER.TYPE
@@ -149,18 +161,18 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
                 lenses[name, arm] = _lens(table, arm, name, teachers[name], configs[key], out, data_root)
     steps = [step for step, _ in [*teachers.values(), *lenses.values()] if step is not None]
     for seed in range(table.seeds):
-        for (pair, distiller), cfg in cfgs.items():
-            for arm in table.arms:
-                teacher, checkpoint = teachers[cfg.DISTILLER.TEACHER]
-                fit, lens = lenses[cfg.DISTILLER.TEACHER, arm]
-                options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", arm, "EXPERIMENT.NAME", f"{distiller.lower()}_{pair}"]
-                options += ["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []
-                options += [*_schedule(table, configs[pair, distiller]), *table.settings("all", "student", distiller)]
-                steps.append(Step(
-                    "student", f"{distiller} {pair}, {arm}, seed {seed}", configs[pair, distiller],
-                    ("--djip-lens", lens, "--seed", str(seed)), tuple(options), data_root, seed, lens,
-                    needs=tuple(step for step in (teacher, fit) if step is not None),
-                ))
+        for ((pair, distiller), cfg), values, arm in itertools.product(cfgs.items(), combinations(table.vary), table.arms):
+            teacher, checkpoint = teachers[cfg.DISTILLER.TEACHER]
+            fit, lens = lenses[cfg.DISTILLER.TEACHER, arm]
+            options = ["LOG.PREFIX", out, "EXPERIMENT.PROJECT", arm, "EXPERIMENT.NAME", f"{distiller.lower()}_{pair}{suffix(values)}"]
+            options += ["BENCH.TEACHER_CHECKPOINT", checkpoint] if checkpoint else []
+            options += [*_schedule(table, configs[pair, distiller]), *table.settings("all", "student", distiller)]
+            options += words_of(values)
+            steps.append(Step(
+                "student", f"{distiller} {pair}{suffix(values)}, {arm}, seed {seed}", configs[pair, distiller],
+                ("--djip-lens", lens, "--seed", str(seed)), tuple(options), data_root, seed, lens,
+                needs=tuple(step for step in (teacher, fit) if step is not None),
+            ))
     return steps
 
 
@@ -203,9 +215,9 @@ def file_name(network: str) -> str:
 def _lens(
     table: Table, arm: str, teacher: str, trained: tuple[Step | None, str], config: str, out: str, data_root: str
 ) -> tuple[Step | None, str]:
-    """The step that fits the arm's lens, or None, and the lens: "identity" or a file."""
+    """The step that fits the arm's lens, or None, and the lens: "identity", "temperature:K" or a file."""
     source = table.arms[arm]
-    if source == "identity":
+    if softening(source) is not None:
         return None, source
     if source.endswith(".safetensors") and not source.startswith("fit"):
         path = source.replace("{teacher}", file_name(teacher))

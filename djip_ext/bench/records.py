@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..errors import DJIPError
+from .axes import axes_of, of_name, order, split
 from .compare import Summary, compare, summarise
 from .distillers import distiller_dict
 
@@ -31,7 +32,7 @@ class Pair:
 
 
 Results = dict[Pair, dict[str, dict[str, dict[int, dict[str, Any]]]]]
-"""pair -> distiller -> arm -> seed -> what ``result.json`` holds."""
+"""pair -> row -> arm -> seed -> what ``result.json`` holds; a row is a distiller, with the values of a table's axes (``axes.py``)."""
 
 
 def read_results(folder: str | Path) -> Results:
@@ -53,7 +54,8 @@ def read_results(folder: str | Path) -> Results:
                 continue
             pair = Pair(cfg["DATASET"]["TYPE"], distiller["TEACHER"], distiller["STUDENT"])
             project = cfg["EXPERIMENT"]["PROJECT"].rpartition("/djip-")[0] or cfg["EXPERIMENT"]["PROJECT"]
-            found.append((pair, distiller["TYPE"], project, result["lens"], cfg["BENCH"]["SEED"], result | {"where": str(path.parent), "project": project}))
+            kind = distiller["TYPE"] + of_name(cfg["EXPERIMENT"].get("NAME", ""))
+            found.append((pair, kind, project, result["lens"], cfg["BENCH"]["SEED"], result | {"where": str(path.parent), "project": project}))
         except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DJIPError(f"{path} is not the record of a run ({error!r}); delete its folder and run it again") from error
     if not found:
@@ -61,8 +63,9 @@ def read_results(folder: str | Path) -> Results:
     lenses: dict[tuple[str, Pair], set[str]] = {}
     for pair, _, project, lens, _, _ in found:
         lenses.setdefault((project, pair), set()).add(lens)
-    order = list(distiller_dict)
-    found.sort(key=lambda run: (str(run[0]), order.index(run[1]) if run[1] in order else len(order), run[3] != "identity", run[2]))
+    rows = order({run[1] for run in found})
+    known = sorted(rows, key=lambda row: [*distiller_dict, split(row)[0]].index(split(row)[0]))
+    found.sort(key=lambda run: (str(run[0]), known.index(run[1]), run[3] != "identity", run[2]))
     results: Results = {}
     for pair, kind, project, lens, seed, result in found:
         arm = project if len(lenses[project, pair]) == 1 else lens
@@ -109,11 +112,12 @@ def table_rows(results: Results, baseline: str) -> list[dict[str, Any]]:
     """
     published = read_published()
     gained = published_gains(published)
-    rows = []
+    rows, axes = [], axes_of(row for cells in results.values() for row in cells)
     for pair, distillers in results.items():
-        for distiller, arms in distillers.items():
+        for name, arms in distillers.items():
+            distiller, values = split(name)
             for arm, runs in arms.items():
-                row: dict[str, Any] = vars(pair) | {"distiller": distiller, "arm": arm}
+                row: dict[str, Any] = vars(pair) | {"distiller": distiller} | {axis: values.get(axis, "") for axis in axes} | {"arm": arm}
                 base = arms.get(baseline, {})
                 if base.keys() & runs.keys():
                     row |= compare({baseline: base, arm: runs})[-1]
@@ -211,7 +215,7 @@ def in_order(results: Results, distillers: Sequence[str], arms: Sequence[str]) -
     """``results`` restricted to those distillers and arms, in their order."""
     kept: Results = {}
     for pair, cells in results.items():
-        chosen = {d: {a: cells[d][a] for a in arms if a in cells[d]} for d in distillers if d in cells}
+        chosen = {row: {a: cells[row][a] for a in arms if a in cells[row]} for d in distillers for row in cells if split(row)[0] == d}
         if any(chosen.values()):
             kept[pair] = {distiller: cell for distiller, cell in chosen.items() if cell}
     return kept

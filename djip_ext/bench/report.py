@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .axes import axes_of, split
 from .compare import Summary
 from .records import KEYS, Pair, Results, all_runs, mean_difference
 
@@ -18,10 +19,13 @@ def pair_table(rows: Sequence[dict[str, Any]], results: Results, pair: Pair, arm
         key: "last_acc" or "best_acc".
     """
     baseline = arms[0]
-    header = ["distiller", "n", *arms, *(f"{arm} − {baseline}" for arm in arms[1:]), "published"]
+    axes = axes_of(results[pair])
+    header = ["distiller", *axes, "n", *arms, *(f"{arm} − {baseline}" for arm in arms[1:]), "published"]
     lines = []
-    for distiller in results[pair]:
-        place = {**vars(pair), "distiller": distiller}
+    for name in results[pair]:
+        distiller, values_of = split(name)
+        columns = {axis: values_of.get(axis, "") for axis in axes}
+        place = {**vars(pair), "distiller": distiller, **columns}
         own = {row["arm"]: row for row in rows if place.items() <= row.items()}
         counts = sorted({own[arm]["n"] for arm in arms if arm in own} | ({0} if any(arm not in own for arm in arms) else set()))
         values = [_plus_minus(own[arm][key], own[arm][f"{key}_sd"]) if arm in own else "" for arm in arms]
@@ -31,9 +35,9 @@ def pair_table(rows: Sequence[dict[str, Any]], results: Results, pair: Pair, arm
         if elsewhere and not published:
             count = elsewhere[0]["published_pairs"]
             published = f"{elsewhere[0]['published_gain_elsewhere']:+.2f} on {count} other pair{'s' if count > 1 else ''}"
-        lines.append([distiller, " to ".join(map(str, [counts[0], counts[-1]] if len(counts) > 1 else counts)), *values, *gains, published])
+        lines.append([distiller, *map(str, columns.values()), " to ".join(map(str, [counts[0], counts[-1]] if len(counts) > 1 else counts)), *values, *gains, published])
     means = [mean_difference(results[pair], arm, baseline, key) for arm in arms[1:]]
-    if any(means):
+    if any(means) and not axes:  # the values of an axis are there to be compared, not to be averaged
         lines.append(["mean of all", "", *[""] * len(arms), *(_summary(mean) for mean in means), ""])
     return [header, *lines]
 
@@ -74,7 +78,7 @@ def markdown_report(
         "Accuracy on the test set in %, mean ± standard deviation over n seeds; "
         f"differences to {arms[0]} in points, paired by seed, ± half of the 95 % t-interval."
     )
-    if any(mean_difference(results[pair], arm, arms[0], key) for pair in results for arm in arms[1:] for key in KEYS):
+    if any(not axes_of(results[pair]) and mean_difference(results[pair], arm, arms[0], key) for pair in results for arm in arms[1:] for key in KEYS):
         explanation += " *mean of all* averages the differences of all distillers for each seed first; its interval is over seeds."
     parts.append(explanation)
     sources = list(dict.fromkeys(row["published_source"] for row in rows if row["published_source"]))

@@ -8,9 +8,11 @@ from typing import Any
 import yaml
 
 from ..errors import DJIPError
+from .axes import combinations
+from .axes import word, words_of
 from .distillers import distiller_dict
 
-ARM = re.compile(r"identity|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
+ARM = re.compile(r"identity|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
 COMMANDS = ("all", "teacher", "lens", "student")  # what a section of ``options`` may be named after, beside a distiller
 
 
@@ -24,13 +26,15 @@ class Table:
         pairs: what stands for ``{pair}``; the configuration itself names teacher and student.
         distillers: keys of ``distiller_dict``.
         arms: name -> what is in front of the teacher: ``identity``, a lens file (``{teacher}`` in it stands for the network),
-            ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or ``random:MEDIAN``. The first arm is the baseline.
+            ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or ``random:MEDIAN``; or ``temperature:K``, no lens, but the plain
+            teacher's logits divided by K. The first arm is the baseline.
         teachers: network -> a checkpoint, or the configuration to train it with; a network that is not named has its
             checkpoint where mdistiller keeps it.
         seeds: how many, from 0.
         epochs: of the students, when not the configurations'; the stages of the learning rate move in proportion.
         options: section -> KEY VALUE pairs for every command ("all"), those of one kind ("teacher", "lens", "student"), or
             the students of one distiller (its name). Later ones in this order win.
+        vary: KEY -> values: every combination makes students of its own, with these options before all others.
     """
 
     name: str
@@ -42,6 +46,12 @@ class Table:
     seeds: int = 3
     epochs: int | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def students(self) -> int:
+        """How many the table plans."""
+        return len(self.pairs) * len(self.distillers) * len(combinations(self.vary)) * len(self.arms) * self.seeds
 
     def config(self, pair: str, distiller: str) -> str:
         """The path of that student's configuration."""
@@ -52,7 +62,7 @@ class Table:
         merged: dict[str, Any] = {}
         for section in sections:
             merged |= self.options.get(section) or {}
-        return [word for key, value in merged.items() for word in (key, value if isinstance(value, str) else repr(value).replace(" ", ""))]
+        return words_of(merged)
 
 
 def load_table(path: str | Path) -> Table:
@@ -68,7 +78,7 @@ def load_table(path: str | Path) -> Table:
         raise DJIPError(f"cannot read the table {path}: {error.strerror}; docs/tables.md says how to write one") from error
     except yaml.YAMLError as error:
         raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    kinds = dict(configs=str, pairs=list, distillers=list, arms=dict, teachers=dict, seeds=int, epochs=int, options=dict)
+    kinds = dict(configs=str, pairs=list, distillers=list, arms=dict, teachers=dict, seeds=int, epochs=int, options=dict, vary=dict)
     if not isinstance(content, dict):
         raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(kinds)}")
     if unknown := [key for key in content if key not in kinds]:
@@ -93,7 +103,7 @@ def _check(path: Path, table: Table) -> None:
             raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {', '.join(list(distiller_dict)[1:])}")
     for name, arm in table.arms.items():
         if not isinstance(arm, str) or not ARM.fullmatch(arm):
-            raise DJIPError(f"{path}: arm {name} is {arm!r}; give identity, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN")
+            raise DJIPError(f"{path}: arm {name} is {arm!r}; give identity, temperature:K, a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN")
         if not re.fullmatch(r"[\w.-]+", str(name)) or name == "teachers":
             raise DJIPError(f"{path}: an arm cannot be called {name!r}; it names a folder: letters, digits, dot and dash, not 'teachers'")
     for section, options in table.options.items():
@@ -101,6 +111,15 @@ def _check(path: Path, table: Table) -> None:
             raise DJIPError(f"{path}: options has no section {section}; choose from {', '.join(COMMANDS)} and the table's distillers")
         if not isinstance(options, dict):
             raise DJIPError(f"{path}: options of {section} is {options!r}; it takes KEY: VALUE pairs")
+    for key, values in table.vary.items():
+        if key == "BENCH.SEED" or key.startswith(("EXPERIMENT.", "DISTILLER.", "LOG.")):
+            raise DJIPError(f"{path}: vary cannot take {key}; pairs, distillers and seeds are axes already")
+        if not isinstance(values, list) or not values or not all(isinstance(value, (str, int, float)) for value in values):
+            raise DJIPError(f"{path}: vary of {key} is {values!r}; it takes a list of values")
+        if len(set(values)) < len(values):
+            raise DJIPError(f"{path}: vary of {key} names one value twice")
+        if not all(re.fullmatch(r"[\w.+-]+", word(value)) for value in values):
+            raise DJIPError(f"{path}: vary of {key} is {values!r}; the values name folders: letters, digits, dot, plus and minus")
     for key, least in (("seeds", 1), ("epochs", 1)):
         value = getattr(table, key)
         if value is not None and value < least:

@@ -48,7 +48,7 @@ def lenses_of(results: Results, records: Sequence[LensRecord]) -> list[TableLens
             for arm, runs in arms.items():
                 for run in runs.values():
                     key = pair.teacher, arm, run["lens"]
-                    if run["lens"] not in ("identity", "none") and key not in found:
+                    if run["lens"] not in ("identity", "none") and not run["lens"].startswith("temperature-") and key not in found:
                         about = run.get("about_lens") or {}
                         found[key] = TableLens(*key, about, _record(run["lens"], about, records))
     return list(found.values())

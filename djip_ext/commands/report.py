@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bench.axes import axes_of
 from ..bench.plan import file_name
 from ..bench.records import Results, arms_of, cmi_change, gains, in_order, read_results, several_lenses, table_rows
 from ..bench.report import latex_report, markdown_report
@@ -54,7 +55,7 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     lenses = lenses_of(results, read_records(folder))
     of_lens = {lens: draw_lens(lens, out) for lens in lenses}
     pictures = draw(results, rows, arms, out)
-    planned = len(table.pairs) * len(table.distillers) * len(table.arms) * table.seeds if table else None
+    planned = table.students if table else None
     title = table.name if table else folder.name
     text = markdown_report(title, rows, results, arms, planned, pictures, lens_section(lenses, of_lens))
     atomic_write(out / "table.md", lambda path: path.write_text(text))
@@ -65,11 +66,12 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
 
 def draw(results: Results, rows: list[dict], arms: list[str], out: Path) -> list[str]:
     """The pictures of the whole table that the records allow; returns their names."""
-    from ..table_pictures import cmi_change_figure, differences_figure, gain_figure
+    from ..table_pictures import axis_figure, cmi_change_figure, differences_figure, gain_figure
 
     figures = {}
+    axes = axes_of(row for cells in results.values() for row in cells)
     if len(arms) > 1 and any(row["pairs"] and row["arm"] != arms[0] for row in rows):
-        figures["differences.png"] = differences_figure(rows, arms)
+        figures["differences.png"] = differences_figure(rows, arms, axes)
     changes = {
         f"{pair.teacher}, {arm}": change
         for pair, cells in results.items()
@@ -80,9 +82,13 @@ def draw(results: Results, rows: list[dict], arms: list[str], out: Path) -> list
     if changes:
         figures["cmi.png"] = cmi_change_figure(changes)
     points = gains(results, arms[0])
-    if len({round(point.cmi, 3) for point in points}) > 1:  # on one value of CMI nothing depends on it
+    if len({round(point.cmi, 3) for point in points}) > 1 and not axes:  # on one value of CMI nothing depends on it
         figures["gain.png"] = gain_figure(points, arms[0])
-    return save(figures, ("differences.png", "cmi.png", "gain.png"), out)
+    names = {axis: f"gain_by_{axis}.png" for axis in axes}
+    for axis, name in names.items():
+        if "differences.png" in figures and len({row[axis] for row in rows}) > 1:
+            figures[name] = axis_figure(rows, arms, axis, axes)
+    return save(figures, ("differences.png", "cmi.png", "gain.png", *names.values()), out)
 
 
 def draw_lens(lens: TableLens, out: Path) -> list[str]:

@@ -70,7 +70,7 @@ def check_data(steps: list[Step]) -> None:
 def keep_lens_records(steps: list[Step], out: str) -> None:
     """Leave the record of every lens that is there already below ``out``/lenses, where ``djip fit`` leaves those of the table's own fits."""
     fitted = {step.makes: step for step in steps if step.kind == "lens"}
-    for path, step in {step.lens: step for step in steps if step.lens not in ("", "identity")}.items():
+    for path, step in {step.lens: step for step in steps if step.lens_file}.items():
         if path not in fitted:
             cfg, record = step.settings(), record_of(path)
             name = f"{file_name(cfg.DISTILLER.TEACHER)}-{cfg.EXPERIMENT.PROJECT}-{record['id']}.json"

@@ -128,3 +128,21 @@ def test_get_dataset_is_mdistillers() -> None:
     train, test, num_data, num_classes = get_dataset(cfg)
     assert (num_data, num_classes) == (40, 20)
     assert len(next(iter(train))) == 3 and len(next(iter(test))) == 2
+
+
+def test_without_augmentation_the_images_are_only_shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from djip_ext.bench import dataset
+    from djip_ext.bench.cfg import differing_settings, load_cfg
+
+    monkeypatch.setattr(dataset, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed))
+    options = ["DATASET.TYPE", "synthetic", "SOLVER.BATCH_SIZE", 16]
+    loader, _, count, _ = dataset.get_dataset(load_cfg(None, [*options, "BENCH.DEVICE", "cpu", "BENCH.AUGMENT", False]))
+    epochs = [[batch for batch in loader] for _ in range(2)]
+    orders = [torch.cat([index for _, _, index in batches]) for batches in epochs]
+    assert not torch.equal(*orders) and all(torch.equal(order.sort().values, torch.arange(count)) for order in orders)
+    for image, target, index in epochs[1]:
+        assert torch.equal(image, loader.normalise(loader.data.images[index])) and torch.equal(target, loader.data.labels[index])
+    with pytest.raises(DJIPError, match="BENCH.VIEWS"):
+        dataset.get_dataset(load_cfg(None, [*options, "BENCH.DEVICE", "cpu", "BENCH.AUGMENT", False, "BENCH.VIEWS", 4]))
+    old = load_cfg(None, options).dump().replace("  AUGMENT: true\n", "")  # of before there was the option
+    assert "AUGMENT" not in old and differing_settings(load_cfg(None, options).dump(), old) == {}
