@@ -64,6 +64,9 @@ def main() -> None:
     steps = {step.name.rsplit(", ", 2)[1]: step for step in make_plan(table, f"output/{table.name}") if step.kind == "student" and step.seed == 0}
     rows = []
     for arm, step in steps.items():
+        if step.lacks_its_lens():
+            print(f"# {arm}: {step.lens} is still to be fitted", file=sys.stderr)
+            continue
         cfg = step.settings()
         train, test = load_run_sets(cfg)
         network = build_teacher(cfg, train.num_classes).to(memory_format=torch.channels_last)
