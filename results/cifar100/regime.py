@@ -1,8 +1,8 @@
 """What a teacher says at the distiller's temperature, on the students' training images and on test images, arm by arm, as CSV and Markdown.
 
-    python results/cifar100/regime.py TABLE.yaml [--out FILE.csv]     from the root of the checkout, CIFAR-100 in ./data
+    python results/cifar100/regime.py TABLE.yaml [--out FILE.csv] [--teacher FILE]     from the root of the checkout, CIFAR-100 in ./data
 
-The arms are those of the table; images without augmentation. For each T: CMI, entropy, cross entropy and margin (probability of the
+The arms are those of the table; with --teacher, other weights of the same network, those without a lens alone; images without augmentation. For each T: CMI, entropy, cross entropy and margin (probability of the
 label minus the largest other one) of softmax(logits / T), in nats and as a number; accuracy in %.
 """
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("table")
     parser.add_argument("--out")
+    parser.add_argument("--teacher")
     args = parser.parse_args()
     table = load_table(args.table)
     steps = {step.name.rsplit(", ", 2)[1]: step for step in make_plan(table, f"output/{table.name}") if step.kind == "student" and step.seed == 0}
@@ -67,7 +68,10 @@ def main() -> None:
         if step.lacks_its_lens():
             print(f"# {arm}: {step.lens} is still to be fitted", file=sys.stderr)
             continue
+        if args.teacher and step.lens_file:
+            continue
         cfg = step.settings()
+        cfg.BENCH.TEACHER_CHECKPOINT = args.teacher or cfg.BENCH.TEACHER_CHECKPOINT
         train, test = load_run_sets(cfg)
         network = build_teacher(cfg, train.num_classes).to(memory_format=torch.channels_last)
         teacher = DJIPTeacher(network, read_lens(step.lens), train.mean, train.std)
