@@ -199,6 +199,11 @@ class DJIPTeacher(nn.Module):
         """Stay in eval mode: a frozen teacher's statistics must not move."""
         return super().train(False)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.djip_lens is not None:  # the hooks of a copy or an unpickled teacher are its own
+            self._watch = watch(self.djip_teacher)
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)

@@ -38,7 +38,21 @@ class Watch:
             self.running.pop()
 
 
-class _Enter:
+class _Copied:
+    """What a hook becomes in a copy of the network, which need not stand behind a lens."""
+
+    def __call__(self, module: nn.Module, *what: Any) -> None:
+        return None
+
+
+class _Hook:
+    """Not copied or pickled with the network: whoever wraps the copy watches it anew."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Copied, ()
+
+
+class _Enter(_Hook):
     """Called before the network runs."""
 
     def __init__(self, watch: Watch) -> None:
@@ -49,7 +63,7 @@ class _Enter:
             self.watch.running.append(None)
 
 
-class _Leave:
+class _Leave(_Hook):
     """Called after the network ran, also when it raised."""
 
     def __init__(self, watch: Watch) -> None:
@@ -60,7 +74,7 @@ class _Leave:
             self.watch.running.pop()
 
 
-class _Gate:
+class _Gate(_Hook):
     """Called before a part runs: refuses an image that comes from outside."""
 
     def __init__(self, watch: Watch, name: str) -> None:
@@ -88,6 +102,8 @@ def watch(network: nn.Module) -> Watch:
     and torch.export trace is not watched, nor is TorchScript.
     """
     network = unwrap(network)
+    for module in network.modules():
+        _drop_copied(module)
     for hook in network._forward_pre_hooks.values():
         if isinstance(hook, _Enter):
             return hook.watch
@@ -114,7 +130,15 @@ def is_prepared(image: Any) -> bool:
 
 def is_ours(hook: Any) -> bool:
     """Whether a hook is one of those that :func:`watch` sets."""
-    return isinstance(hook, (_Enter, _Leave, _Gate))
+    return isinstance(hook, (_Hook, _Copied))
+
+
+def _drop_copied(module: nn.Module) -> None:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Copied)]:
+            del hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+            module._forward_hooks_always_called.pop(key, None)
 
 
 def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -211,3 +211,41 @@ def test_identity_watches_nothing(image: Tensor) -> None:
     teacher = DJIPTeacher(network, "identity", MEAN, STD)
     assert torch.equal(teacher.conv1(image), network.conv1(image))
     assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_timm_s_feature_distillation_gets_the_lens(image: Tensor) -> None:
+    timm = pytest.importorskip("timm")
+    task = pytest.importorskip("timm.task")
+    student = timm.create_model("test_byobnet", num_classes=5)
+    network = timm.create_model("test_byobnet", num_classes=5)
+    lens = JPEGLens(40.0)
+    teacher = DJIPTeacher(network, lens, MEAN, STD)
+    label = torch.tensor([0, 1])
+    how = {"criterion": nn.CrossEntropyLoss(), "verbose": False}
+    torch.manual_seed(0)
+    with_lens = task.FeatureDistillationTask(student, teacher, **how).eval()
+    torch.manual_seed(0)
+    without = task.FeatureDistillationTask(student, copy.deepcopy(network), **how).eval()
+    seen = teacher.apply_lens(image)
+    losses = [float(t(x, label)["kd_loss"]) for t, x in ((with_lens, image), (without, image))]
+    assert abs(losses[0] - losses[1]) > 1e-6
+    features = teacher.forward_features(image)
+    torch.testing.assert_close(features, network.forward_features(seen), rtol=0, atol=1e-5)
+
+
+def test_hugging_face_s_vit_is_run_as_a_whole_only(image: Tensor) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        image_size=16,
+        patch_size=8,
+        num_labels=5,
+    )
+    teacher = behind(transformers.ViTForImageClassification(config))
+    assert teacher(pixel_values=image).logits.shape == (2, 5)
+    for run in (teacher.vit, teacher.base_model, teacher.vit.embeddings):
+        with pytest.raises(DJIPError, match=PAST):
+            run(pixel_values=image)
