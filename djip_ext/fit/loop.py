@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,18 +104,7 @@ def fit_lens(
             log=log,
             progress=progress,
         )
-    if any(isinstance(module, ClosedTeacher) for module in teacher.modules()):
-        raise DJIPError(
-            "a closed teacher has no gradient; fit its lens with gradients=False "
-            "(djip fit --black-box)"
-        )
-    if queries is not None:
-        raise DJIPError("queries is the budget of a fit with gradients=False; set rounds instead")
-    if settings.variant == "literal" and processes() > 1:
-        raise DJIPError(
-            "the literal variant keeps predictions in the process that made them; use fresh with "
-            "several processes"
-        )
+    _check_gradient_fit(teacher, settings, queries)
     lens = starting_lens(lens)
     normalisation = Normalisation(mean, std)
     batches = Batches(loader, num_classes, normalisation.mean, normalisation.std)
@@ -129,21 +118,28 @@ def fit_lens(
         identity = fit.identity()
         if checkpoint is not None and by_first(Path(checkpoint).exists):
             fit.resume(checkpoint, identity)
-        left = range(len(fit.history), settings.rounds + 1)
-        hidden = not progress or rank() > 0
-        rounds = tqdm(left, desc="fitting the lens", disable=hidden, unit="round")
-        for index in rounds:
-            if fit.settled():
-                break
-            row = fit.round(index)
-            rounds.set_postfix(
-                CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}"
-            )
+        for row in fit.rounds(progress):
             if log is not None and rank() == 0:
                 log(row)
             if checkpoint is not None and rank() == 0:
                 write_checkpoint(checkpoint, identity, fit.state())
     return fit.choose()
+
+
+def _check_gradient_fit(teacher: nn.Module, settings: FitSettings, queries: int | None) -> None:
+    """Raise DJIPError for what a fit by gradients cannot do."""
+    if any(isinstance(module, ClosedTeacher) for module in teacher.modules()):
+        raise DJIPError(
+            "a closed teacher has no gradient; fit its lens with gradients=False "
+            "(djip fit --black-box)"
+        )
+    if queries is not None:
+        raise DJIPError("queries is the budget of a fit with gradients=False; set rounds instead")
+    if settings.variant == "literal" and processes() > 1:
+        raise DJIPError(
+            "the literal variant keeps predictions in the process that made them; use fresh with "
+            "several processes"
+        )
 
 
 @dataclass(frozen=True)
@@ -243,6 +239,20 @@ class _Fit:
         elif self.centres is None or index % self.settings.refresh == 0:
             self.centres = now.cmi.centres
         return self.centres
+
+    def rounds(self, progress: bool) -> Iterator[dict[str, float]]:
+        """Run the rounds that are left, under a progress bar; yield the row of each."""
+        left = range(len(self.history), self.settings.rounds + 1)
+        hidden = not progress or rank() > 0
+        bar = tqdm(left, desc="fitting the lens", disable=hidden, unit="round")
+        for index in bar:
+            if self.settled():
+                return
+            row = self.round(index)
+            bar.set_postfix(
+                CMI=f"{row['cmi']:.3f}", accuracy=f"{row['accuracy']:.1f}%", lam=f"{row['lam']:.2f}"
+            )
+            yield row
 
     def settled(self) -> bool:
         """Whether the best round is one to keep and ``patience`` later ones were not better."""
