@@ -2,7 +2,7 @@
 
 With ``ON`` in the environment, the first write of a file whose path ends like that goes wrong
 half-way: ``HOW=kill`` kills the whole process group with signal 9, ``HOW=full`` says that the disk
-is full.
+is full.  ``PER_CLASS`` images of each class are generated, two unless it says otherwise.
 """
 
 import fnmatch
@@ -60,8 +60,9 @@ def replace(source: str, target: str) -> None:
     move(source, target)
 
 
+PER_CLASS = int(os.environ.get("PER_CLASS", "2"))
 move, os.replace = os.replace, replace
-image_sets.make_synthetic = lambda per_class, seed: make_synthetic(2, seed)
+image_sets.make_synthetic = lambda per_class, seed: make_synthetic(PER_CLASS, seed)
 scheduler.start_process = Forked
 scheduler.AGAIN = 0.2
 main(sys.argv[1:])

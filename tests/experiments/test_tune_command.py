@@ -19,7 +19,7 @@ FLAGS += ["--arm", "jpeg=jpeg:60", "--arm", "soft=temperature:2"]
 
 
 def djip(folder: Path, *words: str, on: str = "") -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PER_CLASS": "4"}
     environment |= {"ON": on, "HOW": "kill"} if on else {}
     return subprocess.run(
         [sys.executable, str(SMALL), *words],
