@@ -33,6 +33,28 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--workers``, ``--cluster`` and ``--job``: where the commands of a plan run."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="commands at a time (default: 1; on a cluster all that can run)",
+    )
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local"),
+        help="hand the commands to submitit; local tries that without a cluster",
+    )
+    parser.add_argument(
+        "--job",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of submitit, e.g. timeout_min=240 slurm_partition=gpu",
+    )
+
+
 def benchmark_cfg(args: argparse.Namespace) -> CfgNode:
     """The configuration that those arguments describe; raises DJIPError when they are wrong."""
     options = list(args.options)

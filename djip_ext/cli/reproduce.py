@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from djip_ext.bench.dataset.image_sets import load_run_sets
+from djip_ext.cli.options import add_scheduler_arguments
 from djip_ext.cli.report import write_report
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.cost import Cost, Estimate, data_key
@@ -51,28 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder that holds cifar-100-python (default: BENCH.DATA_ROOT)",
     )
     parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="commands at a time (default: 1; on a cluster all that can run)",
-    )
-    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the commands, their cost and an estimate of the hours; run none",
     )
-    parser.add_argument(
-        "--cluster",
-        choices=("slurm", "local"),
-        help="hand the commands to submitit; local tries that without a cluster",
-    )
-    parser.add_argument(
-        "--job",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of submitit, e.g. timeout_min=240 slurm_partition=gpu",
-    )
+    add_scheduler_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

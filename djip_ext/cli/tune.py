@@ -11,7 +11,11 @@ from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import load_run_sets
 from djip_ext.bench.engine.temperature import TEMPERATURE_KEYS, distiller_temperature
-from djip_ext.cli.options import add_benchmark_arguments, benchmark_cfg
+from djip_ext.cli.options import (
+    add_benchmark_arguments,
+    add_scheduler_arguments,
+    benchmark_cfg,
+)
 from djip_ext.cli.report import write_report
 from djip_ext.cli.reproduce import check_data, parameters
 from djip_ext.errors import DJIPError
@@ -87,19 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="paired students that the budget is planned for (default: %(default)s); what dropped "
         "candidates leave over buys more",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="commands at a time (default: 1)")
-    parser.add_argument(
-        "--cluster",
-        choices=("slurm", "local"),
-        help="hand the commands to submitit; local tries that without a cluster",
-    )
-    parser.add_argument(
-        "--job",
-        nargs="+",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of submitit, e.g. timeout_min=60",
-    )
+    add_scheduler_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -112,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     tuning = Tuning(args, cfg, arms, out)
     check_data(tuning.steps(tuning.pool[0], 1))
     settings = tuning.settings()
-    workers = args.workers or 1
+    workers = args.workers or (len(tuning.pool) if args.cluster else 1)
     start: Callable[[Step], Job] = (
         cluster_start(args.cluster, str(out), parameters(args.job))
         if args.cluster
