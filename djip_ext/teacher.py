@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,15 @@ from djip_ext.lens.io import check_belongs, control_digest, lens_digest, lens_na
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.ops.exportable import is_tracing
+from djip_ext.utils.distributed import say
 from djip_ext.utils.networks import device_of, divide_logits
 from djip_ext.utils.precision import in_dtype_of
 
 FINGERPRINT = "djip_fingerprint"
 IMAGE_KEYWORDS = ("x", "image", "images", "input", "pixel_values")
+
+# Methods of other libraries that write the inner teacher alone.
+SAVES = frozenset({"save_pretrained", "push_to_hub"})
 
 # Methods of other libraries' networks that take images but are not their forward: the lens is
 # applied to what is passed to them.
@@ -218,7 +222,14 @@ class DJIPTeacher(nn.Module):
             return functools.partial(self._call_behind_lens, attribute)
         if name in BYPASSES:
             return _Bypass(name, attribute)
+        if name in SAVES:
+            return functools.partial(self._save_without_lens, name, attribute)
         return attribute
+
+    def _save_without_lens(self, name: str, save: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """Save the plain teacher, as its own method does, and say that the lens is not in it."""
+        say(f"note: {name}() saves the teacher without its lens; keep that by djip_lens.save(path)")
+        return save(*args, **kw)
 
     def state_dict(
         self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False

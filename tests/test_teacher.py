@@ -189,6 +189,18 @@ def test_gradient_with_respect_to_the_image_flows(network: Network, images: Tens
     assert gradient.abs().max() > 0 and all(p.grad is None for p in teacher.parameters())
 
 
+@pytest.mark.parametrize(("behind", "said"), [("lens", True), ("identity", False)])
+def test_saving_the_inner_teacher_says_that_the_lens_is_not_in_it(
+    network: Network, behind: str, said: bool, capsys: pytest.CaptureFixture
+) -> None:
+    saved: list[str] = []
+    network.save_pretrained = saved.append  # as Hugging Face's models have it
+    teacher = DJIPTeacher(network, lens() if behind == "lens" else "identity", MEAN, STD)
+    teacher.save_pretrained("folder")
+    assert saved == ["folder"]
+    assert ("without its lens" in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize("chosen", (lens(), "identity"))
 def test_train_leaves_eval_mode_and_batchnorm_statistics(
     network: Network, images: Tensor, chosen: Any
