@@ -3,6 +3,7 @@
 import argparse
 
 from djip_ext.bench.engine.run import behind_lens, train
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.cli.options import add_benchmark_arguments, benchmark_cfg
 from djip_ext.errors import DJIPError
 from djip_ext.hosts.registry import install, uninstall
@@ -46,9 +47,10 @@ def run(args: argparse.Namespace) -> None:
     try:
         if args.djip_lens:
             lens = read_lens(args.djip_lens)
-            if cfg.DISTILLER.TYPE == "NONE":
+            if not needs_teacher(cfg.DISTILLER.TYPE):
                 raise DJIPError(
-                    "--djip-lens goes in front of a teacher, but DISTILLER.TYPE is NONE; "
+                    "--djip-lens goes in front of a teacher, but DISTILLER.TYPE is "
+                    f"{cfg.DISTILLER.TYPE}; "
                     "name a distiller, or a file that does with --cfg"
                 )
             cfg.EXPERIMENT.PROJECT = behind_lens(cfg.EXPERIMENT.PROJECT, lens_name(lens))

@@ -25,6 +25,7 @@ from djip_ext.bench.engine.teacher_cache import CachedTeacher
 from djip_ext.bench.engine.temperature import distiller_temperature
 from djip_ext.bench.engine.trainer import evaluate, trainer_dict
 from djip_ext.bench.models.families import is_family
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.experiments.plan import Step
 from djip_ext.fit.loop import default_start, fit_lens
 from djip_ext.hosts.registry import put_behind
@@ -85,7 +86,7 @@ class Estimate:
         tested = _evaluations(done, last, cfg.BENCH.EVAL_EVERY) * len(test.labels)
         seconds = epochs * count * times.training + tested * times.testing
         cost = Cost(0, epochs * count, seconds)
-        if cfg.DISTILLER.TYPE == "NONE":
+        if not needs_teacher(cfg.DISTILLER.TYPE):
             return cost
         if cfg.BENCH.VIEWS:
             return cost + self._cached_answers(step, cfg, train, shared)
@@ -151,7 +152,7 @@ def data_key(cfg: CfgNode) -> tuple[Any, ...]:
 
     A network of another library has its own input size.
     """
-    network = cfg.DISTILLER.STUDENT if cfg.DISTILLER.TYPE == "NONE" else cfg.DISTILLER.TEACHER
+    network = cfg.DISTILLER.TEACHER if needs_teacher(cfg.DISTILLER.TYPE) else cfg.DISTILLER.STUDENT
     own = network if is_family(network) else ""
     return own, cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED
 
@@ -202,7 +203,7 @@ def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> 
     cfg.merge_from_list(["SOLVER.EPOCHS", 10**9, "SOLVER.LR", 0.0])
     cfg.merge_from_list(["FT.PRETRAIN.EPOCHS", 1, "FT.PRETRAIN.LR", 0.0])
     loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
-    teacher = None if cfg.DISTILLER.TYPE == "NONE" else lensed_teacher(cfg, train)
+    teacher = lensed_teacher(cfg, train) if needs_teacher(cfg.DISTILLER.TYPE) else None
     distiller = build_distiller(cfg, teacher, loader.num_images, train.num_classes)
     if teacher is not None and cfg.BENCH.VIEWS:
         distiller.teacher = _random_answers(teacher, loader, train.num_classes)

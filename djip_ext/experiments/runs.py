@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from djip_ext.bench.engine.run import behind_lens
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import axes_of, of_name, split
 from djip_ext.utils.files import atomic_write, write_csv
@@ -93,7 +94,7 @@ class Run:
 def _run(where: str, folder: str, config: dict[str, Any], result: dict[str, Any]) -> Run:
     """Make a run; raises one of ``UNREADABLE`` when its configuration or result lacks a part."""
     distiller = config["DISTILLER"]
-    teacher = "none" if distiller["TYPE"] == "NONE" else distiller["TEACHER"]
+    teacher = distiller["TEACHER"] if needs_teacher(distiller["TYPE"]) else "none"
     project: str = config["EXPERIMENT"]["PROJECT"]
     return Run(
         where,

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from djip_ext.bench.distillers import distiller_dict
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import combinations, word, words_of
 
@@ -147,8 +148,8 @@ def _check_configs(path: Path, table: Table) -> None:
             "of names in braces it takes {distiller} and {pair}"
         ) from error
     for distiller in table.distillers:
-        if distiller not in distiller_dict or distiller == "NONE":
-            known = ", ".join(name for name in distiller_dict if name != "NONE")
+        if distiller not in distiller_dict or not needs_teacher(distiller):
+            known = ", ".join(filter(needs_teacher, distiller_dict))
             raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {known}")
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.synthetic import make_synthetic
-from djip_ext.bench.distillers import distiller_dict
+from djip_ext.bench.distillers import distiller_dict, methods
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.run import build_distiller, build_model
 from djip_ext.bench.engine.trainer import trainer_dict
@@ -21,7 +21,7 @@ from djip_ext.bench.models import cifar_model_dict
 from djip_ext.experiments.cost import random_teacher
 
 ROOT = Path(__file__).parents[2]
-METHODS = [name for name in distiller_dict if name != "NONE"]
+METHODS = list(methods)
 
 
 def _writer() -> ModuleType:

@@ -32,7 +32,7 @@ from helpers.slow_losses import (
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from djip_ext.bench.distillers import Distiller, distiller_defaults, distiller_dict
+from djip_ext.bench.distillers import Distiller, distiller_defaults, distiller_dict, methods
 from djip_ext.bench.distillers._probe import probe
 from djip_ext.bench.distillers.at import at_loss
 from djip_ext.bench.distillers.cc import cc_loss
@@ -58,7 +58,7 @@ TARGET = torch.tensor([0, 4, 2, 2])
 INDEX = torch.tensor([7, 0, 3, 5])
 CONTRASTIVE_INDEX = torch.tensor([[7, 1, 2, 8], [0, 2, 4, 6], [3, 8, 7, 6], [5, 1, 1, 2]])
 FROM_MDISTILLER = ["KD", "DKD", "AT", "SP", "RKD", "FITNET", "CRD"]
-METHODS = [name for name in distiller_dict if name != "NONE"]
+METHODS = list(methods)
 
 every_method = pytest.mark.parametrize("name", METHODS)
 

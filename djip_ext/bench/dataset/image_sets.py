@@ -15,6 +15,7 @@ from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.device import resolve_device
 from djip_ext.bench.models.families import input_spec, is_family
 from djip_ext.bench.models.input_spec import IMAGENET, TINY_IMAGENET, InputSpec, triple
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.utils.distributed import say
 
@@ -154,8 +155,8 @@ def make_loader(
 
 def load_run_sets(cfg: CfgNode) -> tuple[LabelledImages, LabelledImages]:
     """Load both sets of a run: for its teacher, or for its student when it has none."""
-    alone = cfg.DISTILLER.TYPE == "NONE"
-    return load_image_sets(cfg, cfg.DISTILLER.STUDENT if alone else cfg.DISTILLER.TEACHER)
+    names = cfg.DISTILLER
+    return load_image_sets(cfg, names.TEACHER if needs_teacher(names.TYPE) else names.STUDENT)
 
 
 def get_dataset(cfg: CfgNode) -> tuple[Loader, Loader, int, int]:

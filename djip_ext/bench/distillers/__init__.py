@@ -6,13 +6,36 @@ configuration node, and the defaults of that node.
 
 from typing import Any
 
-from . import at, cc, crd, dist, dkd, fitnet, ft, itrd, kd, lskd, rkd, sp, wttm
+from . import (
+    at,
+    attacks,
+    cc,
+    crd,
+    defences,
+    dist,
+    dkd,
+    fitnet,
+    ft,
+    itrd,
+    kd,
+    lskd,
+    rivals,
+    rkd,
+    sp,
+    wttm,
+)
 from ._base import Distiller, Training, Vanilla
 
-__all__ = ["Distiller", "Training", "Vanilla", "distiller_defaults", "distiller_dict"]
+__all__ = [
+    "Distiller",
+    "Training",
+    "Vanilla",
+    "distiller_defaults",
+    "distiller_dict",
+    "methods",
+]
 
-distiller_dict: dict[str, type[Training]] = {
-    "NONE": Vanilla,
+methods: dict[str, type[Training]] = {
     "KD": kd.KD,
     "AT": at.AT,
     "RKD": rkd.RKD,
@@ -28,9 +51,19 @@ distiller_dict: dict[str, type[Training]] = {
     "FT": ft.FT,
     "ITRD": itrd.ITRD,
 }
+"""The methods of distillation that the paper compares, in its order."""
+
+distiller_dict: dict[str, type[Training]] = {
+    "NONE": Vanilla,
+    **methods,
+    **rivals.methods,
+    **attacks.methods,
+    **defences.methods,
+}
 """``DISTILLER.TYPE -> class``, called with ``(student, teacher, cfg)``.
 
-``NONE`` takes the student alone, ``CRD`` also the number of training images. A method with a
+``NONE`` takes the student alone, the other types of :mod:`djip_ext.bench.teacherless` take
+``(student, cfg, num_classes)``, ``CRD`` also the number of training images.  A method with a
 ``pretrain`` method needs it called, with the training loader, before its first step.
 """
 
@@ -48,5 +81,8 @@ distiller_defaults: dict[str, dict[str, Any]] = {
     "CC": cc.DEFAULTS,
     "FT": ft.DEFAULTS,
     "ITRD": itrd.DEFAULTS,
+    **rivals.defaults,
+    **attacks.defaults,
+    **defences.defaults,
 }
 """The configuration node of each method that has one."""

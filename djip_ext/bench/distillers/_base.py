@@ -1,5 +1,6 @@
 """The surface that a trainer sees: mdistiller's ``Distiller`` and ``Vanilla``."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,14 @@ class Training(nn.Module):
     def get_extra_parameters(self) -> int:
         """How many numbers the method keeps beside student and teacher."""
         return 0
+
+    def begin_epoch(self, loader: Iterable[tuple[Tensor, ...]], epoch: int, precision: str) -> None:
+        """Prepare for ``epoch``, counted from 1; called before its first step.
+
+        What is measured here and needed in later epochs belongs in a buffer, so that a resumed run
+        has it.  ``loader`` may be gone through: its ``epoch`` and the random state are set anew
+        afterwards.
+        """
 
     def forward(self, **batch: Any) -> Any:
         """Logits ``(B, C)`` of ``image`` in eval mode; in training mode ``(logits, losses)``.

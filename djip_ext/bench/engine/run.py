@@ -34,6 +34,7 @@ from djip_ext.bench.engine.record import (
 )
 from djip_ext.bench.engine.teacher_cache import cached_teacher
 from djip_ext.bench.engine.trainer import trainer_dict
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.utils.distributed import say
 from djip_ext.utils.files import claimed
@@ -84,8 +85,11 @@ def build_distiller(
     if cfg.BENCH.STUDENT_CHECKPOINT:
         load_weights(student, cfg.BENCH.STUDENT_CHECKPOINT)
     build = distiller_dict[kind]
-    if teacher is None:
+    distiller: Training
+    if kind == "NONE":
         distiller = build(student)
+    elif teacher is None:
+        distiller = build(student, cfg, num_classes)
     elif kind == "CRD":
         distiller = build(student, teacher, cfg, num_data)
     else:
@@ -125,7 +129,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
             "CSV only"
         )
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
-    teacher = None if cfg.DISTILLER.TYPE == "NONE" else build_teacher(cfg, num_classes)
+    teacher = build_teacher(cfg, num_classes) if needs_teacher(cfg.DISTILLER.TYPE) else None
     distiller = build_distiller(scaled_as(cfg, train_loader.data), teacher, num_data, num_classes)
     data = {"train": train_loader.data.fingerprint(), "test": test_loader.data.fingerprint()}
     behind = getattr(distiller, "teacher", None)

@@ -149,6 +149,10 @@ class BaseTrainer:
         """Train for one epoch, counted from 1, and return its row of the log."""
         cfg = self.cfg
         started = time.perf_counter()
+        self.train_loader.epoch = epoch
+        torch.manual_seed(self._epoch_seed(epoch))
+        if hasattr(self.distiller, "begin_epoch"):  # a host's distiller has none
+            self.distiller.begin_epoch(self.train_loader, epoch, cfg.BENCH.PRECISION)
         torch.manual_seed(self._epoch_seed(epoch))
         self.train_loader.epoch = epoch
         lr = adjust_learning_rate(epoch, cfg, self.optimizer)

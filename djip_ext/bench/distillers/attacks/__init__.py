@@ -1,0 +1,11 @@
+"""Knockoff students: what a black box gives away, beyond the methods of distillation."""
+
+from typing import Any
+
+from djip_ext.bench.distillers._base import Training
+
+methods: dict[str, type[Training]] = {}
+"""``DISTILLER.TYPE -> class``."""
+
+defaults: dict[str, dict[str, Any]] = {}
+"""The configuration node of each method that has one."""
