@@ -33,6 +33,9 @@ class FitSettings:
         variant: "fresh" (reverse channel from the current prediction), "literal" (from the last
             pass; N x C floats) or "fixed" (centres of the plain teacher, never refreshed: MCMI's
             way).
+        gradient: "soft", of the lens as it is, or "straight-through": in the steps on the tables
+            coefficients are rounded and the gradient passes through
+            (:mod:`djip_ext.lens.straight_through`); what is measured and kept is the lens itself.
         refresh: rounds from one refresh of the centres to the next, for "fresh"; every round is
             measured all the same.
         tables: "two" (luma, chroma: 128 steps) or "one" (64 steps for all channels, from the
@@ -63,6 +66,9 @@ class FitSettings:
         "class centres from the current predictions, from those of the last pass, "
         "or from the plain teacher",
     )
+    gradient: Literal["soft", "straight-through"] = setting(
+        "soft", "of the soft quantizer, or of rounding taken straight through"
+    )
     refresh: int = setting(1, "rounds from one refresh of the class centres to the next")
     tables: Literal["two", "one"] = setting(
         "two", "tables for luma and chroma, or one for all channels"
@@ -79,6 +85,7 @@ class FitSettings:
         low, high = self.cmi_gain
         choices = {
             "variant": ("fresh", "literal", "fixed"),
+            "gradient": ("soft", "straight-through"),
             "tables": ("two", "one"),
             "precision": ("float32", "bfloat16"),
         }

@@ -40,6 +40,7 @@ ROWS = {
     "JPEG-DL's code": f"{FIT} --alpha 5 --max-index 127 --window 5 --start 1 --q-min 0.01",
     "fixed centres": f"{FIT} --variant fixed",
     "literal": f"{FIT} --variant literal",
+    "straight-through": f"{FIT} --gradient straight-through",
     "T = 4": "--rounds 10 --cmi-gain 0.04 0.08 --max-accuracy-drop 30 --temperature 4",
     "lambda 0.5": f"{FIT} --lam 0.5",
     "lambda 1": f"{FIT} --lam 1",
@@ -50,6 +51,7 @@ for seed in range(1, 5):
     ROWS |= {
         f"default, seed {seed}": f"{FIT} --seed {seed}",
         f"literal, seed {seed}": f"{FIT} --variant literal --seed {seed}",
+        f"straight-through, seed {seed}": f"{FIT} --gradient straight-through --seed {seed}",
     }
 
 
