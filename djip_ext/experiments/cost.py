@@ -28,6 +28,7 @@ from djip_ext.bench.models.families import is_family
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.experiments.plan import Step
 from djip_ext.fit.loop import default_start, fit_lens
+from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
 from djip_ext.hosts.registry import put_behind
 from djip_ext.utils.networks import autocast
 
@@ -123,8 +124,8 @@ class Estimate:
         def number(flag: str, default: int) -> int:
             return int(flags[flags.index(flag) + 1]) if flag in flags else default
 
-        rounds = number("--rounds", 20)
-        images = number("--images", 0)
+        rounds = number("--rounds", FitSettings.rounds)
+        images = number("--images", IMAGES_OF_A_CLASS * train.num_classes)
         count = min(images or len(train.labels), len(train.labels))
         # At the end, without and with the lens
         measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))

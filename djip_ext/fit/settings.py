@@ -7,6 +7,8 @@ from djip_ext.errors import DJIPError
 
 T = TypeVar("T")
 
+IMAGES_OF_A_CLASS = 25  # what a fit needs of each class (docs/performance.md)
+
 
 def setting(default: T, help: str) -> T:
     """A field with ``default`` whose metadata hold ``help``, the text of its flag."""
@@ -56,7 +58,7 @@ class FitSettings:
     )
     lam: float | None = setting(None, "a fixed lambda; without it a controller sets lambda")
     lam_max: float = setting(2.0, "the controller's largest lambda")
-    rounds: int = setting(20, "alternations of a pass for the class centres and one for the tables")
+    rounds: int = setting(10, "alternations of a pass for the class centres and one for the tables")
     patience: int = setting(
         0, "stop when this many rounds after the best were not better; 0: never"
     )
@@ -113,5 +115,5 @@ class FitSettings:
             )
         if self.rounds < 0:
             raise DJIPError(
-                f"rounds is {self.rounds}; 0 only measures the starting tables, 20 is usual"
+                f"rounds is {self.rounds}; 0 only measures the starting tables, 10 is usual"
             )
