@@ -101,20 +101,21 @@ def price(about: dict[str, Any]) -> float:
 
 
 def print_seeds(prices: dict[str, float]) -> None:
-    """Compare the rows ``default`` and ``literal`` over the seeds that both have."""
+    """Compare the row ``default`` with its variants over the seeds that both have."""
     seeds = ["", *(f", seed {seed}" for seed in range(1, 5))]
-    both = [s for s in seeds if f"literal{s}" in prices and f"default{s}" in prices]
-    if not both:
-        return
-    literal = summarise([prices[f"literal{s}"] for s in both])
-    default = summarise([prices[f"default{s}"] for s in both])
-    difference = summarise([prices[f"literal{s}"] - prices[f"default{s}"] for s in both])
-    print(
-        f"\nprice over {len(both)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, "
-        f"literal {literal.mean:.3f} ± {literal.spread:.3f}, "
-        f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} "
-        "(half of the 95 % t-interval)"
-    )
+    for variant in ("literal", "straight-through"):
+        both = [s for s in seeds if f"{variant}{s}" in prices and f"default{s}" in prices]
+        if len(both) < 2:
+            continue
+        theirs = summarise([prices[f"{variant}{s}"] for s in both])
+        default = summarise([prices[f"default{s}"] for s in both])
+        difference = summarise([prices[f"{variant}{s}"] - prices[f"default{s}"] for s in both])
+        print(
+            f"\nprice over {len(both)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, "
+            f"{variant} {theirs.mean:.3f} ± {theirs.spread:.3f}, "
+            f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} "
+            "(half of the 95 % t-interval)"
+        )
 
 
 if __name__ == "__main__":
