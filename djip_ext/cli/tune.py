@@ -18,6 +18,7 @@ from djip_ext.cli.options import (
 from djip_ext.cli.report import write_report
 from djip_ext.cli.reproduce import check_data, parameters
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.arms import Arm
 from djip_ext.experiments.cost import Cost, Estimate
 from djip_ext.experiments.plan import Step, make_plan
 from djip_ext.experiments.scheduler import (
@@ -184,7 +185,7 @@ class Tuning:
             configs=args.cfg.replace("{", "{{").replace("}", "}}"),
             pairs=(Path(args.cfg).stem,),
             distillers=(cfg.DISTILLER.TYPE,),
-            arms={candidate.arm: self.arms[candidate.arm]},
+            arms={candidate.arm: Arm(self.arms[candidate.arm])},
             teachers={cfg.DISTILLER.TEACHER: checkpoint} if checkpoint else {},
             seeds=seeds,
             epochs=epochs,
