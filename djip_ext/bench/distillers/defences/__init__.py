@@ -4,8 +4,10 @@ from typing import Any
 
 from djip_ext.bench.distillers._base import Training
 
-methods: dict[str, type[Training]] = {}
+from . import cmim
+
+methods: dict[str, type[Training]] = {"CMIM": cmim.CMIM}
 """``DISTILLER.TYPE -> class``."""
 
-defaults: dict[str, dict[str, Any]] = {}
+defaults: dict[str, dict[str, Any]] = {"CMIM": cmim.DEFAULTS}
 """The configuration node of each method that has one."""
