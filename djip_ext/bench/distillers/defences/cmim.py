@@ -64,7 +64,6 @@ class CMIM(Training):
         super().__init__()
         node = cfg.CMIM
         self.student = student
-        self.num_classes = num_classes
         self.lam: float = node.LAMBDA
         self.powers = tuple(float(power) for power in node.POWERS)
         self.aggregate: str = node.AGGREGATE
@@ -77,7 +76,7 @@ class CMIM(Training):
 
     def begin_epoch(self, loader: Iterable[tuple[Tensor, ...]], epoch: int, precision: str) -> None:
         """Measure the centres of the network as it stands."""
-        centres = class_centres(self.student, loader, self.num_classes, self.powers, precision)
+        centres = class_centres(self.student, loader, epoch, self.powers, self.centres, precision)
         self.centres.copy_(centres)
 
     def forward_train(
