@@ -16,7 +16,8 @@ from djip_ext.bench.dataset.image_sets import get_dataset
 from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.bench.dataset.protocols import LabelledImages
 from djip_ext.bench.device import resolve_device
-from djip_ext.bench.distillers import Training, distiller_dict
+from djip_ext.bench.distillers import Training, attacks, distiller_dict
+from djip_ext.bench.engine.answers import BlackBox
 from djip_ext.bench.engine.checkpoints import load_weights, read_weights
 from djip_ext.bench.engine.networks import (
     build_model,
@@ -92,6 +93,8 @@ def build_distiller(
         distiller = build(student, cfg, num_classes)
     elif kind == "CRD":
         distiller = build(student, teacher, cfg, num_data)
+    elif kind in attacks.BY_CLASS:
+        distiller = build(student, teacher, cfg, num_classes)
     else:
         distiller = build(student, teacher, cfg)
     # nn.Module.to is annotated for either argument alone
@@ -134,6 +137,9 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     data = {"train": train_loader.data.fingerprint(), "test": test_loader.data.fingerprint()}
     behind = getattr(distiller, "teacher", None)
     record = run_record(cfg) | {"data": data} | lens_record(behind)
+    if behind is not None and cfg.BENCH.ANSWERS:
+        behind = BlackBox(behind, cfg.BENCH.ANSWERS)
+        distiller.teacher = behind
     if behind is not None and cfg.BENCH.VIEWS:
         assert isinstance(train_loader, DeviceLoader)  # of other loaders there are no views
         folder = Path(cfg.LOG.PREFIX, "teacher_cache")
