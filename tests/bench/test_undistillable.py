@@ -1,12 +1,16 @@
 """CMIM, the knockoff attacks, rival defences and black-box answers against slow float64 sums."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from djip_ext.bench.dataset import image_sets
+from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.distillers import distiller_defaults, distiller_dict
 from djip_ext.bench.distillers._centres import class_centres
 from djip_ext.bench.distillers.attacks._kl import check_reduction, kl_to_student
@@ -16,7 +20,8 @@ from djip_ext.bench.distillers.attacks.mkd import STAY, mapped
 from djip_ext.bench.distillers.defences.cmim import cmi_of_powers
 from djip_ext.bench.distillers.defences.stingy import sparse_softmax
 from djip_ext.bench.engine.answers import BlackBox, parse_answers
-from djip_ext.bench.engine.cfg import CFG
+from djip_ext.bench.engine.cfg import CFG, load_cfg
+from djip_ext.bench.engine.run import build_model, train
 from djip_ext.errors import DJIPError
 from djip_ext.metrics.cmi import conditional_mutual_information
 
@@ -292,3 +297,52 @@ def test_a_black_box_gives_floored_logarithms_and_no_features() -> None:
 def test_every_type_has_a_node_but_vanilla() -> None:
     assert set(distiller_dict) - set(distiller_defaults) == {"NONE"}
     assert {"CMIM", "NASTY", "STINGY", "LS", "HTC", "ERKD", "AVG", "MKD"} <= set(distiller_dict)
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
+    """One epoch on forty images, with a teacher of random weights."""
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )
+    teacher = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet8", 20).state_dict(), teacher)
+    small = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.EPOCHS", 1]
+    small += ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
+    small += ["SOLVER.BATCH_SIZE", 20, "LOG.PREFIX", str(tmp_path), "DISTILLER.TYPE", "KD"]
+    return [*small, "BENCH.TEACHER_CHECKPOINT", str(teacher)]
+
+
+def test_a_run_behind_a_black_box_says_so_and_keeps_what_is_known_of_the_teacher(
+    options: list,
+) -> None:
+    plain = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "plain"]))
+    cfg = load_cfg(None, [*options, "EXPERIMENT.NAME", "top", "BENCH.ANSWERS", "top:1"])
+    knockoff = train(cfg)
+    assert "ANSWERS: top:1" in knockoff["config"]
+    assert (knockoff["teacher_hash"], knockoff["lens"]) == (plain["teacher_hash"], "none")
+    weights = [
+        torch.load(Path(result["folder"]) / "student_last.pth", weights_only=True)["model"]
+        for result in (plain, knockoff)
+    ]
+    assert not torch.equal(weights[0]["fc.weight"], weights[1]["fc.weight"])
+    with pytest.raises(DJIPError, match="another BENCH.ANSWERS"):
+        train(load_cfg(None, [*options, "EXPERIMENT.NAME", "top"]), resume=True)
+
+
+@pytest.mark.parametrize("kind", ["KD", "AVG", "MKD"])
+def test_answers_are_kept_apart_by_their_rule(kind: str, options: list, tmp_path: Path) -> None:
+    for answers in ("", "top:1", "round:1"):
+        name = f"answers-{answers}"
+        changes = ["BENCH.VIEWS", 2, "BENCH.ANSWERS", answers, "EXPERIMENT.NAME", name]
+        train(load_cfg(None, [*options, "DISTILLER.TYPE", kind, *changes]))
+    kept = [load_file(path) for path in (tmp_path / "teacher_cache").iterdir()]
+    assert len(kept) == 3
+    assert sum("pooled_feat" in answers for answers in kept) == 1
+    lowest = sorted(round(answers["logits"].float().min().item(), 1) for answers in kept)
+    assert lowest[0] == -27.6  # top:1
+
+
+def test_a_black_box_refuses_methods_that_need_features(options: list) -> None:
+    with pytest.raises(DJIPError, match="needs the teacher's feats, but BENCH.ANSWERS"):
+        train(load_cfg(None, [*options, "DISTILLER.TYPE", "AT", "BENCH.ANSWERS", "top:1"]))
