@@ -162,6 +162,7 @@ def compose() -> dict[str, str]:
         files[f"cifar100/mcmi/{CIFAR_NETWORKS[network][0]}.yaml"] = mcmi(network)
     for network in JPEG_DL:
         files[f"cifar100/jpegdl/{CIFAR_NETWORKS[network][0]}.yaml"] = jpeg_dl(network)
+    files["cifar100/jpegdl/wrn_16_2_short.yaml"] = jpeg_dl("wrn_16_2", short=True)
     files["cifar100/mcmi/wrn_16_2_gain.yaml"] = mcmi("wrn_16_2", gain=True)
     for method in DEFENCES:
         files[f"cifar100/{method.lower()}/{VICTIM}.yaml"] = cifar(method, VICTIM, VICTIM)
@@ -247,13 +248,20 @@ def mcmi(network: str, gain: bool = False) -> str:
     return HEADER + text(cfg)
 
 
-def jpeg_dl(network: str) -> str:
-    """The recipe of the network alone, and JPEG-DL's for its tables."""
-    short = CIFAR_NETWORKS[network][0]
-    plain = cifar("NONE", network, network)
-    renamed = plain.replace(f'"vanilla,{short}"', f'"jpegdl,{short}"')
-    own = text({"JPEGDL": {"LR": 0.003, "ALPHA": 5.0}})
-    return renamed.replace('TYPE: "NONE"', 'TYPE: "JPEGDL"') + own
+def jpeg_dl(network: str, short: bool = False) -> str:
+    """The recipe of the network alone, and JPEG-DL's for its tables.
+
+    Short: 6 epochs along a cosine from .01, to go on from a trained network.
+    """
+    name = CIFAR_NETWORKS[network][0]
+    cfg: dict[str, Any] = yaml.safe_load(cifar("NONE", network, network))
+    cfg["EXPERIMENT"]["TAG"] = ",".join(["jpegdl", name] + (["short"] if short else []))
+    cfg["DISTILLER"]["TYPE"] = "JPEGDL"
+    if short:
+        cfg["SOLVER"] |= {"EPOCHS": 6, "LR": 0.01}
+        del cfg["SOLVER"]["LR_DECAY_STAGES"], cfg["SOLVER"]["LR_DECAY_RATE"]
+    cfg["JPEGDL"] = {"LR": 0.003, "ALPHA": 5.0}
+    return HEADER + text(cfg | ({"BENCH": {"SCHEDULE": "cosine"}} if short else {}))
 
 
 def imagenet(
