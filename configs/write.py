@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 FOLDER = Path(__file__).parent
 HEADER = "# Written by configs/write.py from a pair and a method; edit that file, not this one.\n"
 
