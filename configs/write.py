@@ -39,6 +39,24 @@ METHODS: dict[str, dict[str, Any]] = {
     "FT": {"RATE": 0.5, "LOSS": {"CE_WEIGHT": 1.0, "FEAT_WEIGHT": 200.0}},
 }
 
+# Knockoff attacks, and the bar that they have to pass (LS).
+KNOCKOFF = {"TEMPERATURE": 4.0, "REDUCTION": "batchmean"}
+ATTACKS: dict[str, dict[str, Any]] = {
+    "LS": {"EPSILON": 0.1},
+    "HTC": KNOCKOFF | {"TEMPERATURE": 50.0, "LOSS": {"CE_WEIGHT": 1.0, "KD_WEIGHT": 1.0}},
+    "ERKD": KNOCKOFF | {"LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}},
+    "AVG": KNOCKOFF | {"LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}},
+    "MKD": KNOCKOFF | {"LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}},
+}
+
+# Networks that are trained to be undistillable; NASTY and STINGY from a plain one of their kind.
+DEFENCES: dict[str, dict[str, Any]] = {
+    "CMIM": {"LAMBDA": 5.0, "POWERS": [0.5, 0.25, 0.125], "AGGREGATE": "mean"},
+    "NASTY": {"TEMPERATURE": 20.0, "WEIGHT": 0.004},
+    "STINGY": {"TOP": 10, "TEMPERATURE": 4.0, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT": 0.9}},
+}
+VICTIM = "wrn_16_2"  # that of results/: small enough for a CPU
+
 # Networks: mdistiller's short name in tags, pooled features (what CRD must be told).
 CIFAR_NETWORKS: dict[str, tuple[str, int]] = {
     "resnet8": ("resnet8", 64),
@@ -144,6 +162,12 @@ def compose() -> dict[str, str]:
     for network in JPEG_DL:
         files[f"cifar100/jpegdl/{CIFAR_NETWORKS[network][0]}.yaml"] = jpeg_dl(network)
     files["cifar100/mcmi/wrn_16_2_gain.yaml"] = mcmi("wrn_16_2", gain=True)
+    for method in DEFENCES:
+        files[f"cifar100/{method.lower()}/{VICTIM}.yaml"] = cifar(method, VICTIM, VICTIM)
+    for method in ATTACKS:
+        files[f"cifar100/fewshot/{method.lower()}_{'_'.join(FEWSHOT[0])}.yaml"] = cifar(
+            method, *FEWSHOT[0], fewshot=True
+        )
     for method in METHODS:
         for pair in FEWSHOT:
             files[f"cifar100/fewshot/{method.lower()}_{'_'.join(pair)}.yaml"] = cifar(
@@ -168,6 +192,8 @@ def cifar(
     """
     (short_t, dim_t), (short_s, dim_s) = CIFAR_NETWORKS[teacher], CIFAR_NETWORKS[student]
     tag = ["vanilla", short_s] if method == "NONE" else [method.lower(), short_t, short_s]
+    if method in DEFENCES:
+        tag = [method.lower(), short_s]
     solver = {
         "BATCH_SIZE": 64,
         "EPOCHS": 50 if fewshot else 240,
@@ -191,7 +217,8 @@ def cifar(
         solver["EPOCHS"] = 120
         del solver["LR_DECAY_STAGES"], solver["LR_DECAY_RATE"]
         cfg["BENCH"] = {"SCHEDULE": "cosine"}
-    return HEADER + text(cfg | node(method, METHODS, cfg, (dim_s, dim_t), tuned))
+    nodes = METHODS | ATTACKS | DEFENCES
+    return HEADER + text(cfg | node(method, nodes, cfg, (dim_s, dim_t), tuned))
 
 
 def mcmi(network: str, gain: bool = False) -> str:

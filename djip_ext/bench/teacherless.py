@@ -1,8 +1,11 @@
 """Which methods train a network without a teacher."""
 
-TEACHERLESS: frozenset[str] = frozenset({"NONE", "MCMI", "JPEGDL"})
+TEACHERLESS: frozenset[str] = frozenset({"NONE", "CMIM", "JPEGDL", "LS", "MCMI"})
 """Types that are called with ``(student, cfg, num_classes)``; mdistiller's ``NONE`` takes the
 student alone."""
+
+FINE_TUNING: frozenset[str] = frozenset({"MCMI"})
+"""Types that go on from a trained network, ``BENCH.STUDENT_CHECKPOINT``."""
 
 
 def needs_teacher(kind: str) -> bool:

@@ -1,12 +1,14 @@
 """``djip inspect``: what a lens is and what it does to images.
 
-Given the teacher, also what it does to the teacher's predictions.
+Given the teacher, also what it does to the teacher's predictions, and, lens or no lens, the
+teacher's CMI over the temperature spectrum.
 """
 
 from __future__ import annotations
 
 import argparse
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +27,31 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.class_simplex import most_raised_class
 from djip_ext.metrics.measurement import measure
-from djip_ext.utils.files import write_json
+from djip_ext.metrics.spectrum import TEMPERATURES, measure_spectrum
+from djip_ext.utils.files import write_csv, write_json
 
 HEALTH_IMAGES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``djip inspect``."""
-    parser.add_argument("lens", metavar="LENS", help="lens file (.safetensors)")
+    parser.add_argument(
+        "--spectrum",
+        action="store_true",
+        help="write the teacher's CMI over temperatures as spectrum.csv and spectrum.png, with "
+        "the lens too where one is named (default: off)",
+    )
+    parser.add_argument(
+        "lens",
+        metavar="LENS",
+        nargs="?",
+        help="lens file (.safetensors); may be missing with --spectrum (default: none)",
+    )
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where the pictures go (default: <stem>-inspect beside the lens)",
+        help="where the pictures go (default: <stem>-inspect beside the lens, without one "
+        "<teacher>-inspect)",
     )
     parser.add_argument(
         "--images",
@@ -56,7 +71,13 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.images < 1:
         raise DJIPError(f"--images is {args.images}; show at least one")
-    path = Path(args.lens)
+    words = list(args.options) if args.lens is None else [args.lens, *args.options]
+    if len(words) % 2 == 0:  # KEY VALUE pairs, with no lens before them
+        args.options = words
+        inspect_spectrum(args)
+        return
+    path = Path(words[0])
+    args.options = words[1:]
     record = parse_record(record_of(path), path.with_suffix(".json"))
     cfg = benchmark_cfg(args)
     lens = record.lens
@@ -88,7 +109,66 @@ def run(args: argparse.Namespace) -> None:
         }
         written += [picture for picture in pictures if picture not in written]
         written.append(write_json(out / "summary.json", summary))
+    if args.spectrum:
+        if not has_teacher:
+            raise DJIPError("--spectrum needs the teacher; name it with --cfg YAML")
+        written += write_spectra(lens, cfg, train_set, test_set, out)
     print(f"written to {out}: {', '.join(file.name for file in written)}")
+
+
+def inspect_spectrum(args: argparse.Namespace) -> None:
+    """Write the CMI spectrum of a teacher without a lens.
+
+    Raises:
+        DJIPError: ``--spectrum`` is not given, no such teacher or data.
+    """
+    if not args.spectrum:
+        raise DJIPError("name a LENS, or a teacher and --spectrum")
+    cfg = benchmark_cfg(args)
+    train_set, test_set, _ = image_sets(cfg)
+    out = Path(args.out or f"{cfg.DISTILLER.TEACHER.replace(':', '-')}-inspect")
+    written = write_spectra(None, cfg, train_set, test_set, out)
+    print(f"written to {out}: {', '.join(file.name for file in written)}")
+
+
+def write_spectra(
+    lens: JPEGLens | None,
+    cfg: CfgNode,
+    train_set: LabelledImages,
+    test_set: LabelledImages,
+    out: Path,
+) -> list[Path]:
+    """Measure, print, write and draw the teacher's CMI over temperatures on both sets of images.
+
+    Returns the paths of ``spectrum.csv`` (a row per temperature, a column per curve, nats) and of
+    the picture.
+    """
+    from djip_ext.plots.spectrum import spectrum_figure
+    from djip_ext.plots.style import save_figure
+
+    device = resolve_device(cfg.BENCH.DEVICE)
+    classes = train_set.num_classes
+    teacher = build_teacher(cfg, classes).to(device).to(memory_format=torch.channels_last)
+    spectra: dict[str, dict[float, float]] = {}
+    for part, data in (("training", train_set), ("test", test_set)):
+        loader = make_loader(data, 250, device)
+        precision = cfg.BENCH.PRECISION
+        spectra[part] = measure_spectrum(teacher, loader, classes, precision=precision)
+        if lens is not None:
+            lens = lens.to(device)
+            transform = partial(Normalisation(data.mean, data.std).through, lens)
+            spectra[f"{part}, lens"] = measure_spectrum(
+                teacher, loader, classes, transform, precision=precision
+            )
+    print(f"CMI of {cfg.DISTILLER.TEACHER} over the temperature spectrum, in nats:")
+    print(f"  {'T':>8}" + "".join(f"{name:>16}" for name in spectra))
+    rows: list[dict[str, float]] = []
+    for temperature in TEMPERATURES:
+        values = {name: spectrum[temperature] for name, spectrum in spectra.items()}
+        print(f"  {temperature:8.3g}" + "".join(f"{value:16.4f}" for value in values.values()))
+        rows.append({"temperature": temperature} | values)
+    path = write_csv(out / "spectrum.csv", rows)
+    return [path, save_figure(spectrum_figure(spectra), out / "spectrum.png")]
 
 
 def draw_lens(record: LensRecord, out: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from djip_ext.cli.options import (
 from djip_ext.errors import DJIPError
 from djip_ext.fit.loop import FitResult, default_start, fit_lens
 from djip_ext.fit.record import describe
-from djip_ext.fit.settings import FitSettings
+from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
 from djip_ext.hosts.task import HostTask, read_host
 from djip_ext.lens.initial_tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
 from djip_ext.lens.io import lens_id, load_lens
@@ -98,9 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         type=int,
-        default=0,
         metavar="N",
-        help="fit on N training images; 0: all (default: %(default)s)",
+        help=f"fit on N training images; 0: all (default: {IMAGES_OF_A_CLASS} of each class)",
     )
     parser.add_argument(
         "--batch-size",
@@ -174,7 +173,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
         forget_earlier_fit(out)
     device = resolve_device(cfg.BENCH.DEVICE)
     task.teacher.to(device).to(memory_format=torch.channels_last).eval()
-    part = images_of_the_fit(task.train, args.images, settings.seed)
+    part = images_of_the_fit(task.train, images_asked_for(args.images, task.train), settings.seed)
     fitting = Fitting(task, part, settings, device, args.black_box, args.queries)
 
     loader = make_loader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
@@ -244,7 +243,9 @@ def read_task(args: argparse.Namespace, cfg: CfgNode, host_options: list[str]) -
     With a host, ``cfg`` gets its names of data set and teacher, for the record.
     """
     if args.host:
-        task = read_host(args.host, args.cfg or "", args.host_package, args.images, host_options)
+        task = read_host(
+            args.host, args.cfg or "", args.host_package, args.images or 0, host_options
+        )
         cfg.DATASET.TYPE = task.dataset
         cfg.DISTILLER.TEACHER = task.teacher_name
         return task
@@ -260,6 +261,11 @@ def forget_earlier_fit(out: Path) -> None:
     """
     out.with_suffix(".fit.pth").unlink(missing_ok=True)
     out.with_suffix(".json").unlink(missing_ok=True)
+
+
+def images_asked_for(images: int | None, data: LabelledImages) -> int:
+    """How many images a fit reads: ``images``, or what it needs of each class; 0: all of them."""
+    return IMAGES_OF_A_CLASS * data.num_classes if images is None else images
 
 
 def images_of_the_fit(data: LabelledImages, count: int, seed: int) -> LabelledImages:

@@ -9,7 +9,6 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from djip_ext.bench.dataset.image_sets import load_run_sets
 from djip_ext.bench.engine.temperature import TEMPERATURE_KEYS, distiller_temperature
 from djip_ext.cli.options import (
     add_benchmark_arguments,
@@ -19,6 +18,7 @@ from djip_ext.cli.options import (
 from djip_ext.cli.report import write_report
 from djip_ext.cli.reproduce import check_data, parameters
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.arms import Arm
 from djip_ext.experiments.cost import Cost, Estimate
 from djip_ext.experiments.plan import Step, make_plan
 from djip_ext.experiments.scheduler import (
@@ -43,7 +43,6 @@ from djip_ext.utils.files import atomic_write, write_json
 
 PLAIN = "plain"
 PAGE = "docs/tuning.md"
-IMAGES_OF_A_CLASS = 25  # what a fit needs of each (docs/performance.md)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         raise DJIPError("djip tune needs --cfg: a student's configuration, see configs/")
     cfg = benchmark_cfg(args)
     out = Path(args.out or Path("output", "tune", Path(args.cfg).stem))
-    arms = read_arms(args.arm) or default_arms(cfg)
+    arms = read_arms(args.arm) or default_arms()
     tuning = Tuning(args, cfg, arms, out)
     check_data(tuning.steps(tuning.pool[0], 1))
     settings = tuning.settings()
@@ -114,15 +113,11 @@ def run(args: argparse.Namespace) -> None:
     report(tuning, choose(scores, tuning.baseline), settings)
 
 
-def default_arms(cfg: CfgNode) -> dict[str, str]:
+def default_arms() -> dict[str, str]:
     """A mild and a stronger lens, JPEG, and a softer teacher without a lens."""
-    train, _ = load_run_sets(cfg)
-    fit = (
-        f"fit --images {min(len(train.labels), IMAGES_OF_A_CLASS * train.num_classes)} --rounds 10"
-    )
     return {
-        "mild": f"{fit} --cmi-gain 0.05 0.15",
-        "strong": f"{fit} --cmi-gain 0.2 0.4",
+        "mild": "fit --cmi-gain 0.05 0.15",
+        "strong": "fit --cmi-gain 0.2 0.4",
         "jpeg": "jpeg:75",
         "softer": "temperature:2",
     }
@@ -190,7 +185,7 @@ class Tuning:
             configs=args.cfg.replace("{", "{{").replace("}", "}}"),
             pairs=(Path(args.cfg).stem,),
             distillers=(cfg.DISTILLER.TYPE,),
-            arms={candidate.arm: self.arms[candidate.arm]},
+            arms={candidate.arm: Arm(self.arms[candidate.arm])},
             teachers={cfg.DISTILLER.TEACHER: checkpoint} if checkpoint else {},
             seeds=seeds,
             epochs=epochs,

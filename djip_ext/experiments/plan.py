@@ -17,7 +17,9 @@ from djip_ext.bench.dataset.image_sets import FOLDERS
 from djip_ext.bench.engine.cfg import differing_settings, load_cfg
 from djip_ext.bench.engine.run import behind_lens, read_weights, run_folder, run_record
 from djip_ext.bench.models import cifar_model_dict
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.arms import Arm
 from djip_ext.experiments.axes import combinations, suffix, words_of
 from djip_ext.experiments.table import Table
 from djip_ext.inputs.checkpoints import variants
@@ -182,6 +184,8 @@ def _hashes_of(path: str, mtime_ns: int) -> tuple[str, ...]:
     return tuple(weight_hash(variant) for variant in variants(state))
 
 
+BAR, LABELS = "LS", "labels"  # distiller and arm of the students from labels alone
+
 Made = tuple[Step | None, str]
 """The step that makes a teacher or a lens, None when it is there already; and the teacher's
 checkpoint, or what is in front of the teacher."""
@@ -198,35 +202,45 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
             it.
     """
     cfgs = _student_cfgs(table)
-    teachers: dict[str, Made] = {}
+    teachers: dict[tuple[str, str, str], Made] = {}  # network, configuration, start
     lenses: dict[tuple[str, str], Made] = {}
     for (pair, distiller), cfg in cfgs.items():
         name = cfg.DISTILLER.TEACHER
-        if name not in teachers:
-            teachers[name] = _teacher(table, name, cfg.DATASET.TYPE, out, data_root)
-            config = table.config(pair, distiller)
-            for arm in table.arms:
-                lenses[name, arm] = _lens(table, arm, name, teachers[name], config, out, data_root)
-    steps = [step for step, _ in [*teachers.values(), *lenses.values()] if step is not None]
+        tables_own = name, Arm.teacher, Arm.start
+        if tables_own in teachers:
+            continue
+        own = _teacher(table, name, cfg.DATASET.TYPE, out, data_root)
+        teachers[tables_own] = own
+        config = table.config(pair, distiller)
+        for arm_name, arm in table.arms.items():
+            key = name, arm.teacher, arm.start
+            if key not in teachers:
+                teachers[key] = _teacher_of_arm(table, arm, name, own, cfg, out, data_root)
+            lenses[name, arm_name] = _lens(
+                table, arm_name, name, teachers[key], config, out, data_root
+            )
+    made = [*teachers.values(), *lenses.values()]
+    steps = list(dict.fromkeys(step for step, _ in made if step is not None))
     for seed in range(table.seeds):
         for (pair, distiller), cfg in cfgs.items():
-            teacher = teachers[cfg.DISTILLER.TEACHER]
-            for values, arm in itertools.product(combinations(table.vary), table.arms):
-                lens = lenses[cfg.DISTILLER.TEACHER, arm]
+            for values, arm_name in itertools.product(combinations(table.vary), table.arms):
+                arm = table.arms[arm_name]
+                teacher = teachers[cfg.DISTILLER.TEACHER, arm.teacher, arm.start]
+                lens = lenses[cfg.DISTILLER.TEACHER, arm_name]
                 run = f"{pair}{suffix(values)}"
                 options = [
                     *("LOG.PREFIX", out),
-                    *("EXPERIMENT.PROJECT", arm),
+                    *("EXPERIMENT.PROJECT", arm_name),
                     *("EXPERIMENT.NAME", f"{distiller.lower()}_{run}"),
                     *_checkpoint(teacher),
                     *_schedule(table, table.config(pair, distiller)),
-                    *table.settings("all", "student", distiller),
+                    *table.settings("all", "student", distiller, more=arm.options),
                     *words_of(values),
                 ]
                 steps.append(
                     Step(
                         "student",
-                        f"{distiller} {run}, {arm}, seed {seed}",
+                        f"{distiller} {run}, {arm_name}, seed {seed}",
                         table.config(pair, distiller),
                         ("--djip-lens", lens[1], "--seed", str(seed)),
                         tuple(options),
@@ -236,6 +250,30 @@ def make_plan(table: Table, out: str, data_root: str = "") -> list[Step]:
                         needs=tuple(step for step, _ in (teacher, lens) if step is not None),
                     )
                 )
+        steps += _bar(table, seed, out, data_root)
+    return steps
+
+
+def _bar(table: Table, seed: int, out: str, data_root: str) -> list[Step]:
+    """The students from labels alone that the attacks of an audit are compared with."""
+    steps = []
+    for pair, values in itertools.product(
+        table.pairs if table.bar else (), combinations(table.bar)
+    ):
+        config = table.config(pair, BAR)
+        run = f"{pair}{suffix(values)}"
+        options = [
+            *("LOG.PREFIX", out),
+            *("EXPERIMENT.PROJECT", LABELS),
+            *("EXPERIMENT.NAME", f"{BAR.lower()}_{run}"),
+            *_schedule(table, config),
+            *table.settings("all", "student", BAR),
+            *words_of(values),
+        ]
+        name = f"{BAR} {run}, {LABELS}, seed {seed}"
+        steps.append(
+            Step("student", name, config, ("--seed", str(seed)), tuple(options), data_root, seed)
+        )
     return steps
 
 
@@ -253,6 +291,8 @@ def _student_cfgs(table: Table) -> dict[tuple[str, str], CfgNode]:
     for pair, distiller in cfgs:
         for values in combinations(table.vary):
             load_cfg(table.config(pair, distiller), words_of(values))  # refuses a wrong axis
+        for arm in table.arms.values():
+            load_cfg(table.config(pair, distiller), words_of(arm.options))
     for (_, distiller), cfg in cfgs.items():
         if distiller != cfg.DISTILLER.TYPE:
             raise DJIPError(
@@ -307,6 +347,52 @@ def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) ->
     return step, str(run_folder(cfg) / "student_last.pth")
 
 
+def _teacher_of_arm(
+    table: Table, arm: Arm, name: str, own: Made, student: CfgNode, out: str, data_root: str
+) -> Made:
+    """The step that trains the teacher of ``arm``, from the table's ``own`` or from scratch.
+
+    Raises:
+        DJIPError: the configuration trains another network, or there is nothing to start from.
+    """
+    if not arm.teacher:
+        return own
+    stem = Path(arm.teacher).stem + ("-scratch" if arm.start == "scratch" else "")
+    path = own[1] or _published(name, student.DATASET.TYPE) or ""
+    options = [
+        *("LOG.PREFIX", out),
+        *("EXPERIMENT.PROJECT", "teachers"),
+        *("EXPERIMENT.NAME", f"{file_name(name)}-{stem}"),
+        *table.settings("all", "teacher"),
+    ]
+    kind = load_cfg(arm.teacher).DISTILLER.TYPE
+    starts = ["BENCH.STUDENT_CHECKPOINT"] if arm.start == "teacher" else []
+    reads = [*starts, *(["BENCH.TEACHER_CHECKPOINT"] if needs_teacher(kind) else [])]
+    if reads and not path:
+        raise DJIPError(
+            f"{arm.teacher} goes on from the teacher {name}, of which no checkpoint is known; give "
+            "one at teachers:"
+        )
+    options += [word for key in reads for word in (key, path)]
+    step = Step(
+        "teacher",
+        f"teacher {name}, {stem}",
+        arm.teacher,
+        ("--seed", "0"),
+        tuple(options),
+        data_root,
+        0,
+        needs=(own[0],) if reads and own[0] is not None else (),
+    )
+    names = step.settings().DISTILLER
+    if name != names.STUDENT or (needs_teacher(kind) and name != names.TEACHER):
+        raise DJIPError(
+            f"{arm.teacher} trains {names.STUDENT}; an arm of the teacher {name} takes "
+            f"DISTILLER.STUDENT {name}, and as DISTILLER.TEACHER, where it has one, the same"
+        )
+    return step, str(run_folder(step.cfg()) / "student_last.pth")
+
+
 def _published(name: str, dataset: str) -> str | None:
     """Where mdistiller keeps the teacher ``name``, "" for one it does not have.
 
@@ -335,7 +421,7 @@ def _lens(
 
     The lens is "identity", "temperature:K" or a file.
     """
-    source = table.arms[arm]
+    source = table.arms[arm].before
     if softening(source) is not None:
         return None, source
     if source.endswith(".safetensors") and not source.startswith("fit"):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from djip_ext.bench.distillers import distiller_dict
+from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import order, split
 from djip_ext.experiments.runs import RESULT, RUNS, Pair, Run, arm_names, read_runs
@@ -32,7 +33,7 @@ def read_results(folder: str | Path) -> Results:
     Raises:
         DJIPError: no finished student, a damaged record, or two runs of one cell and seed.
     """
-    runs = [run for run in read_runs(folder) if split(run.row)[0] != "NONE"]
+    runs = [run for run in read_runs(folder) if needs_teacher(split(run.row)[0])]
     if not runs:
         raise DJIPError(
             f"{folder} holds no finished student ({RESULT} or {RUNS}); "

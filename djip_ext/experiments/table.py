@@ -4,6 +4,7 @@ docs/tables.md describes the file.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import yaml
 from djip_ext.bench.distillers import distiller_dict
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.arms import Arm, read_arm_of_a_table
 from djip_ext.experiments.axes import combinations, word, words_of
 
-ARM = re.compile(r"identity|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
 # What a section of ``options`` may be named after, beside a distiller
 COMMANDS = ("all", "teacher", "lens", "student")
 # The keys of the file
@@ -29,6 +30,7 @@ KINDS = {
     "epochs": int,
     "options": dict,
     "vary": dict,
+    "bar": dict,
 }
 REQUIRED = ("configs", "pairs", "distillers", "arms")
 
@@ -43,10 +45,7 @@ class Table:
             ``{pair}`` in it.
         pairs: what stands for ``{pair}``; the configuration itself names teacher and student.
         distillers: keys of ``distiller_dict``.
-        arms: name -> what is in front of the teacher: ``identity``, a lens file (``{teacher}`` in
-            it stands for the network), ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY`` or
-            ``random:MEDIAN``; or ``temperature:K``, no lens, but the plain teacher's logits divided
-            by K.  The first arm is the baseline.
+        arms: name -> :class:`~djip_ext.experiments.arms.Arm`; the first is the baseline.
         teachers: network -> a checkpoint, or the configuration to train it with; a network that is
             not named has its checkpoint where mdistiller keeps it.
         seeds: how many, from 0.
@@ -57,40 +56,39 @@ class Table:
             order win.
         vary: KEY -> values: every combination makes students of its own, with these options before
             all others.
+        bar: KEY -> values of ``DISTILLER.TYPE LS``: students from labels alone, which the attacks
+            of an audit have to beat (:mod:`djip_ext.experiments.audit`).
     """
 
     name: str
     configs: str
     pairs: tuple[str, ...]
     distillers: tuple[str, ...]
-    arms: dict[str, str]
+    arms: dict[str, Arm]
     teachers: dict[str, str] = field(default_factory=dict)
     seeds: int = 3
     epochs: int | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     vary: dict[str, list[Any]] = field(default_factory=dict)
+    bar: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def students(self) -> int:
         """How many students the table plans."""
-        return (
-            len(self.pairs)
-            * len(self.distillers)
-            * len(combinations(self.vary))
-            * len(self.arms)
-            * self.seeds
-        )
+        of_a_pair = len(self.distillers) * len(combinations(self.vary)) * len(self.arms)
+        of_a_pair += len(combinations(self.bar)) if self.bar else 0
+        return len(self.pairs) * of_a_pair * self.seeds
 
     def config(self, pair: str, distiller: str) -> str:
         """The path of that student's configuration."""
         return self.configs.format(pair=pair, distiller=distiller.lower())
 
-    def settings(self, *sections: str) -> list[str]:
-        """The KEY VALUE words of those sections, a later one winning."""
+    def settings(self, *sections: str, more: Mapping[str, Any] | None = None) -> list[str]:
+        """The KEY VALUE words of those sections and ``more``, a later one winning."""
         merged: dict[str, Any] = {}
         for section in sections:
             merged |= self.options.get(section) or {}
-        return words_of(merged)
+        return words_of(merged | dict(more or {}))
 
 
 def load_table(path: str | Path) -> Table:
@@ -104,11 +102,15 @@ def load_table(path: str | Path) -> Table:
     content = _read(path)
     _check_keys(path, content)
     lists = {key: tuple(map(str, content[key])) for key in ("pairs", "distillers")}
-    table = Table(path.stem, **(content | lists))
+    arms = _read_arms(path, content["arms"], content.get("vary"))
+    table = Table(path.stem, **(content | lists | {"arms": arms}))
     _check_configs(path, table)
-    _check_arms(path, table)
     _check_options(path, table)
     for key, values in table.vary.items():
+        _check_axis(path, key, values)
+    for key, values in table.bar.items():
+        if not str(key).startswith("LS."):
+            raise DJIPError(f"{path}: bar cannot take {key}; it varies keys of LS, LS.EPSILON say")
         _check_axis(path, key, values)
     _check_counts(path, table)
     return table
@@ -153,18 +155,33 @@ def _check_configs(path: Path, table: Table) -> None:
             raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {known}")
 
 
-def _check_arms(path: Path, table: Table) -> None:
-    for name, arm in table.arms.items():
-        if not isinstance(arm, str) or not ARM.fullmatch(arm):
-            raise DJIPError(
-                f"{path}: arm {name} is {arm!r}; give identity, temperature:K, "
-                "a .safetensors file, fit FLAGS, jpeg:QUALITY or random:MEDIAN"
-            )
-        if not re.fullmatch(r"[\w.-]+", str(name)) or name == "teachers":
-            raise DJIPError(
-                f"{path}: an arm cannot be called {name!r}; it names a folder: "
-                "letters, digits, dot and dash, not 'teachers'"
-            )
+def _read_arms(path: Path, arms: dict[str, Any], axes: Any) -> dict[str, Arm]:
+    """The arms of the file.
+
+    Raises:
+        DJIPError: one is wrong, or sets an option that is an axis of the table.
+    """
+    try:
+        read = {name: read_arm_of_a_table(name, content) for name, content in arms.items()}
+    except DJIPError as error:
+        raise DJIPError(f"{path}: {error}") from error
+    for name, arm in read.items():
+        for key in arm.options:
+            if key in (axes or {}):
+                raise DJIPError(
+                    f"{path}: arm {name} sets {key}, which the table varies; leave it to one of "
+                    "the two"
+                )
+            _check_own_option(path, name, key)
+    return read
+
+
+def _check_own_option(path: Path, name: str, key: str) -> None:
+    """Raise DJIPError for an option that says which run it is, not how it is trained."""
+    if key == "BENCH.SEED" or str(key).startswith(("EXPERIMENT.", "LOG.", "DISTILLER.")):
+        raise DJIPError(
+            f"{path}: arm {name} cannot set {key}; pairs, distillers and seeds name the runs"
+        )
 
 
 def _check_options(path: Path, table: Table) -> None:

@@ -15,6 +15,8 @@ from djip_ext.utils.files import atomic_write
 
 # Settings that a fit no longer has, with the only value whose fits can go on.
 FORMER_SETTINGS = {"optimizer": "adam"}
+# settings that fits of an older version did not have, with what they did
+ADDED_SETTINGS = {"gradient": "soft"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def _check_identity(
     path: str | os.PathLike[str], known: dict[str, Any], identity: dict[str, Any]
 ) -> None:
     """Raise DJIPError unless ``known``, of a checkpoint, is the ``identity`` of this fit."""
-    settings = dict(known["settings"])
+    settings = ADDED_SETTINGS | known["settings"]
     for name, value in FORMER_SETTINGS.items():
         found = settings.pop(name, value)
         if found != value:

@@ -31,6 +31,7 @@ from djip_ext.inputs.closed_teacher import ClosedTeacher
 from djip_ext.lens.io import settings_of, weight_hash
 from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
+from djip_ext.lens.straight_through import StraightThroughLens
 from djip_ext.metrics.measurement import Measurement, measure
 from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, say, sum_all
 from djip_ext.utils.networks import autocast, device_of, frozen, logits_of
@@ -179,6 +180,8 @@ class _Fit:
         self.lens = lens
         self.settings = settings
         self.before = before
+        straight = settings.gradient == "straight-through"
+        self.stepped = StraightThroughLens(lens) if straight else lens  # what the steps go through
         lens.to(device_of(teacher) or torch.device("cpu"))
         with torch.no_grad():
             lens.q.copy_(by_first(lambda: lens.q.detach().cpu()))
@@ -311,7 +314,7 @@ class _Fit:
         image = image.to(q.device)
         label = label.to(q.device)
         with autocast(image.device, settings.precision):
-            seen = in_dtype_of(self.teacher, self.apply_lens(image))
+            seen = in_dtype_of(self.teacher, self.normalisation.through(self.stepped, image))
             logits = logits_of(self.teacher(seen))
         ln_f_old = None
         if settings.variant == "literal":

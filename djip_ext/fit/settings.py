@@ -7,6 +7,8 @@ from djip_ext.errors import DJIPError
 
 T = TypeVar("T")
 
+IMAGES_OF_A_CLASS = 25  # what a fit needs of each class (docs/performance.md)
+
 
 def setting(default: T, help: str) -> T:
     """A field with ``default`` whose metadata hold ``help``, the text of its flag."""
@@ -33,6 +35,9 @@ class FitSettings:
         variant: "fresh" (reverse channel from the current prediction), "literal" (from the last
             pass; N x C floats) or "fixed" (centres of the plain teacher, never refreshed: MCMI's
             way).
+        gradient: "soft", of the lens as it is, or "straight-through": in the steps on the tables
+            coefficients are rounded and the gradient passes through
+            (:mod:`djip_ext.lens.straight_through`); what is measured and kept is the lens itself.
         refresh: rounds from one refresh of the centres to the next, for "fresh"; every round is
             measured all the same.
         tables: "two" (luma, chroma: 128 steps) or "one" (64 steps for all channels, from the
@@ -53,7 +58,7 @@ class FitSettings:
     )
     lam: float | None = setting(None, "a fixed lambda; without it a controller sets lambda")
     lam_max: float = setting(2.0, "the controller's largest lambda")
-    rounds: int = setting(20, "alternations of a pass for the class centres and one for the tables")
+    rounds: int = setting(10, "alternations of a pass for the class centres and one for the tables")
     patience: int = setting(
         0, "stop when this many rounds after the best were not better; 0: never"
     )
@@ -62,6 +67,9 @@ class FitSettings:
         "fresh",
         "class centres from the current predictions, from those of the last pass, "
         "or from the plain teacher",
+    )
+    gradient: Literal["soft", "straight-through"] = setting(
+        "soft", "of the soft quantizer, or of rounding taken straight through"
     )
     refresh: int = setting(1, "rounds from one refresh of the class centres to the next")
     tables: Literal["two", "one"] = setting(
@@ -79,6 +87,7 @@ class FitSettings:
         low, high = self.cmi_gain
         choices = {
             "variant": ("fresh", "literal", "fixed"),
+            "gradient": ("soft", "straight-through"),
             "tables": ("two", "one"),
             "precision": ("float32", "bfloat16"),
         }
@@ -106,5 +115,5 @@ class FitSettings:
             )
         if self.rounds < 0:
             raise DJIPError(
-                f"rounds is {self.rounds}; 0 only measures the starting tables, 20 is usual"
+                f"rounds is {self.rounds}; 0 only measures the starting tables, 10 is usual"
             )

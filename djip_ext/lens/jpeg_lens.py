@@ -230,7 +230,7 @@ class JPEGLens(nn.Module):
     def _traced(self, x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
         """As :meth:`_codec`, in operations that a tracer can record; tables become constants."""
         x = x if x.dtype == torch.float64 else x.float()
-        pixels = _affine(pad_to_blocks(x), gain, offset)
+        pixels = affine(pad_to_blocks(x), gain, offset)
         if self.hard:
             seen = exportable.through_hard(pixels, self.q, self.max_index)
         else:
@@ -238,7 +238,7 @@ class JPEGLens(nn.Module):
         seen = seen[:, :, : x.shape[2], : x.shape[3]]
         inverse_gain = [1 / g for g in gain]
         inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
-        return _affine(seen, inverse_gain, inverse_offset)
+        return affine(seen, inverse_gain, inverse_offset)
 
     def _known_graph_constants(self) -> exportable.Constants:
         if self._graph_constants is None:
@@ -268,11 +268,11 @@ class JPEGLens(nn.Module):
             height, width = x.shape[2:]
             padded = pad_to_blocks(x)
             if self.hard:
-                z = rgb_to_coefficients(_affine(padded, gain, offset))
-                z = hard_quantize(z, self._tile(self.q, z), self.max_index)
+                z = rgb_to_coefficients(affine(padded, gain, offset))
+                z = hard_quantize(z, tile(self.q, z), self.max_index)
                 inverse_gain = [1 / g for g in gain]
                 inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
-                seen = _affine(coefficients_to_rgb(z), inverse_gain, inverse_offset)
+                seen = affine(coefficients_to_rgb(z), inverse_gain, inverse_offset)
             else:
                 constants = self._kernel_constants(gain, offset, padded)
                 seen = FusedLens.apply(padded, self.q, constants, self._compiled)
@@ -300,12 +300,6 @@ class JPEGLens(nn.Module):
             kept = _Kept(key, _mark(q), constants)
             self._kept = kept
         return kept.constants
-
-    @staticmethod
-    def _tile(table: Tensor, z: Tensor) -> Tensor:
-        """Lay (2, 8, 8) out over the coefficients (3, H, W); the second table is of Cb and Cr."""
-        rows, columns = z.shape[2] // BLOCK, z.shape[3] // BLOCK
-        return table.to(z)[[0, 1, 1]].repeat(1, rows, columns)
 
     def _check(self, image: Tensor) -> None:
         if exportable.is_tracing():
@@ -348,8 +342,8 @@ class JPEGLens(nn.Module):
             ``zeroed``: fraction of the coefficients with 0.5 < |z| that come out as |Q(z)| < 0.5.
         """
         z = rgb_to_coefficients(pad_to_blocks(image.float()))
-        q = self._tile(self.q, z)
-        alpha = self._tile(torch.as_tensor(self.sharpness()).expand_as(self.q), z)
+        q = tile(self.q, z)
+        alpha = tile(torch.as_tensor(self.sharpness()).expand_as(self.q), z)
         if self.hard:
             out = hard_quantize(z, q, self.max_index)
         else:
@@ -447,6 +441,15 @@ def _unchanged(mark: Any, q: Tensor) -> bool:
     return mark is not None and bool(mark == _mark(q))
 
 
-def _affine(x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
+def tile(table: Tensor, z: Tensor) -> Tensor:
+    """Lay a table (2, 8, 8) out over the coefficients z (B, 3, H, W): (3, H, W).
+
+    The second table is that of Cb and Cr.
+    """
+    rows, columns = z.shape[2] // BLOCK, z.shape[3] // BLOCK
+    return table.to(z)[[0, 1, 1]].repeat(1, rows, columns)
+
+
+def affine(x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
     """gain x + offset, channel by channel of x (B, 3, H, W)."""
     return torch.addcmul(x.new_tensor(offset)[:, None, None], x, x.new_tensor(gain)[:, None, None])

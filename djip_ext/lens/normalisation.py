@@ -7,6 +7,7 @@ from torch import Tensor
 
 from djip_ext.errors import DJIPError
 from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.lens.straight_through import StraightThroughLens
 
 Triple = tuple[float, float, float]
 
@@ -53,7 +54,7 @@ class Normalisation:
         mean, std = self._columns(pixels)
         return (pixels - 255 * mean) / (255 * std)
 
-    def through(self, lens: JPEGLens, x: Tensor) -> Tensor:
+    def through(self, lens: JPEGLens | StraightThroughLens, x: Tensor) -> Tensor:
         """Apply ``lens`` to normalised images (B, 3, H, W); the result is normalised, as x's dtype.
 
         Undoing and redoing the normalisation is part of the lens's kernel.

@@ -40,6 +40,7 @@ ROWS = {
     "JPEG-DL's code": f"{FIT} --alpha 5 --max-index 127 --window 5 --start 1 --q-min 0.01",
     "fixed centres": f"{FIT} --variant fixed",
     "literal": f"{FIT} --variant literal",
+    "straight-through": f"{FIT} --gradient straight-through",
     "T = 4": "--rounds 10 --cmi-gain 0.04 0.08 --max-accuracy-drop 30 --temperature 4",
     "lambda 0.5": f"{FIT} --lam 0.5",
     "lambda 1": f"{FIT} --lam 1",
@@ -50,6 +51,7 @@ for seed in range(1, 5):
     ROWS |= {
         f"default, seed {seed}": f"{FIT} --seed {seed}",
         f"literal, seed {seed}": f"{FIT} --variant literal --seed {seed}",
+        f"straight-through, seed {seed}": f"{FIT} --gradient straight-through --seed {seed}",
     }
 
 
@@ -99,20 +101,21 @@ def price(about: dict[str, Any]) -> float:
 
 
 def print_seeds(prices: dict[str, float]) -> None:
-    """Compare the rows ``default`` and ``literal`` over the seeds that both have."""
+    """Compare the row ``default`` with its variants over the seeds that both have."""
     seeds = ["", *(f", seed {seed}" for seed in range(1, 5))]
-    both = [s for s in seeds if f"literal{s}" in prices and f"default{s}" in prices]
-    if not both:
-        return
-    literal = summarise([prices[f"literal{s}"] for s in both])
-    default = summarise([prices[f"default{s}"] for s in both])
-    difference = summarise([prices[f"literal{s}"] - prices[f"default{s}"] for s in both])
-    print(
-        f"\nprice over {len(both)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, "
-        f"literal {literal.mean:.3f} ± {literal.spread:.3f}, "
-        f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} "
-        "(half of the 95 % t-interval)"
-    )
+    for variant in ("literal", "straight-through"):
+        both = [s for s in seeds if f"{variant}{s}" in prices and f"default{s}" in prices]
+        if len(both) < 2:
+            continue
+        theirs = summarise([prices[f"{variant}{s}"] for s in both])
+        default = summarise([prices[f"default{s}"] for s in both])
+        difference = summarise([prices[f"{variant}{s}"] - prices[f"default{s}"] for s in both])
+        print(
+            f"\nprice over {len(both)} seeds: default {default.mean:.3f} ± {default.spread:.3f}, "
+            f"{variant} {theirs.mean:.3f} ± {theirs.spread:.3f}, "
+            f"paired difference {difference.mean:+.3f} ± {difference.half_width:.3f} "
+            "(half of the 95 % t-interval)"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``djip inspect`` says what a lens is and writes the pictures that it promises."""
 
 import argparse
+import csv
 import json
 import runpy
 import sys
@@ -15,6 +16,7 @@ from djip_ext.cli import inspect_lens
 from djip_ext.errors import DJIPError
 from djip_ext.lens.io import lens_id
 from djip_ext.lens.jpeg_lens import JPEGLens
+from djip_ext.metrics.spectrum import TEMPERATURES
 from djip_ext.utils.files import write_json
 
 TOOL = Path(__file__).parents[2] / "tools" / "inspect_lens.py"
@@ -212,3 +214,32 @@ def test_the_tool_is_the_command(tmp_path, monkeypatch, capsys) -> None:
         runpy.run_path(str(TOOL), run_name="__main__")
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: there is no lens {tmp_path}")
+
+
+def test_the_spectrum_of_a_teacher_needs_no_lens(teacher, tmp_path, capsys) -> None:
+    inspect("--spectrum", "--out", tmp_path / "out", *teacher)
+    assert names(tmp_path / "out") == {"spectrum.csv", "spectrum.png"}
+    with open(tmp_path / "out/spectrum.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["temperature"]) for row in rows] == list(TEMPERATURES)
+    assert set(rows[0]) == {"temperature", "training", "test"}
+    assert 0 < float(rows[-1]["training"]) < float(rows[4]["training"])
+    assert "CMI of resnet8 over the temperature spectrum" in capsys.readouterr().out
+
+
+def test_the_spectrum_behind_a_lens_stands_beside_the_plain_one(lens, teacher, tmp_path) -> None:
+    inspect("--spectrum", "--out", tmp_path / "out", tmp_path / "hand.safetensors", *teacher)
+    with open(tmp_path / "out/spectrum.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {"spectrum.csv", "spectrum.png", "summary.json"} <= names(tmp_path / "out")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())["teacher"]
+    at_one = next(row for row in rows if float(row["temperature"]) == 1)
+    assert float(at_one["training"]) == pytest.approx(summary["before"]["cmi"], rel=1e-6)
+    assert float(at_one["training, lens"]) == pytest.approx(summary["after"]["cmi"], rel=1e-6)
+
+
+def test_neither_lens_nor_spectrum_is_refused(lens, teacher, tmp_path) -> None:
+    with pytest.raises(DJIPError, match="name a LENS"):
+        inspect(*teacher)
+    with pytest.raises(DJIPError, match="--spectrum needs the teacher"):
+        inspect(tmp_path / "hand.safetensors", "--spectrum")

@@ -337,3 +337,82 @@ def test_parameters_of_a_job_are_numbers_where_they_look_like_some() -> None:
     }
     with pytest.raises(DJIPError, match="KEY=VALUE"):
         reproduce.parameters(["gpu"])
+
+
+OWN = f"{CONFIGS}/vanilla/res32x4.yaml"  # trains resnet32x4
+ARMS = {
+    "plain": "identity",
+    "tuned": {"teacher": OWN},
+    "tuned+lens": {"teacher": OWN, "before": "fit --images 100"},
+    "afresh": {"teacher": OWN, "start": "scratch"},
+    "slow": {"options": {"SOLVER.LR": 0.01}},
+}
+
+
+def composed(**changes: object) -> list[Step]:
+    one = {"pairs": ["res32x4_res8x4"], "distillers": ["KD"], "options": {}}
+    return plan(**(one | {"arms": ARMS, "seeds": 1} | changes))
+
+
+def test_arms_compose_a_teacher_of_their_own_a_lens_and_options() -> None:
+    steps = composed()
+    assert [(step.kind, step.name) for step in steps if step.kind != "student"] == [
+        ("teacher", "teacher resnet32x4"),
+        ("teacher", "teacher resnet32x4, res32x4"),
+        ("teacher", "teacher resnet32x4, res32x4-scratch"),
+        ("lens", "lens tuned+lens of resnet32x4"),
+    ]
+    own, tuned, afresh, lens = steps[:4]
+    assert tuned.settings().BENCH.STUDENT_CHECKPOINT == (
+        "out/teachers/resnet32x4/seed-0/student_last.pth"
+    )
+    assert tuned.needs == (own,) and afresh.needs == () and lens.needs == (tuned,)
+    assert afresh.settings().BENCH.STUDENT_CHECKPOINT == ""
+    students = {step.name.split(", ")[1]: step for step in steps[4:]}
+    teachers = {name: step.settings().BENCH.TEACHER_CHECKPOINT for name, step in students.items()}
+    kept = "out/teachers/resnet32x4{}/seed-0/student_last.pth"
+    assert teachers == {
+        "plain": kept.format(""),
+        "tuned": kept.format("-res32x4"),
+        "tuned+lens": kept.format("-res32x4"),
+        "afresh": kept.format("-res32x4-scratch"),
+        "slow": kept.format(""),
+    }
+    assert students["tuned+lens"].needs == (tuned, lens)
+    assert students["slow"].settings().SOLVER.LR == 0.01
+    assert students["plain"].settings().SOLVER.LR == 0.05
+    folders = {str(Path(run_folder(step.settings()))) for step in students.values()}
+    assert len(folders) == len(students)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"teacher": "vgg13.pth"}, r"takes a configuration \(.yaml\)"),
+        ({"start": "scratch"}, "beside a teacher"),
+        ({"teacher": OWN, "start": "here"}, "one of teacher, scratch"),
+        ({"of": "identity"}, "a mapping with before, teacher, start, options"),
+        ({"options": [1]}, "takes KEY: VALUE pairs"),
+        ({"options": {"BENCH.SEED": 1}}, "cannot set BENCH.SEED"),
+        ({"options": {"SOLVER.NO": 1}}, "SOLVER.NO"),
+        ({"options": {"KD.TEMPERATURE": 2}}, "sets KD.TEMPERATURE, which the table varies"),
+        ({"teacher": f"{CONFIGS}/vanilla/vgg13.yaml"}, "trains vgg13"),
+        ({}, "a mapping with"),
+        ({"before": "jpeg"}, "give identity"),
+    ],
+)
+def test_a_wrong_arm_is_named(arm: dict[str, object], message: str) -> None:
+    arms = {"plain": "identity", "wrong": arm}
+    with pytest.raises(DJIPError, match=message):
+        plan(
+            pairs=["res32x4_res8x4"],
+            distillers=["KD"],
+            arms=arms,
+            options={},
+            vary={"KD.TEMPERATURE": [1, 4]},
+        )
+
+
+def test_an_arm_must_not_be_called_as_a_folder_of_the_table_is() -> None:
+    with pytest.raises(DJIPError, match="cannot be called 'labels'"):
+        plan(arms={"labels": "identity"})

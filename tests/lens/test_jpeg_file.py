@@ -13,6 +13,7 @@ from djip_ext import DJIPError, JPEGLens
 from djip_ext.lens.initial_tables import standard_jpeg
 from djip_ext.lens.io import lens_id
 from djip_ext.lens.jpeg_file import open_rgb, write_jpeg
+from djip_ext.lens.jpeg_lens import tile
 from djip_ext.ops.dct import (
     RGB_TO_YCBCR,
     YCBCR_TO_RGB,
@@ -51,7 +52,7 @@ def codec(image: Tensor, tables: list[list[int]]) -> Tensor:
     shift = torch.tensor([128.0, 0.0, 0.0], dtype=torch.float64)[:, None, None]
     ycbcr = half_away(mix_channels(pad_to_blocks(image), RGB_TO_YCBCR)) - shift
     z = block_dct(ycbcr)
-    q = JPEGLens._tile(torch.tensor(tables).double().view(2, 8, 8), z)
+    q = tile(torch.tensor(tables).double().view(2, 8, 8), z)
     seen = half_away(block_idct(half_away(z / q) * q) + shift)
     seen[:, 0].clamp_(0, 255)
     seen[:, 1:].clamp_(-128, 127)

@@ -11,6 +11,7 @@ from helpers import reference
 from torch import Tensor
 
 from djip_ext import JPEGLens, soft_quantize
+from djip_ext.lens.jpeg_lens import tile
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.ops import fused
 from djip_ext.ops.dct import coefficients_to_rgb, rgb_to_coefficients
@@ -32,8 +33,8 @@ def tables() -> Tensor:
 def chain(lens: JPEGLens, x: Tensor) -> Tensor:
     """Normalised images through the lens, each part a differentiable operation of its own."""
     z = rgb_to_coefficients(NORMALISATION.to_pixels(x))
-    alpha = lens.alpha if lens.kappa is None else lens._tile(lens.sharpness(), z)
-    z = soft_quantize(z, lens._tile(lens.q, z), alpha, lens.max_index, lens.window)
+    alpha = lens.alpha if lens.kappa is None else tile(lens.sharpness(), z)
+    z = soft_quantize(z, tile(lens.q, z), alpha, lens.max_index, lens.window)
     return NORMALISATION.to_network(coefficients_to_rgb(z))
 
 

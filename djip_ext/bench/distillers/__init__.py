@@ -63,7 +63,8 @@ distiller_dict: dict[str, type[Training]] = {
 """``DISTILLER.TYPE -> class``, called with ``(student, teacher, cfg)``.
 
 ``NONE`` takes the student alone, the other types of :mod:`djip_ext.bench.teacherless` take
-``(student, cfg, num_classes)``, ``CRD`` also the number of training images.  A method with a
+``(student, cfg, num_classes)``, ``CRD`` also the number of training images and those of
+``attacks.BY_CLASS`` the number of classes.  A method with a
 ``pretrain`` method needs it called, with the training loader, before its first step.
 """
 

@@ -76,6 +76,9 @@ CFG = CfgNode(
             # K > 0: K fixed augmentations of each image, and the teacher is asked once for each
             # (logit methods)
             "VIEWS": 0,
+            # what a teacher lets out: "", logits and features; "probabilities", "temperature:K",
+            # "round:D", "top:K" or "reverse-sigmoid:BETA,GAMMA": as a black box (logit methods)
+            "ANSWERS": "",
             # True: the teacher sees each view as JPEG codes it, at a quality chosen for that image
             # (engine/coded_teacher.py); needs VIEWS
             "CKD": False,

@@ -107,6 +107,11 @@ class CodedTeacher(nn.Module):
         self._batch: Tensor | None = None
 
     @property
+    def answers(self) -> str:
+        """What the teacher inside lets out, "" where that is everything."""
+        return str(getattr(self.teacher, "answers", ""))
+
+    @property
     def djip_id(self) -> str:
         """The lens of the teacher, and eight hex digits of the choice."""
         digest = hashlib.sha256(self.choice.numpy().tobytes()).hexdigest()[:8]

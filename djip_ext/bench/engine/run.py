@@ -16,8 +16,9 @@ from djip_ext.bench.dataset.image_sets import get_dataset
 from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.bench.dataset.protocols import LabelledImages
 from djip_ext.bench.device import resolve_device
-from djip_ext.bench.distillers import Training, distiller_dict
+from djip_ext.bench.distillers import Training, attacks, distiller_dict
 from djip_ext.bench.distillers.rivals import adversarial_losses
+from djip_ext.bench.engine.answers import BlackBox
 from djip_ext.bench.engine.checkpoints import load_weights, read_weights
 from djip_ext.bench.engine.coded_teacher import choice_record, coded_teacher
 from djip_ext.bench.engine.networks import (
@@ -36,7 +37,7 @@ from djip_ext.bench.engine.record import (
 )
 from djip_ext.bench.engine.teacher_cache import answers_key, cached_teacher
 from djip_ext.bench.engine.trainer import trainer_dict
-from djip_ext.bench.teacherless import needs_teacher
+from djip_ext.bench.teacherless import FINE_TUNING, needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.utils.distributed import say
 from djip_ext.utils.files import claimed
@@ -100,6 +101,8 @@ def build_distiller(
         distiller = build(student, cfg, num_classes)
     elif kind == "CRD":
         distiller = build(student, teacher, cfg, num_data)
+    elif kind in attacks.BY_CLASS:
+        distiller = build(student, teacher, cfg, num_classes)
     else:
         distiller = build(student, teacher, cfg)
     # nn.Module.to is annotated for either argument alone
@@ -158,12 +161,20 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
             "note: LOG.WANDB is True, but the embedded benchmark writes TensorBoard files and a "
             "CSV only"
         )
+    if cfg.DISTILLER.TYPE in FINE_TUNING and not cfg.BENCH.STUDENT_CHECKPOINT:
+        raise DJIPError(
+            f"{cfg.DISTILLER.TYPE} fine-tunes a trained network, but BENCH.STUDENT_CHECKPOINT is "
+            "empty; name the weights to start from"
+        )
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
     teacher = build_teacher(cfg, num_classes) if needs_teacher(cfg.DISTILLER.TYPE) else None
     distiller = build_distiller(scaled_as(cfg, train_loader.data), teacher, num_data, num_classes)
     data = {"train": train_loader.data.fingerprint(), "test": test_loader.data.fingerprint()}
     behind = getattr(distiller, "teacher", None)
     record = run_record(cfg) | {"data": data} | lens_record(behind)
+    if behind is not None and cfg.BENCH.ANSWERS:
+        behind = BlackBox(behind, cfg.BENCH.ANSWERS)
+        distiller.teacher = behind
     if behind is not None and cfg.BENCH.VIEWS:
         assert isinstance(train_loader, DeviceLoader)  # of other loaders there are no views
         asked = behind

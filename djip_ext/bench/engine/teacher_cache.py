@@ -77,6 +77,8 @@ def answers_key(teacher: nn.Module, loader: DeviceLoader, precision: str) -> str
         data.mean,
         data.std,
     ]
+    if answers := getattr(teacher, "answers", ""):  # without a black box the key is what it was
+        asked.append(answers)
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 

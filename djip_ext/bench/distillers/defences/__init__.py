@@ -4,8 +4,18 @@ from typing import Any
 
 from djip_ext.bench.distillers._base import Training
 
-methods: dict[str, type[Training]] = {}
+from . import cmim, nasty, stingy
+
+methods: dict[str, type[Training]] = {
+    "CMIM": cmim.CMIM,
+    "NASTY": nasty.NASTY,
+    "STINGY": stingy.STINGY,
+}
 """``DISTILLER.TYPE -> class``."""
 
-defaults: dict[str, dict[str, Any]] = {}
+defaults: dict[str, dict[str, Any]] = {
+    "CMIM": cmim.DEFAULTS,
+    "NASTY": nasty.DEFAULTS,
+    "STINGY": stingy.DEFAULTS,
+}
 """The configuration node of each method that has one."""

@@ -1,0 +1,73 @@
+"""An arm of a table of results: which teacher, what stands before it, and what its students add."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from djip_ext.errors import DJIPError
+
+BEFORE = re.compile(r"identity|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
+NAME = re.compile(r"[\w.+-]+")
+RESERVED = ("teachers", "lenses", "logs", "report", "labels")  # folders of their own
+STARTS = ("teacher", "scratch")
+KEYS = ("before", "teacher", "start", "options")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm; arms compose.
+
+    Attributes:
+        before: what stands before the teacher: ``identity``, a lens file (``{teacher}`` in it
+            stands for the network), ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY``,
+            ``random:MEDIAN``, or ``temperature:K``, the plain teacher's logits divided by K.
+        teacher: a configuration that trains the arm's own teacher (MCMI, CMIM, ...); "" takes the
+            table's.
+        start: what that training starts from: "teacher", the table's own, or "scratch".
+        options: KEY -> VALUE of the arm's students, stronger than those of the table.
+    """
+
+    before: str = "identity"
+    teacher: str = ""
+    start: str = "teacher"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def read_arm_of_a_table(name: str, content: Any) -> Arm:
+    """An arm as a table names it: a string, what stands before the teacher, or a mapping.
+
+    Raises:
+        DJIPError: a name that is no folder's, an unknown key or value.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
+        raise DJIPError(
+            f"an arm cannot be called {name!r}; it names a folder: letters, digits, dot, dash and "
+            f"plus, none of {', '.join(RESERVED)}"
+        )
+    if isinstance(content, str):
+        content = {"before": content}
+    if not isinstance(content, dict) or not content or set(content) - set(KEYS):
+        raise DJIPError(
+            f"arm {name} is {content!r}; give what stands before the teacher, or a mapping with "
+            f"{', '.join(KEYS)}"
+        )
+    arm = Arm(**content)
+    if not isinstance(arm.before, str) or not BEFORE.fullmatch(arm.before):
+        raise DJIPError(
+            f"arm {name} is {arm.before!r}; give identity, temperature:K, a .safetensors file, "
+            "fit FLAGS, jpeg:QUALITY or random:MEDIAN"
+        )
+    if not isinstance(arm.teacher, str) or not (
+        arm.teacher == "" or arm.teacher.endswith((".yaml", ".yml"))
+    ):
+        raise DJIPError(
+            f"arm {name}: teacher is {arm.teacher!r}; it takes a configuration (.yaml) that trains "
+            "one"
+        )
+    if arm.start not in STARTS or ("start" in content and not arm.teacher):
+        raise DJIPError(
+            f"arm {name}: start is {arm.start!r}; beside a teacher it is one of {', '.join(STARTS)}"
+        )
+    if not isinstance(arm.options, dict):
+        raise DJIPError(f"arm {name}: options is {arm.options!r}; it takes KEY: VALUE pairs")
+    return arm
