@@ -118,8 +118,7 @@ FEWSHOT = (
 LONG = {"vgg8"}  # teachers whose few-shot students learn for 120 epochs along a cosine
 
 # Networks whose files of MCMI and of JPEG-DL are written: the small one of results/, and a
-# published one.
-# MCMI's lambda is the authors' for resnet56; they take .1 to .25 for others.
+# published one. MCMI's lambda is the authors' for resnet56; they take .1 to .25 for others.
 MCMI = ("wrn_16_2", "resnet56")
 JPEG_DL = ("wrn_16_2", "resnet56")
 

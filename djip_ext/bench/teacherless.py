@@ -4,6 +4,9 @@ TEACHERLESS: frozenset[str] = frozenset({"NONE", "CMIM", "JPEGDL", "LS", "MCMI"}
 """Types that are called with ``(student, cfg, num_classes)``; mdistiller's ``NONE`` takes the
 student alone."""
 
+FINE_TUNING: frozenset[str] = frozenset({"MCMI"})
+"""Types that go on from a trained network, ``BENCH.STUDENT_CHECKPOINT``."""
+
 
 def needs_teacher(kind: str) -> bool:
     """Whether ``DISTILLER.TYPE kind`` is built on a teacher."""

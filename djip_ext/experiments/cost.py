@@ -20,6 +20,9 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import load_run_sets, make_loader
+from djip_ext.bench.distillers.rivals import adversarial_losses
+from djip_ext.bench.distillers.rivals.adversarial import Adversarial
+from djip_ext.bench.engine.coded_teacher import CANDIDATES
 from djip_ext.bench.engine.run import build_distiller, build_model, resolve_device
 from djip_ext.bench.engine.teacher_cache import CachedTeacher
 from djip_ext.bench.engine.temperature import distiller_temperature
@@ -86,7 +89,8 @@ class Estimate:
         times = self._training_times(cfg, train, test)
         tested = _evaluations(done, last, cfg.BENCH.EVAL_EVERY) * len(test.labels)
         seconds = epochs * count * times.training + tested * times.testing
-        cost = Cost(0, epochs * count, seconds)
+        adversarial = round(epochs * count * times.adversarial)  # passes; part of the step's time
+        cost = Cost(adversarial, epochs * count, seconds)
         if not needs_teacher(cfg.DISTILLER.TYPE):
             return cost
         if cfg.BENCH.VIEWS:
@@ -98,6 +102,7 @@ class Estimate:
 
     def _training_times(self, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
         networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT}"
+        networks = f"{networks} {cfg.BENCH.ADVERSARIAL}"
         key = f"run {networks} {cfg.BENCH.PRECISION} {cfg.BENCH.VIEWS} {len(train.labels)}"
         times: Times = self._once(key, lambda: time_training(cfg, train, test))
         return times
@@ -107,7 +112,7 @@ class Estimate:
     ) -> Cost:
         """The teacher's answers to all views, unless a student before this one asks for them."""
         checkpoint, views = cfg.BENCH.TEACHER_CHECKPOINT, cfg.BENCH.VIEWS
-        key = f"{step.lens} {checkpoint} {data_key(cfg)} {views}"
+        key = f"{step.lens} {checkpoint} {data_key(cfg)} {views} {cfg.BENCH.CKD}"
         if key in shared:
             return Cost()
         shared.add(key)
@@ -115,7 +120,8 @@ class Estimate:
             f"teacher {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}",
             lambda: time_teacher(cfg, train),
         )
-        passes = views * len(train.labels)
+        asked = 1 + (CANDIDATES if cfg.BENCH.CKD else 0)
+        passes = asked * views * len(train.labels)
         return Cost(passes, 0, passes * per_image)
 
     def _fit(self, step: Step, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Cost:
@@ -187,11 +193,15 @@ class _Few:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds per image of a training step, of an epoch of FT's pretraining, of an evaluation."""
+    """Seconds per image of a training step, of an epoch of FT's pretraining, of an evaluation.
+
+    ``adversarial`` are the teacher passes per image of a ``BENCH.ADVERSARIAL``.
+    """
 
     training: float
     pretraining: float
     testing: float
+    adversarial: float
 
 
 def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
@@ -208,6 +218,9 @@ def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> 
     distiller = build_distiller(cfg, teacher, loader.num_images, train.num_classes)
     if teacher is not None and cfg.BENCH.VIEWS:
         distiller.teacher = _random_answers(teacher, loader, train.num_classes)
+    if teacher is not None and cfg.BENCH.ADVERSARIAL:
+        distiller = adversarial_losses[cfg.BENCH.ADVERSARIAL](distiller, teacher, cfg)
+        distiller.to(cfg.BENCH.DEVICE)
     warm = _Few(loader, 1)
     few = _Few(loader, STEPS)
     pretraining = 0.0
@@ -221,7 +234,10 @@ def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> 
         training = _seconds(lambda: trainer.train_epoch(2)) / few.num_images
     tests = _Few(make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
     testing = _seconds(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION))  # type: ignore[arg-type]
-    return Times(training, pretraining, testing / tests.num_images)
+    passes = 0.0
+    if isinstance(distiller, Adversarial):
+        passes = int(distiller.teacher_passes) / (warm.num_images + few.num_images)
+    return Times(training, pretraining, testing / tests.num_images, passes)
 
 
 def _random_answers(teacher: nn.Module, loader: Loader, num_classes: int) -> CachedTeacher:

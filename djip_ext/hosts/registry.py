@@ -137,7 +137,7 @@ def takes_teacher(name: str, build: Any) -> bool:
         return True
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return name != "NONE"
-    return len(names) > 2 or (len(names) == 2 and names[1] not in CONFIGURATIONS)
+    return len(names) >= 2 and names[1] not in CONFIGURATIONS
 
 
 def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:

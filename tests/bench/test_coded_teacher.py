@@ -128,6 +128,7 @@ def test_the_teacher_sees_each_view_as_it_is_coded(tmp_path: Path) -> None:
     network.seen.clear()
     kept = cached_teacher(teacher, loader, tmp_path, "float32").kept
     seen = torch.cat(network.seen).view(2, 40, 3, 32, 32)
+    errors = []
     for view in range(2):
         images = torch.cat(list(loader.view_batches(view)))
         for number in range(40):
@@ -138,12 +139,14 @@ def test_the_teacher_sees_each_view_as_it_is_coded(tmp_path: Path) -> None:
                 continue
             pixels = teacher.normalisation.to_pixels(images[number][None]).round()[0]
             found = teacher.normalisation.to_pixels(shown[None])[0]
-            assert (found - pillow(pixels, QUALITIES[quality])).abs().mean() < 1.5
+            errors.append((found - pillow(pixels, QUALITIES[quality])).abs().mean())
         with torch.no_grad():
             logits, features = network.network(seen[view])
         torch.testing.assert_close(kept["logits"][view].float(), logits, rtol=2e-3, atol=2e-3)
         pooled = features["pooled_feat"]
         torch.testing.assert_close(kept["pooled_feat"][view].float(), pooled, rtol=2e-3, atol=2e-3)
+    # hard borders and noise: now and then a whole block falls to the other side of a step
+    assert torch.stack(errors).mean() < 0.7 and max(errors) < 3
 
 
 def test_a_choice_is_kept_and_an_interrupted_one_goes_on(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_lambda_is_proportional_to_the_missing_cmi_within_its_bounds() -> None:
 
 
 def method(*options: Any) -> MCMI:
-    cfg = load_cfg(None, ["BENCH.STUDENT_CHECKPOINT", "given", *options])
+    cfg = load_cfg(None, [*options])
     return MCMI(build_model("resnet8", 5), cfg, 5)
 
 

@@ -37,7 +37,7 @@ from djip_ext.bench.engine.record import (
 )
 from djip_ext.bench.engine.teacher_cache import answers_key, cached_teacher
 from djip_ext.bench.engine.trainer import trainer_dict
-from djip_ext.bench.teacherless import needs_teacher
+from djip_ext.bench.teacherless import FINE_TUNING, needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.utils.distributed import say
 from djip_ext.utils.files import claimed
@@ -160,6 +160,11 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
         say(
             "note: LOG.WANDB is True, but the embedded benchmark writes TensorBoard files and a "
             "CSV only"
+        )
+    if cfg.DISTILLER.TYPE in FINE_TUNING and not cfg.BENCH.STUDENT_CHECKPOINT:
+        raise DJIPError(
+            f"{cfg.DISTILLER.TYPE} fine-tunes a trained network, but BENCH.STUDENT_CHECKPOINT is "
+            "empty; name the weights to start from"
         )
     train_loader, test_loader, num_data, num_classes = get_dataset(cfg)
     teacher = build_teacher(cfg, num_classes) if needs_teacher(cfg.DISTILLER.TYPE) else None

@@ -65,7 +65,7 @@ class MCMI(Training):
     on with them.
 
     Raises:
-        DJIPError: no weights to start from, or settings that no run can have.
+        DJIPError: settings that no run can have.
     """
 
     centres: Tensor
@@ -75,11 +75,6 @@ class MCMI(Training):
     def __init__(self, student: nn.Module, cfg: CfgNode, num_classes: int) -> None:
         super().__init__()
         node = cfg.MCMI
-        if not cfg.BENCH.STUDENT_CHECKPOINT:
-            raise DJIPError(
-                "MCMI fine-tunes a trained network, but BENCH.STUDENT_CHECKPOINT is empty; name "
-                "the weights to start from"
-            )
         if node.CENTRES not in ("fixed", "refreshed"):
             raise DJIPError(f"MCMI.CENTRES is '{node.CENTRES}'; choose fixed or refreshed")
         if node.GAIN < 0:

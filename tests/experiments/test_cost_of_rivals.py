@@ -1,0 +1,29 @@
+"""What a dry run says that the rivals cost, before their starts exist."""
+
+from typing import Any
+
+import pytest
+
+from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.experiments.cost import time_training
+
+
+@pytest.mark.parametrize(
+    "options, passes",
+    [
+        (["DISTILLER.TYPE", "MCMI", "BENCH.STUDENT_CHECKPOINT", "not made yet"], 0.0),
+        (["DISTILLER.TYPE", "JPEGDL"], 0.0),
+        (["DISTILLER.TYPE", "KD", "BENCH.VIEWS", 1], 0.0),
+        (["DISTILLER.TYPE", "KD", "BENCH.ADVERSARIAL", "TALD"], 10 * 13 / 16),
+        (["DISTILLER.TYPE", "KD", "BENCH.ADVERSARIAL", "TALD", "BENCH.VIEWS", 1], 10 * 13 / 16),
+    ],
+)
+def test_a_run_is_timed_and_its_additional_passes_are_counted(
+    options: list[Any], passes: float
+) -> None:
+    data = make_synthetic(3, 0)
+    small = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "SOLVER.BATCH_SIZE", 16]
+    networks = ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
+    times = time_training(load_cfg(None, [*small, *networks, *options]), data, data)
+    assert times.training > 0 and times.adversarial == pytest.approx(passes)
