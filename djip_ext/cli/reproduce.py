@@ -121,6 +121,8 @@ def keep_lens_records(steps: list[Step], out: str) -> None:
     """
     fitted = {step.makes: step for step in steps if step.kind == "lens"}
     for path, step in {step.lens: step for step in steps if step.lens_file}.items():
+        if step.lacks_its_lens() and path not in fitted:
+            continue  # its teacher's training will leave it
         if path not in fitted:
             cfg = step.settings()
             record = record_of(path)
