@@ -115,9 +115,11 @@ FEWSHOT = (
 )  # the pairs of results/: small enough for a CPU
 LONG = {"vgg8"}  # teachers whose few-shot students learn for 120 epochs along a cosine
 
-# Networks whose files of MCMI are written: the small ones of results/, and one that its paper has.
-# lambda is the authors' for resnet56; they take .1 to .25 for others.
+# Networks whose files of MCMI and of JPEG-DL are written: the small one of results/, and a
+# published one.
+# MCMI's lambda is the authors' for resnet56; they take .1 to .25 for others.
 MCMI = ("wrn_16_2", "resnet56")
+JPEG_DL = ("wrn_16_2", "resnet56")
 
 # ImageNet: mdistiller's folder -> teacher, student, their names in tags, pooled features of student
 # and teacher, weights. The transformers are timm's and give logits and pooled features only; their
@@ -158,6 +160,8 @@ def compose() -> dict[str, str]:
         files[f"cifar100/vanilla/{short}.yaml"] = cifar("NONE", network, network)
     for network in MCMI:
         files[f"cifar100/mcmi/{CIFAR_NETWORKS[network][0]}.yaml"] = mcmi(network)
+    for network in JPEG_DL:
+        files[f"cifar100/jpegdl/{CIFAR_NETWORKS[network][0]}.yaml"] = jpeg_dl(network)
     files["cifar100/mcmi/wrn_16_2_gain.yaml"] = mcmi("wrn_16_2", gain=True)
     for method in DEFENCES:
         files[f"cifar100/{method.lower()}/{VICTIM}.yaml"] = cifar(method, VICTIM, VICTIM)
@@ -241,6 +245,15 @@ def mcmi(network: str, gain: bool = False) -> str:
         "BENCH": {"SCHEDULE": "cosine"},
     }
     return HEADER + text(cfg)
+
+
+def jpeg_dl(network: str) -> str:
+    """The recipe of the network alone, and JPEG-DL's for its tables."""
+    short = CIFAR_NETWORKS[network][0]
+    plain = cifar("NONE", network, network)
+    renamed = plain.replace(f'"vanilla,{short}"', f'"jpegdl,{short}"')
+    own = text({"JPEGDL": {"LR": 0.003, "ALPHA": 5.0}})
+    return renamed.replace('TYPE: "NONE"', 'TYPE: "JPEGDL"') + own
 
 
 def imagenet(

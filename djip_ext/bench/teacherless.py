@@ -1,6 +1,6 @@
 """Which methods train a network without a teacher."""
 
-TEACHERLESS: frozenset[str] = frozenset({"NONE", "CMIM", "LS", "MCMI"})
+TEACHERLESS: frozenset[str] = frozenset({"NONE", "CMIM", "JPEGDL", "LS", "MCMI"})
 """Types that are called with ``(student, cfg, num_classes)``; mdistiller's ``NONE`` takes the
 student alone."""
 

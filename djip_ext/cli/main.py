@@ -22,6 +22,7 @@ COMMANDS = {
     "tune": "choose what goes before a teacher by short paired students on held-out training "
     "images",
     "report": "a table from the records of its runs: Markdown, CSV, LaTeX, pictures",
+    "audit": "can a model be distilled? knockoff students against students from labels alone",
     "collect": "the records of finished runs as a few files to keep: runs.csv, curves.csv, "
     "configs/, lenses/",
     "encode": "write a folder of images as JPEG files with a lens's tables",

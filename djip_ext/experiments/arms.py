@@ -6,7 +6,9 @@ from typing import Any
 
 from djip_ext.errors import DJIPError
 
-BEFORE = re.compile(r"identity|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors")
+BEFORE = re.compile(
+    r"identity|own|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors"
+)
 NAME = re.compile(r"[\w.+-]+")
 RESERVED = ("teachers", "lenses", "logs", "report", "labels")  # folders of their own
 STARTS = ("teacher", "scratch")
@@ -20,7 +22,8 @@ class Arm:
     Attributes:
         before: what stands before the teacher: ``identity``, a lens file (``{teacher}`` in it
             stands for the network), ``fit FLAGS`` of ``djip fit``, ``jpeg:QUALITY``,
-            ``random:MEDIAN``, or ``temperature:K``, the plain teacher's logits divided by K.
+            ``random:MEDIAN``, or ``temperature:K``, the plain teacher's logits divided by K;
+            ``own``: the lens that the arm's teacher was trained with (JPEGDL).
         teacher: a configuration that trains the arm's own teacher (MCMI, CMIM, ...); "" takes the
             table's.
         start: what that training starts from: "teacher", the table's own, or "scratch".
@@ -67,6 +70,10 @@ def read_arm_of_a_table(name: str, content: Any) -> Arm:
     if arm.start not in STARTS or ("start" in content and not arm.teacher):
         raise DJIPError(
             f"arm {name}: start is {arm.start!r}; beside a teacher it is one of {', '.join(STARTS)}"
+        )
+    if arm.before == "own" and not arm.teacher:
+        raise DJIPError(
+            f"arm {name} is own: the lens that its teacher was trained with; give it a teacher"
         )
     if not isinstance(arm.options, dict):
         raise DJIPError(f"arm {name}: options is {arm.options!r}; it takes KEY: VALUE pairs")

@@ -357,7 +357,7 @@ def _teacher_of_arm(
     """
     if not arm.teacher:
         return own
-    stem = Path(arm.teacher).stem + ("-scratch" if arm.start == "scratch" else "")
+    stem = _short_name(arm.teacher, table) + ("-scratch" if arm.start == "scratch" else "")
     path = own[1] or _published(name, student.DATASET.TYPE) or ""
     options = [
         *("LOG.PREFIX", out),
@@ -393,6 +393,14 @@ def _teacher_of_arm(
     return step, str(run_folder(step.cfg()) / "student_last.pth")
 
 
+def _short_name(config: str, table: Table) -> str:
+    """The stem of an arm's configuration; its folder before it where two share the stem."""
+    path = Path(config)
+    others = {Path(arm.teacher) for arm in table.arms.values() if arm.teacher} - {path}
+    shared = any(other.stem == path.stem for other in others)
+    return f"{path.parent.name}-{path.stem}" if shared else path.stem
+
+
 def _published(name: str, dataset: str) -> str | None:
     """Where mdistiller keeps the teacher ``name``, "" for one it does not have.
 
@@ -424,6 +432,8 @@ def _lens(
     source = table.arms[arm].before
     if softening(source) is not None:
         return None, source
+    if source == "own":
+        return trained[0], str(Path(trained[1]).with_name("lens.safetensors"))
     if source.endswith(".safetensors") and not source.startswith("fit"):
         path = source.replace("{teacher}", file_name(teacher))
         if not Path(path).exists():

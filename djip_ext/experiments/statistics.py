@@ -4,11 +4,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from djip_ext.errors import DJIPError
 
 KEYS = ("last_acc", "best_acc")  # of a result: accuracies on the test set in %
+
+CONFIDENCE = 0.95  # of intervals that hold together
 
 # Student's t, two-sided 95 %, by degrees of freedom 1..30; beyond that 1.96 is within 4 %
 # fmt: off
@@ -47,6 +50,43 @@ def summarise(values: Sequence[float]) -> Summary:
     spread = statistics.stdev(values)
     t = T_95[n - 2] if n - 1 <= len(T_95) else 1.96
     return Summary(n, statistics.fmean(values), spread, t * spread / math.sqrt(n))
+
+
+def widened(summary: Summary, comparisons: int) -> Summary:
+    """``summary`` with the half-width that holds for ``comparisons`` intervals at once."""
+    if summary.n < 2:
+        return summary
+    t = t_quantile(1 - (1 - CONFIDENCE) / comparisons, summary.n - 1)
+    half_width = t * summary.spread / math.sqrt(summary.n)
+    return Summary(summary.n, summary.mean, summary.spread, half_width)
+
+
+@lru_cache
+def t_quantile(confidence: float, freedom: int) -> float:
+    """t with P(|X| < t) = ``confidence`` for Student's t with ``freedom`` degrees of freedom."""
+    low, high = 0.0, 1.0
+    while _t_inside(high, freedom) < confidence:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_inside(middle, freedom) < confidence else (low, middle)
+    return high
+
+
+def _t_inside(t: float, freedom: int) -> float:
+    """P(|X| < t), by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine = math.cos(angle)
+    odd = freedom % 2
+    term, total = (cosine, cosine) if odd else (1.0, 1.0)
+    if freedom == 1:
+        return 2 * angle / math.pi
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine * cosine
+        total += term
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total
 
 
 def compare(arms: Mapping[str, Mapping[int, dict[str, Any]]]) -> list[dict[str, Any]]:

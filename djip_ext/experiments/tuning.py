@@ -9,11 +9,9 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-from djip_ext.experiments.statistics import Summary, summarise
+from djip_ext.experiments.statistics import Summary, summarise, widened
 
-CONFIDENCE = 0.95
 DECISIVE_PAIRS = 3  # two pairs have one degree of freedom: their interval decides next to nothing
 
 
@@ -63,15 +61,6 @@ def differences(scores: Scores, baseline: Candidate) -> dict[Candidate, Summary]
             paired = [scores[candidate][seed] - scores[baseline][seed] for seed in seeds]
             found[candidate] = widened(summarise(paired), len(rivals))
     return found
-
-
-def widened(summary: Summary, comparisons: int) -> Summary:
-    """``summary`` with the half-width that holds for ``comparisons`` intervals at once."""
-    if summary.n < 2:
-        return summary
-    t = t_quantile(1 - (1 - CONFIDENCE) / comparisons, summary.n - 1)
-    half_width = t * summary.spread / math.sqrt(summary.n)
-    return Summary(summary.n, summary.mean, summary.spread, half_width)
 
 
 def still_open(scores: Scores, baseline: Candidate) -> list[Candidate]:
@@ -130,31 +119,3 @@ def epochs_within(budget: float, fixed: float, per_epoch: float, most: int) -> i
         per_epoch: seconds of one epoch of all planned students together.
     """
     return min(most, max(0, math.floor((budget - fixed) / per_epoch)))
-
-
-@lru_cache
-def t_quantile(confidence: float, freedom: int) -> float:
-    """t with P(|X| < t) = ``confidence`` for Student's t with ``freedom`` degrees of freedom."""
-    low, high = 0.0, 1.0
-    while _t_inside(high, freedom) < confidence:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_inside(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def _t_inside(t: float, freedom: int) -> float:
-    """P(|X| < t), by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine = math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine, cosine) if odd else (1.0, 1.0)
-    if freedom == 1:
-        return 2 * angle / math.pi
-    for k in range(2 + odd, freedom - 1, 2):
-        term *= (k - 1) / k * cosine * cosine
-        total += term
-    if odd:
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    return math.sin(angle) * total

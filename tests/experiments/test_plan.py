@@ -416,3 +416,25 @@ def test_a_wrong_arm_is_named(arm: dict[str, object], message: str) -> None:
 def test_an_arm_must_not_be_called_as_a_folder_of_the_table_is() -> None:
     with pytest.raises(DJIPError, match="cannot be called 'labels'"):
         plan(arms={"labels": "identity"})
+
+
+def test_an_arm_can_stand_behind_the_lens_its_teacher_was_trained_with() -> None:
+    arms = {"plain": "identity", "own": {"teacher": OWN, "before": "own"}}
+    one = {"pairs": ["res32x4_res8x4"], "distillers": ["KD"], "options": {}, "seeds": 1}
+    steps = plan(**(one | {"arms": arms}))
+    assert steps[-1].lens == "out/teachers/resnet32x4-res32x4/seed-0/lens.safetensors"
+    assert steps[-1].lacks_its_lens() and steps[-1].result() is None
+    with pytest.raises(DJIPError, match="give it a teacher"):
+        plan(arms={"plain": "identity", "lens": "own"})
+
+
+def test_teachers_of_arms_whose_configurations_share_a_name_have_folders_of_their_own() -> None:
+    other = Path("elsewhere/res32x4.yaml")
+    other.parent.mkdir()
+    other.write_text(Path(OWN).read_text())
+    arms = {"plain": "identity", "one": {"teacher": OWN}, "two": {"teacher": str(other)}}
+    one = {"pairs": ["res32x4_res8x4"], "distillers": ["KD"], "options": {}, "seeds": 1}
+    steps = plan(**(one | {"arms": arms}))
+    teachers = [step for step in steps if step.kind == "teacher"]
+    names = {Path(run_folder(step.settings())).parent.name for step in teachers}
+    assert names == {"resnet32x4", "resnet32x4-vanilla-res32x4", "resnet32x4-elsewhere-res32x4"}

@@ -11,6 +11,7 @@ from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.temperature import distiller_temperature
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.statistics import t_quantile
 from djip_ext.experiments.tuning import (
     Candidate,
     candidates,
@@ -19,7 +20,6 @@ from djip_ext.experiments.tuning import (
     differences,
     epochs_within,
     still_open,
-    t_quantile,
 )
 
 PLAIN, LENS, JPEG = Candidate("plain", 1.0), Candidate("lens", 1.0), Candidate("jpeg", 1.0)

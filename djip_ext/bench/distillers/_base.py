@@ -1,6 +1,7 @@
 """The surface that a trainer sees: mdistiller's ``Distiller`` and ``Vanilla``."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,23 @@ class Training(nn.Module):
         afterwards.
         """
 
+    def end_step(self) -> None:
+        """Update what the method trains with an optimiser of its own; called after each step."""
+
+    def end_training(self, folder: Path, accuracy: Callable[[nn.Module], float]) -> dict[str, Any]:
+        """Write what belongs beside the weights in ``folder``; return what the result says of it.
+
+        Args:
+            folder: of the run.
+            accuracy: top-1 accuracy (%) of a network on the test images.
+        """
+        return {}
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What test images go through: the student, and what the method puts before it."""
+        return self.student
+
     def forward(self, **batch: Any) -> Any:
         """Logits ``(B, C)`` of ``image`` in eval mode; in training mode ``(logits, losses)``.
 
@@ -59,7 +77,7 @@ class Training(nn.Module):
         raise NotImplementedError
 
     def forward_test(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.student(image)[0]
+        logits: Tensor = self.evaluated(image)[0]
         return logits
 
 

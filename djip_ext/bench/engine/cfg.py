@@ -79,6 +79,12 @@ CFG = CfgNode(
             # what a teacher lets out: "", logits and features; "probabilities", "temperature:K",
             # "round:D", "top:K" or "reverse-sigmoid:BETA,GAMMA": as a black box (logit methods)
             "ANSWERS": "",
+            # True: the teacher sees each view as JPEG codes it, at a quality chosen for that image
+            # (engine/coded_teacher.py); needs VIEWS
+            "CKD": False,
+            # "TALD" or "BSS": one more loss on adversarial images, for which the teacher is asked
+            # at every step, with VIEWS too
+            "ADVERSARIAL": "",
             # .pth or .safetensors; "" is mdistiller's path for that teacher
             "TEACHER_CHECKPOINT": "",
             # where the student starts from; "": random weights
@@ -95,7 +101,8 @@ NO_NUMBER_DEPENDS_ON = ("BENCH.DATA_ROOT", "BENCH.DOWNLOAD", *(f"LOG.{key}" for 
 
 def show_cfg(cfg: CfgNode) -> None:
     """Print the nodes that a run of ``cfg`` reads, as mdistiller does before training."""
-    nodes = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH", cfg.DISTILLER.TYPE)
+    shared = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
+    nodes = (*shared, cfg.DISTILLER.TYPE, cfg.BENCH.ADVERSARIAL)
     shown = CfgNode({name: node for name, node in cfg.items() if name in nodes})
     print(log_msg(f"CONFIG:\n{shown.dump()}", "INFO"))
 

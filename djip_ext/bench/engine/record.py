@@ -43,7 +43,7 @@ def run_record(cfg: CfgNode) -> dict[str, Any]:
     """
     kind = cfg.DISTILLER.TYPE
     base = cfg.get(kind, {}).get("BASE", "")  # LSKD reads its base's node as well
-    read = (*SHARED_NODES, kind, base)
+    read = (*SHARED_NODES, kind, base, cfg.BENCH.ADVERSARIAL)
     used = CfgNode({name: node for name, node in cfg.items() if name in read})
     return {"config": used.dump(), "code": code_version(), "environment": _environment()}
 

@@ -17,8 +17,10 @@ from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.bench.dataset.protocols import LabelledImages
 from djip_ext.bench.device import resolve_device
 from djip_ext.bench.distillers import Training, attacks, distiller_dict
+from djip_ext.bench.distillers.rivals import adversarial_losses
 from djip_ext.bench.engine.answers import BlackBox
 from djip_ext.bench.engine.checkpoints import load_weights, read_weights
+from djip_ext.bench.engine.coded_teacher import choice_record, coded_teacher
 from djip_ext.bench.engine.networks import (
     build_model,
     build_teacher,
@@ -33,7 +35,7 @@ from djip_ext.bench.engine.record import (
     run_name,
     run_record,
 )
-from djip_ext.bench.engine.teacher_cache import cached_teacher
+from djip_ext.bench.engine.teacher_cache import answers_key, cached_teacher
 from djip_ext.bench.engine.trainer import trainer_dict
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
@@ -81,6 +83,12 @@ def build_distiller(
             f"DISTILLER.TYPE {kind} does not go with SOLVER.TRAINER {trainer}; CRD takes crd, "
             "all others take base"
         )
+    if cfg.BENCH.CKD and not (cfg.BENCH.VIEWS and needs_teacher(kind)):
+        raise DJIPError(
+            "BENCH.CKD chooses a JPEG quality for each fixed view of an image that a teacher sees; "
+            "set BENCH.VIEWS, 16 for example, and a DISTILLER.TYPE with a teacher"
+        )
+    _check_adversarial(cfg)
     torch.manual_seed(cfg.BENCH.SEED)
     student = build_model(cfg.DISTILLER.STUDENT, num_classes, cfg.DATASET.TYPE)
     if cfg.BENCH.STUDENT_CHECKPOINT:
@@ -99,6 +107,28 @@ def build_distiller(
         distiller = build(student, teacher, cfg)
     # nn.Module.to is annotated for either argument alone
     return distiller.to(cfg.BENCH.DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _check_adversarial(cfg: CfgNode) -> None:
+    """Refuse a ``BENCH.ADVERSARIAL`` that does not exist or that nothing can be added to."""
+    loss = cfg.BENCH.ADVERSARIAL
+    if not loss:
+        return
+    if loss not in adversarial_losses:
+        raise DJIPError(
+            f"BENCH.ADVERSARIAL is '{loss}'; choose {' or '.join(adversarial_losses)}, or leave "
+            "it empty"
+        )
+    if not needs_teacher(cfg.DISTILLER.TYPE):
+        raise DJIPError(
+            f"BENCH.ADVERSARIAL {loss} asks a teacher, but DISTILLER.TYPE {cfg.DISTILLER.TYPE} "
+            "has none; name a distiller"
+        )
+    if cfg.BENCH.CKD:
+        raise DJIPError(
+            f"BENCH.ADVERSARIAL {loss} makes images that BENCH.CKD has chosen no quality for; use "
+            "one of the two"
+        )
 
 
 def scaled_as(cfg: CfgNode, data: LabelledImages) -> CfgNode:
@@ -142,10 +172,21 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
         distiller.teacher = behind
     if behind is not None and cfg.BENCH.VIEWS:
         assert isinstance(train_loader, DeviceLoader)  # of other loaders there are no views
+        asked = behind
         folder = Path(cfg.LOG.PREFIX, "teacher_cache")
-        distiller.teacher = cached_teacher(behind, train_loader, folder, cfg.BENCH.PRECISION)
+        precision = cfg.BENCH.PRECISION
+        if cfg.BENCH.CKD:
+            key = answers_key(behind, train_loader, precision)
+            path = folder / f"{key}.ckd.safetensors"
+            asked = coded_teacher(behind, train_loader, path, precision)
+            record["ckd"] = choice_record(asked.choice)
+        distiller.teacher = cached_teacher(asked, train_loader, folder, precision)
     if cfg.BENCH.COMPILE:
         compile_networks(distiller)
+    if cfg.BENCH.ADVERSARIAL:
+        assert behind is not None  # build_distiller checked it
+        distiller = adversarial_losses[cfg.BENCH.ADVERSARIAL](distiller, behind, cfg)
+        distiller.to(cfg.BENCH.DEVICE)
     trainer = trainer_dict[cfg.SOLVER.TRAINER](
         run_name(cfg), distiller, train_loader, test_loader, cfg, record
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from djip_ext.bench.dataset.loader import DeviceLoader
+from djip_ext.bench.engine.coded_teacher import CodedTeacher
 from djip_ext.errors import DJIPError
 from djip_ext.lens.io import weight_hash
 from djip_ext.utils.distributed import say
@@ -63,6 +64,24 @@ class _Kept(dict[str, Any]):
         )
 
 
+def answers_key(teacher: nn.Module, loader: DeviceLoader, precision: str) -> str:
+    """Sixteen hex digits of all that the teacher's answers to the views of ``loader`` depend on."""
+    data = loader.data
+    asked = [
+        weight_hash(teacher),
+        getattr(teacher, "djip_id", "none"),
+        hashlib.sha256(data.images.numpy().tobytes()).hexdigest(),
+        loader.views,
+        loader.padding,
+        precision,
+        data.mean,
+        data.std,
+    ]
+    if answers := getattr(teacher, "answers", ""):  # without a black box the key is what it was
+        asked.append(answers)
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+
+
 def cached_teacher(
     teacher: nn.Module, loader: DeviceLoader, folder: Path, precision: str
 ) -> CachedTeacher:
@@ -71,22 +90,7 @@ def cached_teacher(
     Raises:
         DJIPError: the file is damaged, the teacher gives NaN, the disk is full.
     """
-    data = loader.data
-    djip_id = getattr(teacher, "djip_id", "none")
-    images = hashlib.sha256(data.images.numpy().tobytes()).hexdigest()
-    asked = [
-        weight_hash(teacher),
-        djip_id,
-        images,
-        loader.views,
-        loader.padding,
-        precision,
-        data.mean,
-        data.std,
-    ]
-    if hasattr(teacher, "answers"):  # a black box; without one, the key stays what it was
-        asked.append(teacher.answers)
-    path = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}.safetensors"
+    path = folder / f"{answers_key(teacher, loader, precision)}.safetensors"
     if not path.exists():
         answers = save(_ask(teacher, loader, precision))
 
@@ -97,7 +101,7 @@ def cached_teacher(
     try:
         kept = load_file(path)
         on_device = {name: values.to(loader.device) for name, values in kept.items()}
-        return CachedTeacher(on_device, djip_id)
+        return CachedTeacher(on_device, getattr(teacher, "djip_id", "none"))
     except Exception as error:  # safetensors raises several types for damaged files
         raise DJIPError(f"{path} is damaged ({error}); delete it, it will be made again") from error
 
@@ -111,7 +115,10 @@ def _ask(teacher: nn.Module, loader: DeviceLoader, precision: str) -> dict[str, 
         f"{loader.views * loader.num_images} queries; the answers are kept"
     )
     for view in tqdm(range(loader.views), desc="asking the teacher", unit="view", leave=False):
-        for image in loader.view_batches(view):
+        stored = torch.split(torch.arange(loader.num_images), loader.batch_size)
+        for index, image in zip(stored, loader.view_batches(view), strict=True):
+            if isinstance(teacher, CodedTeacher):
+                teacher.select(index, view)
             with autocast(loader.device, precision):
                 logits, features = teacher(image)
             rows["logits"].append(logits.half().cpu())

@@ -187,7 +187,9 @@ class BaseTrainer:
             "train_acc": 100 * hits.item() / count,
         }
         if epoch % cfg.BENCH.EVAL_EVERY == 0 or epoch == cfg.SOLVER.EPOCHS:
-            row |= evaluate(self.distiller.student, self.test_loader, cfg.BENCH.PRECISION)
+            # a host's distiller has a student alone
+            evaluated = getattr(self.distiller, "evaluated", self.distiller.student)
+            row |= evaluate(evaluated, self.test_loader, cfg.BENCH.PRECISION)
         return row | {"seconds": seconds, "images_per_second": count / seconds}
 
     def _epoch_seed(self, epoch: int) -> int:
@@ -210,6 +212,8 @@ class BaseTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if hasattr(self.distiller, "end_step"):
+            self.distiller.end_step()
         return logits, loss
 
     @property
@@ -300,8 +304,14 @@ class BaseTrainer:
             "train_acc": last["train_acc"],
             "seconds": sum(row["seconds"] for row in self.history),
         }
+        if hasattr(self.distiller, "end_training"):
+            result |= self.distiller.end_training(self.folder, self._accuracy)
         write_json(self.folder / "result.json", result)
         return result
+
+    def _accuracy(self, network: nn.Module) -> float:
+        """Top-1 accuracy (%) of ``network`` on the test images."""
+        return evaluate(network, self.test_loader, self.cfg.BENCH.PRECISION)["test_acc"]
 
 
 class CRDTrainer(BaseTrainer):

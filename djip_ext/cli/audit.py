@@ -1,0 +1,53 @@
+"""``djip audit``: can a model be distilled?  From the records of a table's runs, no training."""
+
+import argparse
+from pathlib import Path
+
+from djip_ext.experiments.audit import audit_rows, audit_text, read_audit
+from djip_ext.experiments.table import load_table
+from djip_ext.utils.files import atomic_write, write_csv
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``djip audit``."""
+    parser.add_argument(
+        "what",
+        metavar="TABLE|FOLDER",
+        help="YAML file of a table with a bar that djip reproduce has made, or a folder of its "
+        "runs",
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.0,
+        metavar="POINTS",
+        help="points above the bar that count as nothing (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="where the audit goes (default: audit/ below the runs)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write audit.md, audit.csv and a picture per pair of networks; print the verdicts.
+
+    Raises:
+        DJIPError: no finished knockoff student, no student from labels alone.
+    """
+    is_table = Path(args.what).suffix in (".yaml", ".yml")
+    folder = Path(f"output/{load_table(args.what).name}" if is_table else args.what)
+    out = Path(args.out or folder / "audit")
+    last = read_audit(folder, "last_acc", args.margin)
+    best = read_audit(folder, "best_acc", args.margin)
+    text = audit_text({"last epoch": last, "best epoch": best})
+    atomic_write(out / "audit.md", lambda path: path.write_text(text))
+    write_csv(out / "audit.csv", audit_rows(last))
+    from djip_ext.plots.audit import audit_figure
+    from djip_ext.plots.style import save_figure
+
+    for pair, (bar, victims) in last.items():
+        name = f"audit-{pair.teacher}-{pair.student}.png".replace(":", "-").replace("/", "-")
+        save_figure(audit_figure(bar, victims), out / name)
+        for victim in victims:
+            print(f"{pair}, {victim.name}: {victim.verdict}")
+    print(f"{out}/audit.md, audit.csv and the picture say how")

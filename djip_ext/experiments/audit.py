@@ -1,0 +1,253 @@
+"""Can a model be distilled?  Victims x attacks x seeds against the best student of labels alone.
+
+A *victim* is an arm of a table of results, an *attack* one of its rows: a knockoff student of a
+distiller, with the values of the table's axes.  The *bar* are students that learn from smoothed
+labels (``DISTILLER.TYPE LS``): the epsilon with the best mean over the seeds, of those that were
+trained.  Choosing it by the test accuracies that it is then compared with favours the bar, hence
+the victim's defence.
+
+An attack succeeds when the student's accuracy exceeds the bar's; differences are paired by seed.
+With m attacks on a victim every interval has a confidence of 1 - 0.05 / m (Bonferroni), so that all
+of them hold together with 95 %.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from djip_ext.bench.teacherless import needs_teacher
+from djip_ext.errors import DJIPError
+from djip_ext.experiments.axes import split
+from djip_ext.experiments.records import Cells, read_results
+from djip_ext.experiments.report import markdown_table
+from djip_ext.experiments.runs import Pair, Run, read_runs
+from djip_ext.experiments.statistics import Summary, summarise, widened
+
+BAR = "LS"
+
+Accuracies = Mapping[int, float]
+"""Seed -> accuracy on the test images, in %."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The students from labels alone that every attack has to beat.
+
+    Attributes:
+        name: the row, with its epsilon.
+        accuracies: of its students, by seed.
+        tried: how many values of epsilon it is the best of.
+    """
+
+    name: str
+    accuracies: Accuracies
+    tried: int
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack on a victim.
+
+    Attributes:
+        name: the distiller, with the values of the table's axes.
+        accuracy: of its students, in %.
+        gain: the difference to the bar in points, paired by seed; ``half_width`` is that of an
+            interval that holds for all attacks on the victim at once.
+    """
+
+    name: str
+    accuracy: Summary
+    gain: Summary
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval of the gain."""
+        return self.gain.mean - self.gain.half_width
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval of the gain."""
+        return self.gain.mean + self.gain.half_width
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A victim and its verdict.
+
+    Attributes:
+        name: the arm.
+        attacks: the strongest first.
+        verdict: one line, no stronger than the intervals allow.
+        accuracy: of the victim itself on the test images in %, where a run below the same folder
+            trained it.
+    """
+
+    name: str
+    attacks: tuple[Attack, ...]
+    verdict: str
+    accuracy: float | None
+
+
+def best_bar(runs: Sequence[Run], pair: Pair, key: str) -> Bar:
+    """The smoothing whose students of that data set and network are best on average.
+
+    Args:
+        key: ``last_acc`` or ``best_acc`` of a result.
+
+    Raises:
+        DJIPError: no student from labels alone was trained.
+    """
+    rows: dict[str, dict[int, float]] = {}
+    for run in runs:
+        same = (run.pair.dataset, run.pair.student) == (pair.dataset, pair.student)
+        if split(run.row)[0] == BAR and same:
+            rows.setdefault(run.row, {})[run.seed] = run.result[key]
+    if not rows:
+        raise DJIPError(
+            f"there is no student of {pair.student} from labels alone, which the attacks have to "
+            "beat; give the table bar: {LS.EPSILON: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]} "
+            "(docs/undistillable.md)"
+        )
+    most = max(map(len, rows.values()))
+    whole = {name: seeds for name, seeds in rows.items() if len(seeds) == most}
+    best = max(whole, key=lambda name: summarise(list(whole[name].values())).mean)
+    return Bar(best, whole[best], len(whole))
+
+
+def attack(name: str, accuracies: Accuracies, bar: Bar, attacks: int) -> Attack:
+    """Compare the students of one of so many ``attacks`` on a victim with the bar.
+
+    Raises:
+        DJIPError: they have no seed in common.
+    """
+    seeds = sorted(accuracies.keys() & bar.accuracies.keys())
+    if not seeds:
+        raise DJIPError(f"{name} and {bar.name} have no seed in common; train both with the same")
+    paired = [accuracies[seed] - bar.accuracies[seed] for seed in seeds]
+    whole = summarise(list(accuracies.values()))
+    return Attack(name, whole, widened(summarise(paired), attacks))
+
+
+def verdict(attacks: Sequence[Attack], margin: float = 0.0) -> str:
+    """What the intervals allow to say of a victim.
+
+    Args:
+        margin: points above the bar that count as nothing.
+    """
+    n = min(attack.gain.n for attack in attacks)
+    if n < 2:
+        return f"undecided at n = {n}: an interval needs two seeds"
+    beyond = max(attacks, key=lambda attack: attack.low)
+    if beyond.low > margin:
+        gain = beyond.gain
+        return f"distillable: {beyond.name} gains {gain.mean:.2f} ± {gain.half_width:.2f} points"
+    if all(attack.high <= margin for attack in attacks):
+        return f"undistillable by these {len(attacks)} attacks"
+    return f"undecided at n = {n}"
+
+
+def read_audit(
+    folder: str | Path, key: str = "last_acc", margin: float = 0.0
+) -> dict[Pair, tuple[Bar, list[Victim]]]:
+    """Every victim below ``folder``, by pair of networks, from the records of finished runs.
+
+    Raises:
+        DJIPError: no finished knockoff student, no bar, a damaged record.
+    """
+    results = read_results(folder)
+    runs = read_runs(folder)
+    found = {}
+    for pair, cells in results.items():
+        bar = best_bar(runs, pair, key)
+        arms = dict.fromkeys(arm for row in cells.values() for arm in row)
+        found[pair] = bar, [_victim(arm, cells, runs, bar, key, margin) for arm in arms]
+    return found
+
+
+def _victim(
+    arm: str, cells: Cells, runs: Sequence[Run], bar: Bar, key: str, margin: float
+) -> Victim:
+    rows = {row: arms[arm] for row, arms in cells.items() if arm in arms}
+    attacks = [
+        attack(row, {seed: result[key] for seed, result in seeds.items()}, bar, len(rows))
+        for row, seeds in rows.items()
+    ]
+    attacks.sort(key=lambda attack: -attack.gain.mean)
+    accuracy = _own_accuracy(arm, runs, key)
+    return Victim(arm, tuple(attacks), verdict(attacks, margin), accuracy)
+
+
+def _own_accuracy(arm: str, runs: Sequence[Run], key: str) -> float | None:
+    """The accuracy of the victim, where one of ``runs`` trained the checkpoint that it has."""
+    folders = {run.folder: run for run in runs}
+    for run in runs:
+        if run.project == arm and needs_teacher(split(run.row)[0]):
+            checkpoint = Path(run.config["BENCH"].get("TEACHER_CHECKPOINT", ""))
+            for folder, trained in folders.items():
+                if str(checkpoint.parent).endswith(f"/{folder}"):
+                    return float(trained.result[key])
+    return None
+
+
+def audit_rows(audit: Mapping[Pair, tuple[Bar, Sequence[Victim]]]) -> list[dict[str, Any]]:
+    """A row per pair, victim and attack; accuracies in %, gains in points."""
+    return [
+        {
+            **vars(pair),
+            "victim": victim.name,
+            "victim_acc": "" if victim.accuracy is None else victim.accuracy,
+            "attack": attack.name,
+            "n": attack.accuracy.n,
+            "acc": attack.accuracy.mean,
+            "acc_sd": attack.accuracy.spread,
+            "bar": bar.name,
+            "bar_acc": summarise(list(bar.accuracies.values())).mean,
+            "gain": attack.gain.mean,
+            "gain_half_width": attack.gain.half_width,
+            "pairs": attack.gain.n,
+            "verdict": victim.verdict,
+        }
+        for pair, (bar, victims) in audit.items()
+        for victim in victims
+        for attack in victim.attacks
+    ]
+
+
+def audit_text(audits: Mapping[str, Mapping[Pair, tuple[Bar, Sequence[Victim]]]]) -> str:
+    """The audit as Markdown.
+
+    Args:
+        audits: title, "last epoch" say, -> :func:`read_audit` at that epoch.
+    """
+    parts = ["# Can it be distilled?"]
+    for title, audit in audits.items():
+        for pair, (bar, victims) in audit.items():
+            whole = summarise(list(bar.accuracies.values()))
+            parts.append(f"## {pair}, {title}")
+            parts.append(
+                f"The bar: {bar.name}, {_plus_minus(whole.mean, whole.spread)} % over {whole.n} "
+                f"seeds, the best of {bar.tried} smoothings of the labels."
+            )
+            for victim in victims:
+                own = "" if victim.accuracy is None else f" ({victim.accuracy:.2f} % itself)"
+                lines = [["attack", "n", "accuracy (%)", "over the bar (points)"]]
+                lines += [
+                    [
+                        attack.name,
+                        str(attack.accuracy.n),
+                        _plus_minus(attack.accuracy.mean, attack.accuracy.spread),
+                        _plus_minus(attack.gain.mean, attack.gain.half_width, "+"),
+                    ]
+                    for attack in victim.attacks
+                ]
+                parts += [f"**{victim.name}**{own}: {victim.verdict}.", markdown_table(lines)]
+    parts.append(
+        "Accuracy: mean ± standard deviation over seeds. Over the bar: paired by seed, ± half of "
+        "an interval that holds for all attacks on the victim together with 95 % (Bonferroni)."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _plus_minus(value: float, spread: float, sign: str = "") -> str:
+    return f"{value:{sign}.2f}" + ("" if spread != spread else f" ± {spread:.2f}")  # nan at n = 1

@@ -1,0 +1,122 @@
+"""The audit on hand-made records: bar, simultaneous intervals, verdicts, and what it writes."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from test_report import record
+
+from djip_ext.cli.main import main
+from djip_ext.errors import DJIPError
+from djip_ext.experiments.audit import Attack, Bar, attack, read_audit, verdict
+from djip_ext.experiments.runs import collect
+from djip_ext.experiments.statistics import Summary
+
+# t with P(|X| < t) = 1 - .05 / m for df = 2, from the closed form t = 2 p / sqrt(2 (1 - p^2)) ...
+T_2 = {m: math.sqrt(2) * (p := 1 - 0.05 / m) / math.sqrt(1 - p * p) for m in (1, 2, 9)}
+
+
+def gains(mean: float, half: float, n: int = 3, name: str = "KD") -> Attack:
+    return Attack(name, Summary(n, 20 + mean, 1.0, 1.0), Summary(n, mean, 1.0, half))
+
+
+@pytest.mark.parametrize(
+    ("attacks", "said"),
+    [
+        ([gains(3, 2), gains(-1, 9, name="AT")], "distillable: KD gains 3.00 ± 2.00 points"),
+        ([gains(3, 2), gains(5, 1, name="DKD")], "distillable: DKD gains 5.00 ± 1.00 points"),
+        ([gains(-3, 2), gains(-1, 1, name="AT")], "undistillable by these 2 attacks"),
+        ([gains(-3, 2), gains(-1, 1.1, name="AT")], "undecided at n = 3"),
+        ([gains(1, 1.1)], "undecided at n = 3"),
+        ([gains(9, math.nan, n=1), gains(3, 1)], "undecided at n = 1: an interval needs two seeds"),
+    ],
+)
+def test_a_verdict_is_no_stronger_than_the_intervals(attacks: list[Attack], said: str) -> None:
+    assert verdict(attacks) == said
+
+
+def test_a_margin_counts_as_nothing() -> None:
+    assert verdict([gains(3, 2)], margin=1.0) == "undecided at n = 3"
+    assert verdict([gains(-1, 1.5)], margin=0.5) == "undistillable by these 1 attacks"
+
+
+@pytest.mark.parametrize("attacks", [1, 2, 9])
+def test_intervals_widen_with_the_number_of_attacks(attacks: int) -> None:
+    bar = Bar("LS", {0: 20.0, 1: 21.0, 2: 22.0, 3: 50.0}, 1)
+    found = attack("KD", {0: 22.0, 1: 24.0, 2: 26.0, 7: 0.0}, bar, attacks)
+    assert found.gain.n == 3 and found.gain.mean == pytest.approx(3.0)
+    assert found.gain.half_width == pytest.approx(T_2[attacks] * 1.0 / math.sqrt(3))
+    assert found.accuracy.n == 4
+
+
+def test_without_a_seed_in_common_nothing_is_compared() -> None:
+    with pytest.raises(DJIPError, match="no seed in common"):
+        attack("KD", {5: 1.0}, Bar("LS", {0: 1.0}, 1), 1)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Two victims, two attacks, two smoothings of which the second is better, three seeds."""
+    tree = tmp_path / "runs"
+    for seed in range(3):
+        record(tree, "KD", "ce", seed, 30 + seed / 10)
+        record(tree, "DKD", "ce", seed, 20 + seed)
+        record(tree, "KD", "safe", seed, 10 + seed / 10)
+        record(tree, "DKD", "safe", seed, 11 + seed / 10)
+        for epsilon, accuracy in ((0.1, 18.0), (0.4, 19.0)):
+            label(tree, epsilon, seed, accuracy + seed / 10)
+    return tree
+
+
+def label(tree: Path, epsilon: float, seed: int, accuracy: float) -> None:
+    """A student from labels alone, as the plan of a table has it."""
+    record(tree, "LS", f"labels{epsilon}", seed, accuracy, lens="none")
+    folder = next(path for path in tree.rglob(f"seed-{seed}") if f"labels{epsilon}" in str(path))
+    result = json.loads((folder / "result.json").read_text())
+    config = result["config"].replace(f"labels{epsilon}/djip-none", "labels")
+    name = f"NAME: ls_pair,LS.EPSILON={epsilon}"
+    lines = [f"  {name}" if "NAME:" in line else line for line in config.splitlines()]
+    if not any("NAME:" in line for line in lines):
+        lines.insert(lines.index("EXPERIMENT:") + 1, f"  {name}")
+    result["config"] = "\n".join(lines)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_the_bar_is_the_best_smoothing_and_every_attack_is_paired_with_it(tree: Path) -> None:
+    ((pair, (bar, victims)),) = read_audit(tree).items()
+    assert (bar.name, bar.tried) == ("LS,LS.EPSILON=0.4", 2)
+    assert bar.accuracies == pytest.approx({0: 19.0, 1: 19.1, 2: 19.2})
+    ce, safe = victims
+    assert [a.name for a in ce.attacks] == ["KD", "DKD"]
+    assert ce.attacks[0].gain.mean == pytest.approx(11.0)
+    assert ce.verdict.startswith("distillable: KD gains 11.00 ± 0.00")
+    assert safe.verdict == "undistillable by these 2 attacks"
+    assert safe.accuracy is None and pair.teacher != "none"
+
+
+def test_without_a_bar_the_cure_is_named(tmp_path: Path) -> None:
+    record(tmp_path, "KD", "ce", 0, 30)
+    with pytest.raises(DJIPError, match=r"bar: \{LS.EPSILON"):
+        read_audit(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_command_writes_what_it_says(
+    tree: Path, tmp_path: Path, kept: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tree
+    if kept:
+        folder = tmp_path / "kept"
+        collect(tree, folder)
+    main(["audit", str(folder), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "safe: undistillable by these 2 attacks" in said
+    text = (tmp_path / "out/audit.md").read_text()
+    assert "**ce**: distillable: KD gains 11.00 ± 0.00 points." in text
+    assert "best epoch" in text and "the best of 2 smoothings" in text
+    with open(tmp_path / "out/audit.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["attack"] for row in rows] == ["KD", "DKD", "DKD", "KD"]
+    assert len(list((tmp_path / "out").glob("audit-*.png"))) == 1
