@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.arm_costs import arm_costs, cost_lines
 from djip_ext.experiments.axes import axes_of
 from djip_ext.experiments.differences import Row, cmi_change, gains, table_rows
 from djip_ext.experiments.lenses import TableLens, lens_section, lenses_of
@@ -22,10 +23,16 @@ from djip_ext.experiments.records import (
     read_results,
     several_lenses,
 )
-from djip_ext.experiments.report import latex_report, markdown_report
+from djip_ext.experiments.report import latex_report, markdown_report, markdown_table
+from djip_ext.experiments.runs import read_runs
 from djip_ext.experiments.table import Table, load_table
 from djip_ext.fit.record import read_records
 from djip_ext.utils.files import atomic_write, write_csv
+
+COSTS = """## What the arms cost
+
+Seconds of the runs as they were recorded, on whatever else the machine did at the time; teacher
+passes of what an arm adds to its students, shared by all that read the same choice."""
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +93,9 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     planned = table.students if table else None
     title = table.name if table else folder.name
     lenses = lens_section(list(of_lens), of_lens)
+    spent = cost_lines(arm_costs(read_runs(folder), list(of_lens)), arms)
+    if spent:
+        lenses = f"{COSTS}\n\n{markdown_table(spent)}\n\n{lenses}"
     text = markdown_report(title, rows, results, arms, planned, pictures, lenses)
     atomic_write(out / "table.md", lambda path: path.write_text(text))
     atomic_write(out / "table.tex", lambda path: path.write_text(latex_report(rows, results, arms)))

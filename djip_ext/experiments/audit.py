@@ -18,6 +18,7 @@ from typing import Any
 
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.arm_costs import trained_here
 from djip_ext.experiments.axes import split
 from djip_ext.experiments.records import Cells, read_results
 from djip_ext.experiments.report import markdown_table
@@ -180,13 +181,10 @@ def _victim(
 
 def _own_accuracy(arm: str, runs: Sequence[Run], key: str) -> float | None:
     """The accuracy of the victim, where one of ``runs`` trained the checkpoint that it has."""
-    folders = {run.folder: run for run in runs}
     for run in runs:
         if run.project == arm and needs_teacher(split(run.row)[0]):
-            checkpoint = Path(run.config["BENCH"].get("TEACHER_CHECKPOINT", ""))
-            for folder, trained in folders.items():
-                if str(checkpoint.parent).endswith(f"/{folder}"):
-                    return float(trained.result[key])
+            trained = trained_here(run, runs)
+            return None if trained is None else float(trained.result[key])
     return None
 
 
