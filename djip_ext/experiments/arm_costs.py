@@ -1,4 +1,4 @@
-"""What an arm of a table of results costs beside its students, from the records of finished runs."""
+"""What an arm of a table of results costs beside its students, from records of finished runs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
