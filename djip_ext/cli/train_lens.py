@@ -472,14 +472,20 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
             f"{read['before']:.4f} -> {read['after']:.4f} nats (images of the fit)"
         )
-        if read["temperature"] >= NO_GAIN_FROM:
+        amplified = about["fit"].get("goal") != "shield"
+        if read["temperature"] >= NO_GAIN_FROM and amplified:
             print(
                 f"  note: expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student so "
                 "far (results/README.md); djip tune tries lenses and temperatures on your data"
             )
     if "queries" in about:
         print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
-    if not in_band:
+    shield = about["fit"].get("goal") == "shield"
+    if not in_band and shield:
+        print(
+            "  note: no round kept the accuracy floor; raise --max-accuracy-drop or lower --start"
+        )
+    elif not in_band:
         print(
             "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "
             "Try more --rounds or another --cmi-gain"

@@ -102,6 +102,11 @@ def fit_black_box(
         DJIPError: as :func:`djip_ext.fit_lens`; a budget below two passes; several processes; SciPy
             without COBYQA.
     """
+    if settings.goal == "shield":
+        raise DJIPError(
+            "a shield is fitted by gradients, and who wants one has the model; leave out "
+            "gradients=False (--black-box)"
+        )
     if processes() > 1:
         raise DJIPError("a fit without gradients asks from one process; start it without torchrun")
     if not isinstance(teacher, nn.Module):

@@ -16,7 +16,7 @@ from djip_ext.utils.files import atomic_write
 # Settings that a fit no longer has, with the only value whose fits can go on.
 FORMER_SETTINGS = {"optimizer": "adam"}
 # settings that fits of an older version did not have, with what they did
-ADDED_SETTINGS = {"gradient": "soft"}
+ADDED_SETTINGS = {"gradient": "soft", "goal": "amplify"}
 
 
 @dataclass(frozen=True)

@@ -346,10 +346,12 @@ class _Fit:
             self.lens.q.copy_(self.ln_q.exp())
 
     def lagrange_multiplier(self, cmi: Tensor) -> Tensor:
-        """lambda: fixed, or proportional to the CMI that is still to gain."""
+        """lambda: fixed, or proportional to the CMI that is still to gain; of a shield -lam_max."""
         settings = self.settings
         if settings.lam is not None:
             return torch.full_like(cmi, settings.lam)
+        if settings.goal == "shield":
+            return torch.full_like(cmi, -settings.lam_max)
         target = sum(settings.cmi_gain) / 2
         missing = self.before.cmi.total + target - cmi
         return settings.lam_max * (missing / (0.25 * target)).clamp(-1, 1)
@@ -357,7 +359,8 @@ class _Fit:
     def consider(self, index: int, tables: Tensor, now: Measurement) -> None:
         """Keep the cheapest round among those in the band and above the floor.
 
-        Where there is none yet, keep the nearest miss.
+        Where there is none yet, keep the nearest miss.  Of a shield, keep the round of the lowest
+        CMI among those above the floor.
         """
         settings = self.settings
         low, high = settings.cmi_gain
@@ -365,6 +368,8 @@ class _Fit:
         below = max(0.0, self.before.accuracy - settings.max_accuracy_drop - now.accuracy)
         outside = max(0.0, low - gain, gain - high)
         price = (now.ce - self.before.ce) / gain if gain > 0 else math.inf
+        if settings.goal == "shield":
+            outside, price = 0.0, now.cmi.total
         this = BestRound((below, outside, price), index, tables, now)
         if self.best is None or this.rank < self.best.rank:
             self.best = this

@@ -53,6 +53,8 @@ class LensRecord:
         """
         try:
             fit = self.about["fit"]
+            if fit.get("goal") == "shield":  # it has no band
+                return None
             before = self.about.get("fit_before") or self.about["before"]
             low, high = (before["cmi"] + gain for gain in fit["cmi_gain"])
             return (low, high), before["accuracy"] - fit["max_accuracy_drop"]

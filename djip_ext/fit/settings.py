@@ -20,6 +20,10 @@ class FitSettings:
     """How a lens is fitted; ``docs/defaults.md`` records what was tried for each default.
 
     Attributes:
+        goal: "amplify" raises CMI into the band; "shield" lowers it as far as the accuracy floor
+            lets it, so that a student learns less from the answers (CMIM's objective, but for the
+            lens of a frozen network): lambda is ``-lam_max``, and the round of the lowest CMI above
+            the floor is taken.
         cmi_gain: the band to reach, (low, high) nats of CMI above the plain teacher's. The fit
             steers to its middle and takes the round in it that paid the least cross entropy per nat
             of CMI.
@@ -50,6 +54,9 @@ class FitSettings:
         seed: of the order in which a shuffling loader is read.
     """
 
+    goal: Literal["amplify", "shield"] = setting(
+        "amplify", "raise CMI into the band, or lower it as far as the accuracy floor allows"
+    )
     cmi_gain: tuple[float, float] = setting(
         (0.2, 0.4), "band to reach, in nats of CMI above the plain teacher's"
     )
@@ -86,6 +93,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         low, high = self.cmi_gain
         choices = {
+            "goal": ("amplify", "shield"),
             "variant": ("fresh", "literal", "fixed"),
             "gradient": ("soft", "straight-through"),
             "tables": ("two", "one"),

@@ -443,3 +443,20 @@ def test_a_fit_begun_with_an_optimizer_that_is_gone_is_refused(tmp_path: Path) -
     as_the_last_version_wrote_it(tmp_path / "fit.pth", "sgd")
     with pytest.raises(DJIPError, match="begun with optimizer sgd, which fits no longer have"):
         fit(checkpoint=tmp_path / "fit.pth", rounds=5)
+
+
+def test_a_shield_lowers_cmi_and_keeps_the_accuracy_floor() -> None:
+    start = JPEGLens(q=60.0, kappa=5.0)
+    how = {"lens": start, "rounds": 6, "max_accuracy_drop": 100.0}
+    shield = fit(goal="shield", **how)
+    cmi = [row["cmi"] for row in shield.history]
+    assert {row["lam"] for row in shield.history} == {-2.0}
+    assert cmi[-1] < cmi[0] - 1e-4
+    assert shield.after.cmi.total == min(cmi) and shield.in_band
+    strict = fit(goal="shield", **(how | {"max_accuracy_drop": -1000.0}))
+    assert not strict.in_band  # no round can gain so much accuracy, and the fit says so
+
+
+def test_a_shield_is_not_fitted_without_gradients() -> None:
+    with pytest.raises(DJIPError, match="a shield is fitted by gradients"):
+        fit(goal="shield", gradients=False)

@@ -5,7 +5,7 @@ ICLR 2021.  A network is trained for the labels and away from a plain network of
     CE - w T^2 KL(softmax(z / T) || softmax(z_plain / T)),
 
 so that its softened answers mislead while its first choice stays.  Direction of the KL and its
-division by B alone are those of the authors' code; w is .004 for CIFAR-10, up to .01 elsewhere.
+division by B alone are those of a public training script; w is reported as .004 to .01.
 """
 
 from typing import Any
