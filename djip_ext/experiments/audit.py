@@ -224,8 +224,8 @@ def audit_text(audits: Mapping[str, Mapping[Pair, tuple[Bar, Sequence[Victim]]]]
             whole = summarise(list(bar.accuracies.values()))
             parts.append(f"## {pair}, {title}")
             parts.append(
-                f"The bar: {bar.name}, {_plus_minus(whole.mean, whole.spread)} % over {whole.n} "
-                f"seeds, the best of {bar.tried} smoothings of the labels."
+                f"The bar: {bar.name}, {_plus_minus(whole.mean, whole.spread)} %, n = {whole.n}, "
+                f"the best of {bar.tried} smoothings of the labels."
             )
             for victim in victims:
                 own = "" if victim.accuracy is None else f" ({victim.accuracy:.2f} % itself)"
