@@ -21,6 +21,7 @@ from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm
 from djip_ext.experiments.axes import combinations, suffix, words_of
+from djip_ext.experiments.runs import TEACHERS
 from djip_ext.experiments.table import Table
 from djip_ext.inputs.checkpoints import variants
 from djip_ext.lens.io import lens_name, read_lens, softening, weight_hash
@@ -332,7 +333,7 @@ def _teacher(table: Table, name: str, dataset: str, out: str, data_root: str) ->
         return None, source
     options = [
         *("LOG.PREFIX", out),
-        *("EXPERIMENT.PROJECT", "teachers"),
+        *("EXPERIMENT.PROJECT", TEACHERS),
         *("EXPERIMENT.NAME", file_name(name)),
         *table.settings("all", "teacher"),
     ]
@@ -361,7 +362,7 @@ def _teacher_of_arm(
     path = own[1] or _published(name, student.DATASET.TYPE) or ""
     options = [
         *("LOG.PREFIX", out),
-        *("EXPERIMENT.PROJECT", "teachers"),
+        *("EXPERIMENT.PROJECT", TEACHERS),
         *("EXPERIMENT.NAME", f"{file_name(name)}-{stem}"),
         *table.settings("all", "teacher"),
     ]

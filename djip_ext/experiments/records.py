@@ -8,7 +8,15 @@ from djip_ext.bench.distillers import distiller_dict
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.axes import order, split
-from djip_ext.experiments.runs import RESULT, RUNS, Pair, Run, arm_names, read_runs
+from djip_ext.experiments.runs import (
+    RESULT,
+    RUNS,
+    TEACHERS,
+    Pair,
+    Run,
+    arm_names,
+    read_runs,
+)
 
 Result = dict[str, Any]
 """The fields of a run's ``result.json``, with ``where`` it lies and its ``project``."""
@@ -26,6 +34,9 @@ Results = dict[Pair, Cells]
 def read_results(folder: str | Path) -> Results:
     """Every finished student at or below ``folder``, wherever it lies (:func:`read_runs`).
 
+    Not among them are those that learn from labels alone, and the teachers that a table trained,
+    which may have had a teacher themselves (NASTY).
+
     An arm is called as the first part of its project folder is, or after its lens where runs with
     several lenses share one.  Identity arms come first; distillers are in the order of
     ``distiller_dict``.
@@ -33,7 +44,11 @@ def read_results(folder: str | Path) -> Results:
     Raises:
         DJIPError: no finished student, a damaged record, or two runs of one cell and seed.
     """
-    runs = [run for run in read_runs(folder) if needs_teacher(split(run.row)[0])]
+    runs = [
+        run
+        for run in read_runs(folder)
+        if needs_teacher(split(run.row)[0]) and run.project != TEACHERS
+    ]
     if not runs:
         raise DJIPError(
             f"{folder} holds no finished student ({RESULT} or {RUNS}); "

@@ -33,6 +33,7 @@ from djip_ext.experiments.axes import axes_of, of_name, split
 from djip_ext.utils.files import atomic_write, write_csv
 
 RESULT, LOG = "result.json", "log.csv"
+TEACHERS = "teachers"  # the project of the teachers that a table trains
 RUNS, CURVES, CONFIGS = "runs.csv", "curves.csv", "configs"
 # Columns of runs.csv: which run it is (axes of a table come after the distiller), and its results
 IDENTITY = (
