@@ -90,7 +90,7 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     rows = table_rows(results, baseline)
     of_lens = {lens: draw_lens(lens, out) for lens in lenses_of(results, read_records(folder))}
     pictures = draw(results, rows, arms, out)
-    planned = table.students if table else None
+    planned = table.distilled if table else None
     title = table.name if table else folder.name
     lenses = lens_section(list(of_lens), of_lens)
     spent = cost_lines(arm_costs(read_runs(folder), list(of_lens)), arms)

@@ -112,7 +112,8 @@ class Estimate:
     ) -> Cost:
         """The teacher's answers to all views, unless a student before this one asks for them."""
         checkpoint, views = cfg.BENCH.TEACHER_CHECKPOINT, cfg.BENCH.VIEWS
-        key = f"{step.lens} {checkpoint} {data_key(cfg)} {views} {cfg.BENCH.CKD}"
+        shown = f"{cfg.BENCH.ANSWERS} {cfg.BENCH.CKD}"
+        key = f"{step.lens} {checkpoint} {data_key(cfg)} {views} {shown}"
         if key in shared:
             return Cost()
         shared.add(key)

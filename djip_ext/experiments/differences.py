@@ -96,16 +96,28 @@ def cmi_change(seeds: Seeds) -> tuple[float, float] | None:
 def cmi_difference(seeds: Seeds, base: Seeds) -> float | None:
     """The teacher's CMI in one cell minus that in another, in nats; None if it is unknown.
 
-    It is known of lenses that were measured, and of the plain teacher next to one of these.
+    It is known of lenses that were measured, and of the plain teacher next to one of these, unless
+    that is another teacher, as of an arm with a teacher of its own.
     """
     own, other = cmi_change(seeds), cmi_change(base)
     if own and other:
         return own[1] - other[1]
+    if not _may_share_a_teacher(seeds, base):
+        return None
     if own and _is_plain(base):
         return own[1] - own[0]
     if other and _is_plain(seeds):
         return other[0] - other[1]
     return None
+
+
+def _may_share_a_teacher(seeds: Seeds, base: Seeds) -> bool:
+    """Whether the weights of both teachers are the same, or unknown, as in older records."""
+    own, other = (
+        {result["teacher_hash"] for result in cell.values() if result.get("teacher_hash")}
+        for cell in (seeds, base)
+    )
+    return not own or not other or own == other
 
 
 def _is_plain(seeds: Seeds) -> bool:

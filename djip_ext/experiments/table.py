@@ -74,9 +74,14 @@ class Table:
 
     @property
     def students(self) -> int:
-        """How many students the table plans."""
+        """How many students the table plans, those from labels alone among them."""
+        labels = len(combinations(self.bar)) if self.bar else 0
+        return self.distilled + len(self.pairs) * labels * self.seeds
+
+    @property
+    def distilled(self) -> int:
+        """How many students with a teacher the table plans."""
         of_a_pair = len(self.distillers) * len(combinations(self.vary)) * len(self.arms)
-        of_a_pair += len(combinations(self.bar)) if self.bar else 0
         return len(self.pairs) * of_a_pair * self.seeds
 
     def config(self, pair: str, distiller: str) -> str:

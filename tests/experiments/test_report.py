@@ -325,3 +325,22 @@ def test_against_a_lens_the_gain_in_cmi_is_against_that_lens() -> None:
     ) == pytest.approx(-0.3)
     assert cmi_difference(lens, jpeg) == pytest.approx(0.2)
     assert cmi_difference({0: {"lens": "c"}}, plain) is None  # nobody measured it
+
+
+def test_a_lens_before_another_teacher_gains_nothing_over_the_plain_one() -> None:
+    plain = {0: {"lens": "identity", "teacher_hash": "aa"}}
+    lens = {0: {"lens": "b", "about_lens": behind(0.4), "teacher_hash": "aa"}}
+    other = {0: {"lens": "b", "about_lens": behind(0.4), "teacher_hash": "bb"}}
+    assert cmi_difference(lens, plain) == pytest.approx(0.3)
+    assert cmi_difference(other, plain) is None and cmi_difference(plain, other) is None
+
+
+def test_students_from_labels_are_no_part_of_what_a_report_counts(
+    records: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(records)
+    table = {"configs": "x", "pairs": ["p"], "distillers": ["AT", "KD"], "seeds": 3}
+    table |= {"arms": {"plain": "identity", "lens": "fit"}, "bar": {"LS.EPSILON": [0.1, 0.2]}}
+    Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    main(["report", "t.yaml", "--runs", ".", "--out", "r"])
+    assert "11 of 12 students" in capsys.readouterr().out
