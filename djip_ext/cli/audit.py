@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from djip_ext.experiments.audit import audit_rows, audit_text, read_audit
+from djip_ext.experiments.plan import file_name
 from djip_ext.experiments.table import load_table
 from djip_ext.utils.files import atomic_write, write_csv
 
@@ -15,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TABLE|FOLDER",
         help="YAML file of a table with a bar that djip reproduce has made, or a folder of its "
         "runs",
+    )
+    parser.add_argument(
+        "--runs", metavar="FOLDER", help="where the runs of a table lie (default: output/NAME)"
     )
     parser.add_argument(
         "--margin",
@@ -35,19 +39,22 @@ def run(args: argparse.Namespace) -> None:
         DJIPError: no finished knockoff student, no student from labels alone.
     """
     is_table = Path(args.what).suffix in (".yaml", ".yml")
-    folder = Path(f"output/{load_table(args.what).name}" if is_table else args.what)
+    table = load_table(args.what) if is_table else None
+    folder = Path(args.runs or (f"output/{table.name}" if table else args.what))
     out = Path(args.out or folder / "audit")
-    last = read_audit(folder, "last_acc", args.margin)
-    best = read_audit(folder, "best_acc", args.margin)
-    text = audit_text({"last epoch": last, "best epoch": best})
-    atomic_write(out / "audit.md", lambda path: path.write_text(text))
-    write_csv(out / "audit.csv", audit_rows(last))
+    last = read_audit(folder, "last_acc", args.margin, table)
+    best = read_audit(folder, "best_acc", args.margin, table)
     from djip_ext.plots.audit import audit_figure
     from djip_ext.plots.style import save_figure
 
+    names = []
     for pair, (bar, victims) in last.items():
-        name = f"audit-{pair.teacher}-{pair.student}.png".replace(":", "-").replace("/", "-")
-        save_figure(audit_figure(bar, victims), out / name)
+        name = f"audit-{file_name(pair.teacher)}-{file_name(pair.student)}.png"
+        names.append(save_figure(audit_figure(bar, victims), out / name).name)
+    text = audit_text({"last epoch": last, "best epoch": best}, names)
+    atomic_write(out / "audit.md", lambda path: path.write_text(text))
+    write_csv(out / "audit.csv", audit_rows(last))
+    for pair, (_, victims) in last.items():
         for victim in victims:
             print(f"{pair}, {victim.name}: {victim.verdict}")
     print(f"{out}/audit.md, audit.csv and the picture say how")

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arm_costs import trained_here
 from djip_ext.experiments.axes import split
-from djip_ext.experiments.records import Cells, read_results
+from djip_ext.experiments.records import Cells, Result, in_order, read_results
 from djip_ext.experiments.report import markdown_table
 from djip_ext.experiments.runs import Pair, Run, read_runs
 from djip_ext.experiments.statistics import Summary, summarise, widened
+from djip_ext.experiments.table import Table
 
 BAR = "LS"
 
@@ -80,14 +80,18 @@ class Victim:
         name: the arm.
         attacks: the strongest first.
         verdict: one line, no stronger than the intervals allow.
-        accuracy: of the victim itself on the test images in %, where a run below the same folder
-            trained it.
+        accuracy: of the victim itself on the test images in %, behind its lens; None where no
+            record says.
+        cmi: of the victim's answers at T = 1, before ``BENCH.ANSWERS`` perturbs them, in nats on
+            the images that its lens, or another one of the same network, was fitted on; None where
+            no record says.
     """
 
     name: str
     attacks: tuple[Attack, ...]
     verdict: str
     accuracy: float | None
+    cmi: float | None
 
 
 def best_bar(runs: Sequence[Run], pair: Pair, key: str) -> Bar:
@@ -149,21 +153,56 @@ def verdict(attacks: Sequence[Attack], margin: float = 0.0) -> str:
 
 
 def read_audit(
-    folder: str | Path, key: str = "last_acc", margin: float = 0.0
+    folder: str | Path, key: str = "last_acc", margin: float = 0.0, table: Table | None = None
 ) -> dict[Pair, tuple[Bar, list[Victim]]]:
     """Every victim below ``folder``, by pair of networks, from the records of finished runs.
 
+    Args:
+        key: ``last_acc`` or ``best_acc`` of a result.
+        margin: points above the bar that count as nothing.
+        table: restricts the audit to its attacks and victims, in their order.
+
     Raises:
-        DJIPError: no finished knockoff student, no bar, a damaged record.
+        DJIPError: no finished knockoff student, no bar or one of another training, a damaged
+            record.
     """
     results = read_results(folder)
+    if table is not None:
+        results = in_order(results, table.distillers, list(table.arms))
     runs = read_runs(folder)
     found = {}
     for pair, cells in results.items():
         bar = best_bar(runs, pair, key)
+        _check_training(pair, cells, runs, bar)
         arms = dict.fromkeys(arm for row in cells.values() for arm in row)
+        if table is not None:
+            arms = {arm: None for arm in table.arms if arm in arms}
         found[pair] = bar, [_victim(arm, cells, runs, bar, key, margin) for arm in arms]
     return found
+
+
+def _check_training(pair: Pair, cells: Cells, runs: Sequence[Run], bar: Bar) -> None:
+    """Raise DJIPError when the students of the bar had other epochs or images than a knockoff."""
+    labels = next(
+        run.result
+        for run in runs
+        if run.row == bar.name and run.pair == Pair(pair.dataset, "none", pair.student)
+    )
+    for arms in cells.values():
+        for seeds in arms.values():
+            for result in seeds.values():
+                if _training(result) != _training(labels):
+                    raise DJIPError(
+                        f"{result['where']} had {_training(result)}, but the students from labels "
+                        f"alone {_training(labels)}; train both alike"
+                    )
+
+
+def _training(result: Mapping[str, Any]) -> str:
+    """Epochs and images of a run, in words."""
+    train = (result.get("data") or {}).get("train", {})
+    images = f"{train.get('images', 'unknown')} images ({train.get('sha256', 'unknown')})"
+    return f"{result['epochs']} epochs of {images}"
 
 
 def _victim(
@@ -175,16 +214,44 @@ def _victim(
         for row, seeds in rows.items()
     ]
     attacks.sort(key=lambda attack: -attack.gain.mean)
-    accuracy = _own_accuracy(arm, runs, key)
-    return Victim(arm, tuple(attacks), verdict(attacks, margin), accuracy)
+    own = [result for seeds in rows.values() for result in seeds.values()]
+    everyone = [result for arms in cells.values() for c in arms.values() for result in c.values()]
+    accuracy, cmi = _measured(own, everyone)
+    if accuracy is None:
+        accuracy = _trained_accuracy(arm, runs, key)
+    return Victim(arm, tuple(attacks), verdict(attacks, margin), accuracy, cmi)
 
 
-def _own_accuracy(arm: str, runs: Sequence[Run], key: str) -> float | None:
-    """The accuracy of the victim, where one of ``runs`` trained the checkpoint that it has."""
+def _measured(
+    own: Sequence[Result], everyone: Sequence[Result]
+) -> tuple[float | None, float | None]:
+    """Test accuracy and CMI of a victim, as the fit of a lens measured them.
+
+    Without a lens of its own they are those that any lens of the same network had before it.
+    """
+    lens = own[0]["lens"]
+    if lens == "identity":
+        known = {result.get("teacher_hash") for result in own} - {None}
+        others = [r for r in everyone if r.get("teacher_hash") in known]
+        when = "before"
+    else:
+        others = list(own)
+        when = "after"
+    for result in others:
+        about = result.get("about_lens") or {}
+        if when in about:
+            return about.get(f"test_{when}", {}).get("accuracy"), about[when]["cmi"]
+    return None, None
+
+
+def _trained_accuracy(arm: str, runs: Sequence[Run], key: str) -> float | None:
+    """The accuracy of the victim, where one of ``runs`` trained it as it is attacked."""
     for run in runs:
-        if run.project == arm and needs_teacher(split(run.row)[0]):
-            trained = trained_here(run, runs)
-            return None if trained is None else float(trained.result[key])
+        trained = trained_here(run, runs) if run.project == arm else None
+        if trained is not None:
+            plain = run.lens == "identity" or run.lens.startswith("temperature-")
+            with_its_lens = trained.config["DISTILLER"]["TYPE"] == "JPEGDL"
+            return float(trained.result[key]) if plain != with_its_lens else None
     return None
 
 
@@ -195,6 +262,7 @@ def audit_rows(audit: Mapping[Pair, tuple[Bar, Sequence[Victim]]]) -> list[dict[
             **vars(pair),
             "victim": victim.name,
             "victim_acc": "" if victim.accuracy is None else victim.accuracy,
+            "victim_cmi": "" if victim.cmi is None else victim.cmi,
             "attack": attack.name,
             "n": attack.accuracy.n,
             "acc": attack.accuracy.mean,
@@ -212,11 +280,14 @@ def audit_rows(audit: Mapping[Pair, tuple[Bar, Sequence[Victim]]]) -> list[dict[
     ]
 
 
-def audit_text(audits: Mapping[str, Mapping[Pair, tuple[Bar, Sequence[Victim]]]]) -> str:
+def audit_text(
+    audits: Mapping[str, Mapping[Pair, tuple[Bar, Sequence[Victim]]]], pictures: Sequence[str] = ()
+) -> str:
     """The audit as Markdown.
 
     Args:
         audits: title, "last epoch" say, -> :func:`read_audit` at that epoch.
+        pictures: file names beside it.
     """
     parts = ["# Can it be distilled?"]
     for title, audit in audits.items():
@@ -228,7 +299,7 @@ def audit_text(audits: Mapping[str, Mapping[Pair, tuple[Bar, Sequence[Victim]]]]
                 f"the best of {bar.tried} smoothings of the labels."
             )
             for victim in victims:
-                own = "" if victim.accuracy is None else f" ({victim.accuracy:.2f} % itself)"
+                own = _own_numbers(victim)
                 lines = [["attack", "n", "accuracy (%)", "over the bar (points)"]]
                 lines += [
                     [
@@ -244,7 +315,17 @@ def audit_text(audits: Mapping[str, Mapping[Pair, tuple[Bar, Sequence[Victim]]]]
         "Accuracy: mean ± standard deviation over seeds. Over the bar: paired by seed, ± half of "
         "an interval that holds for all attacks on the victim together with 95 % (Bonferroni)."
     )
+    parts += [f"![{name}]({name})" for name in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def _own_numbers(victim: Victim) -> str:
+    numbers = []
+    if victim.accuracy is not None:
+        numbers.append(f"{victim.accuracy:.2f} % itself")
+    if victim.cmi is not None:
+        numbers.append(f"CMI {victim.cmi:.4f} nats")
+    return f" ({', '.join(numbers)})" if numbers else ""
 
 
 def _plus_minus(value: float, spread: float, sign: str = "") -> str:

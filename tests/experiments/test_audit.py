@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 
 import pytest
-from test_report import record
+import yaml
+from test_report import PAIR, record
 
 from djip_ext.cli.main import main
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.audit import Attack, Bar, attack, read_audit, verdict
-from djip_ext.experiments.runs import collect
+from djip_ext.experiments.runs import Pair, collect
 from djip_ext.experiments.statistics import Summary
 
 # t with P(|X| < t) = 1 - .05 / m for df = 2, from the closed form t = 2 p / sqrt(2 (1 - p^2)) ...
@@ -114,9 +115,90 @@ def test_the_command_writes_what_it_says(
     said = capsys.readouterr().out
     assert "safe: undistillable by these 2 attacks" in said
     text = (tmp_path / "out/audit.md").read_text()
-    assert "**ce**: distillable: KD gains 11.00 ± 0.00 points." in text
+    assert "**ce** (CMI 0.4000 nats): distillable: KD gains 11.00 ± 0.00 points." in text
     assert "best epoch" in text and "the best of 2 smoothings" in text
     with open(tmp_path / "out/audit.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["attack"] for row in rows] == ["KD", "DKD", "DKD", "KD"]
     assert len(list((tmp_path / "out").glob("audit-*.png"))) == 1
+
+
+def test_a_teacher_that_had_a_teacher_is_no_victim(tree: Path) -> None:
+    pair = Pair(PAIR.dataset, PAIR.teacher, PAIR.teacher)
+    record(tree, "NASTY", "teachers", 0, 77.0, pair=pair)
+    assert [*read_audit(tree)] == [PAIR]
+
+
+def test_a_bar_of_another_training_is_refused(tree: Path) -> None:
+    path = next((tree / "ce").rglob("result.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"epochs": 30}))
+    with pytest.raises(DJIPError, match=r"had 30 epochs of 50 images \(feed\), but .* 240 epochs"):
+        read_audit(tree)
+
+
+def test_a_table_names_attacks_and_victims_in_its_order(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tree.parent)
+    table = {"configs": "x", "pairs": ["p"], "distillers": ["KD"], "bar": {"LS.EPSILON": [0.1]}}
+    table["arms"] = {"safe": "identity", "ce": "identity"}
+    Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    main(["audit", "t.yaml", "--runs", str(tree), "--out", "out"])
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("safe: undistillable by these 1 attacks")
+    assert "ce: distillable: KD gains" in second
+    text = Path("out/audit.md").read_text()
+    assert "DKD" not in text and "![audit-resnet32x4-resnet8x4.png]" in text
+
+
+def fields(tree: Path, arm: str, **more: object) -> None:
+    for path in (tree / arm).rglob("result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+def test_a_victim_has_the_numbers_of_a_lens_of_the_same_network(tree: Path) -> None:
+    about = {
+        "before": {"cmi": 0.1, "accuracy": 99.0},
+        "after": {"cmi": 0.4, "accuracy": 95.0},
+        "test_before": {"cmi": 1.0, "accuracy": 51.0},
+        "test_after": {"cmi": 1.1, "accuracy": 49.0},
+    }
+    for seed in range(3):
+        record(tree, "KD", "plain", seed, 20.0)
+        record(tree, "KD", "other", seed, 20.0, lens="identity")
+        record(tree, "KD", "softer", seed, 20.0, lens="temperature-2")
+    fields(tree, "ce", about_lens=about, teacher_hash="aa")
+    fields(tree, "plain", teacher_hash="aa")
+    fields(tree, "other", teacher_hash="bb")
+    fields(tree, "softer", teacher_hash="aa", about_lens={})
+    ((_, victims),) = read_audit(tree).values()
+    known = {victim.name: (victim.accuracy, victim.cmi) for victim in victims}
+    assert known["ce"] == (49.0, 0.4) and known["plain"] == (51.0, 0.1)
+    assert known["other"] == known["softer"] == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lens", "accuracy"),
+    [
+        ("CMIM", "identity", 66.0),
+        ("CMIM", "0123abcd", None),  # behind a lens nobody measured it
+        ("JPEGDL", "0123abcd", 66.0),  # its training measures it behind its lens
+        ("JPEGDL", "identity", None),
+    ],
+)
+def test_a_victim_that_the_table_trained_has_the_accuracy_of_that_run(
+    tree: Path, kind: str, lens: str, accuracy: float | None
+) -> None:
+    pair = Pair(PAIR.dataset, PAIR.teacher, PAIR.teacher)
+    record(tree, kind, "teachers", 0, 66.0, pair=pair, lens="none")
+    folder = next((tree / "teachers").rglob("seed-0"))
+    checkpoint = f"output/{folder.relative_to(tree)}/student_last.pth"
+    for seed in range(3):
+        record(tree, "KD", "own", seed, 20.0, lens=lens)
+    for path in (tree / "own").rglob("result.json"):
+        result = json.loads(path.read_text()) | {"about_lens": {}}
+        config = yaml.safe_load(result["config"])
+        config["BENCH"]["TEACHER_CHECKPOINT"] = checkpoint
+        path.write_text(json.dumps(result | {"config": yaml.safe_dump(config)}))
+    ((_, victims),) = read_audit(tree).values()
+    assert next(v.accuracy for v in victims if v.name == "own") == accuracy
