@@ -141,12 +141,13 @@ def verdict(attacks: Sequence[Attack], margin: float = 0.0) -> str:
         margin: points above the bar that count as nothing.
     """
     n = min(attack.gain.n for attack in attacks)
-    if n < 2:
-        return f"undecided at n = {n}: an interval needs two seeds"
-    beyond = max(attacks, key=lambda attack: attack.low)
-    if beyond.low > margin:
+    measured = [attack for attack in attacks if attack.gain.n > 1]
+    beyond = max(measured, key=lambda attack: attack.low, default=None)
+    if beyond is not None and beyond.low > margin:
         gain = beyond.gain
         return f"distillable: {beyond.name} gains {gain.mean:.2f} ± {gain.half_width:.2f} points"
+    if n < 2:
+        return f"undecided at n = {n}: an interval needs two seeds"
     if all(attack.high <= margin for attack in attacks):
         return f"undistillable by these {len(attacks)} attacks"
     return f"undecided at n = {n}"

@@ -31,7 +31,16 @@ def gains(mean: float, half: float, n: int = 3, name: str = "KD") -> Attack:
         ([gains(-3, 2), gains(-1, 1, name="AT")], "undistillable by these 2 attacks"),
         ([gains(-3, 2), gains(-1, 1.1, name="AT")], "undecided at n = 3"),
         ([gains(1, 1.1)], "undecided at n = 3"),
-        ([gains(9, math.nan, n=1), gains(3, 1)], "undecided at n = 1: an interval needs two seeds"),
+        ([gains(9, math.nan, n=1), gains(1, 2)], "undecided at n = 1: an interval needs two seeds"),
+        ([gains(9, math.nan, n=1)], "undecided at n = 1: an interval needs two seeds"),
+        (
+            [gains(-9, math.nan, n=1), gains(-3, 1)],
+            "undecided at n = 1: an interval needs two seeds",
+        ),
+        (
+            [gains(9, math.nan, n=1), gains(3, 1, name="AT")],
+            "distillable: AT gains 3.00 ± 1.00 points",
+        ),
     ],
 )
 def test_a_verdict_is_no_stronger_than_the_intervals(attacks: list[Attack], said: str) -> None:
