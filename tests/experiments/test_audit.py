@@ -18,6 +18,8 @@ from djip_ext.experiments.statistics import Summary
 # t with P(|X| < t) = 1 - .05 / m for df = 2, from the closed form t = 2 p / sqrt(2 (1 - p^2)) ...
 T_2 = {m: math.sqrt(2) * (p := 1 - 0.05 / m) / math.sqrt(1 - p * p) for m in (1, 2, 9)}
 
+ONE_SEED = "undecided at n = 1: an interval needs two seeds"
+
 
 def gains(mean: float, half: float, n: int = 3, name: str = "KD") -> Attack:
     return Attack(name, Summary(n, 20 + mean, 1.0, 1.0), Summary(n, mean, 1.0, half))
@@ -31,11 +33,11 @@ def gains(mean: float, half: float, n: int = 3, name: str = "KD") -> Attack:
         ([gains(-3, 2), gains(-1, 1, name="AT")], "undistillable by these 2 attacks"),
         ([gains(-3, 2), gains(-1, 1.1, name="AT")], "undecided at n = 3"),
         ([gains(1, 1.1)], "undecided at n = 3"),
-        ([gains(9, math.nan, n=1), gains(1, 2)], "undecided at n = 1: an interval needs two seeds"),
-        ([gains(9, math.nan, n=1)], "undecided at n = 1: an interval needs two seeds"),
+        ([gains(9, math.nan, n=1), gains(1, 2)], ONE_SEED),
+        ([gains(9, math.nan, n=1)], ONE_SEED),
         (
             [gains(-9, math.nan, n=1), gains(-3, 1)],
-            "undecided at n = 1: an interval needs two seeds",
+            ONE_SEED,
         ),
         (
             [gains(9, math.nan, n=1), gains(3, 1, name="AT")],
