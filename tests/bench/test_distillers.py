@@ -44,6 +44,7 @@ from djip_ext.bench.distillers.ft import FT, Paraphraser, ft_loss
 from djip_ext.bench.distillers.itrd import itrd_correlation_loss, itrd_mutual_loss
 from djip_ext.bench.distillers.kd import kd_loss
 from djip_ext.bench.distillers.lskd import standardise
+from djip_ext.bench.distillers.rivals import adversarial_losses
 from djip_ext.bench.distillers.rkd import rkd_angle_loss, rkd_distance_loss
 from djip_ext.bench.distillers.sp import sp_loss
 from djip_ext.bench.distillers.wttm import wttm_loss
@@ -684,7 +685,8 @@ def test_training_mode_must_be_boolean() -> None:
 
 
 def test_every_method_but_vanilla_has_defaults() -> None:
-    assert set(distiller_defaults) == set(distiller_dict) - {"NONE"}
+    losses = set(adversarial_losses)  # around a method, with nodes of their own
+    assert set(distiller_defaults) == set(distiller_dict) - {"NONE"} | losses
 
 
 # --- against mdistiller itself ---

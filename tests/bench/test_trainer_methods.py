@@ -59,10 +59,13 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
 
 
 def settings(options: list, kind: str, name: str):
+    teacher = options[options.index("BENCH.TEACHER_CHECKPOINT") + 1]
+    start = ["BENCH.STUDENT_CHECKPOINT", teacher] if kind == "MCMI" else []  # it only fine-tunes
     return load_cfg(
         None,
         [
             *options,
+            *start,
             "DISTILLER.TYPE",
             kind,
             "SOLVER.TRAINER",
