@@ -37,3 +37,5 @@ for table in fewshot13 controls full regime_fifth; do
   $djip report $table
 done
 $djip report rivals --baseline plain
+$djip report audit
+$djip audit audit --out audit/report
