@@ -7,7 +7,7 @@ from pathlib import Path
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.experiments.axes import split
 from djip_ext.experiments.lenses import TableLens
-from djip_ext.experiments.runs import Run
+from djip_ext.experiments.runs import TEACHERS, Run
 from djip_ext.experiments.statistics import summarise
 
 
@@ -38,16 +38,13 @@ def arm_costs(runs: Sequence[Run], lenses: Sequence[TableLens]) -> dict[str, Arm
     """
     by_arm: dict[str, list[Run]] = {}
     for run in runs:
-        if needs_teacher(split(run.row)[0]) and run.project != "teachers":
+        if needs_teacher(split(run.row)[0]) and run.project != TEACHERS:
             by_arm.setdefault(run.project, []).append(run)
-    fits = {lens.arm: lens.about.get("seconds") for lens in lenses}
-    for lens in lenses:
-        if lens.record is not None:
-            fits[lens.arm] = lens.record.about.get("seconds")
+    about = {lens.arm: lens.about if lens.record is None else lens.record.about for lens in lenses}
     return {
         arm: ArmCost(
             _training(students, runs),
-            fits.get(arm),
+            about.get(arm, {}).get("seconds"),
             _passes(students),
             summarise([run.result["seconds"] for run in students]).mean,
         )

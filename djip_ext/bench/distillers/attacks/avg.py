@@ -10,16 +10,14 @@ made here.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from djip_ext.bench.distillers._base import Distiller, Output
 from djip_ext.bench.distillers._centres import class_centres
 
-from ._kl import check_reduction, kl_to_student
+from ._knockoff import Knockoff
 
 DEFAULTS = {
     "TEMPERATURE": 4.0,
@@ -28,7 +26,7 @@ DEFAULTS = {
 }
 
 
-class AVG(Distiller):
+class AVG(Knockoff):
     """Distillation from class-averaged answers, measured once before the first epoch."""
 
     averages: Tensor
@@ -36,11 +34,7 @@ class AVG(Distiller):
     def __init__(
         self, student: nn.Module, teacher: nn.Module, cfg: CfgNode, num_classes: int
     ) -> None:
-        super().__init__(student, teacher)
-        self.ce_loss_weight = cfg.AVG.LOSS.CE_WEIGHT
-        self.kd_loss_weight: float = cfg.AVG.LOSS.KD_WEIGHT
-        self.temperature: float = cfg.AVG.TEMPERATURE
-        self.reduction = check_reduction("AVG", cfg.AVG.REDUCTION)
+        super().__init__(student, teacher, cfg)
         uniform = torch.full((num_classes, num_classes), 1 / num_classes)
         self.register_buffer("averages", uniform)
 
@@ -52,9 +46,5 @@ class AVG(Distiller):
             centres = class_centres(self.teacher, loader, epoch, powers, like, precision)
             self.averages.copy_(centres[0])
 
-    def distillation_loss(
-        self, student: Output, teacher: Output, target: Tensor, **batch: Any
-    ) -> Tensor:
-        p_t = self.averages[target]
-        loss = kl_to_student(p_t, student.logits, self.temperature, self.reduction)
-        return self.kd_loss_weight * loss
+    def targets(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.averages[target]

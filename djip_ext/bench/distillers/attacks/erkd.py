@@ -9,13 +9,13 @@ Su et al., *Knowledge from the Dark Side: Entropy-Reweighted Knowledge Distillat
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from yacs.config import CfgNode
+from torch import Tensor
 
-from djip_ext.bench.distillers._base import Distiller, Output
+from djip_ext.bench.distillers._base import Output
 from djip_ext.bench.distillers._precision import full_precision
 
-from ._kl import check_reduction, kl_to_student
+from ._kl import kl_to_student
+from ._knockoff import Knockoff
 
 DEFAULTS = {
     "TEMPERATURE": 4.0,
@@ -35,15 +35,8 @@ def entropy_weighted_loss(
     return kl_to_student(p_t, z_s, temperature, reduction, entropy)
 
 
-class ERKD(Distiller):
+class ERKD(Knockoff):
     """Distillation with each image weighted by the entropy of the teacher's answer."""
-
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
-        super().__init__(student, teacher)
-        self.ce_loss_weight = cfg.ERKD.LOSS.CE_WEIGHT
-        self.kd_loss_weight: float = cfg.ERKD.LOSS.KD_WEIGHT
-        self.temperature: float = cfg.ERKD.TEMPERATURE
-        self.reduction = check_reduction("ERKD", cfg.ERKD.REDUCTION)
 
     def distillation_loss(
         self, student: Output, teacher: Output, target: Tensor, **batch: Any

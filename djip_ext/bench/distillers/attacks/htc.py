@@ -9,15 +9,10 @@ relations between classes,
 Reconstructed: the authors' repository holds no code; weight and temperature are choices made here.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
-from yacs.config import CfgNode
+from torch import Tensor
 
-from djip_ext.bench.distillers._base import Distiller, Output
-
-from ._kl import check_reduction, kl_to_student
+from ._knockoff import Knockoff
 
 DEFAULTS = {
     "TEMPERATURE": 50.0,
@@ -26,19 +21,8 @@ DEFAULTS = {
 }
 
 
-class HTC(Distiller):
+class HTC(Knockoff):
     """Cross entropy and distillation at a temperature of tens."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, cfg: CfgNode) -> None:
-        super().__init__(student, teacher)
-        self.ce_loss_weight = cfg.HTC.LOSS.CE_WEIGHT
-        self.kd_loss_weight: float = cfg.HTC.LOSS.KD_WEIGHT
-        self.temperature: float = cfg.HTC.TEMPERATURE
-        self.reduction = check_reduction("HTC", cfg.HTC.REDUCTION)
-
-    def distillation_loss(
-        self, student: Output, teacher: Output, target: Tensor, **batch: Any
-    ) -> Tensor:
-        p_t = torch.softmax(teacher.logits.float() / self.temperature, dim=1)
-        loss = kl_to_student(p_t, student.logits, self.temperature, self.reduction)
-        return self.kd_loss_weight * loss
+    def targets(self, logits: Tensor, target: Tensor) -> Tensor:
+        return torch.softmax(logits.float() / self.temperature, dim=1)

@@ -12,16 +12,14 @@ starts near the identity; the paper restricts it ("intrinsic dimension" 3) in a 
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from djip_ext.bench.distillers._base import Distiller, Output
 from djip_ext.bench.distillers._precision import full_precision
 
-from ._kl import check_reduction, kl_to_student
+from ._knockoff import Knockoff
 
 DEFAULTS = {
     "TEMPERATURE": 4.0,
@@ -43,24 +41,16 @@ def mapped(z_t: Tensor, target: Tensor, scores: Tensor, temperature: float) -> T
     return (p_t[:, None, :] @ markov)[:, 0]
 
 
-class MKD(Distiller):
+class MKD(Knockoff):
     """Distillation through a Markov matrix per class, trained with the student."""
 
     def __init__(
         self, student: nn.Module, teacher: nn.Module, cfg: CfgNode, num_classes: int
     ) -> None:
-        super().__init__(student, teacher)
-        self.ce_loss_weight = cfg.MKD.LOSS.CE_WEIGHT
-        self.kd_loss_weight: float = cfg.MKD.LOSS.KD_WEIGHT
-        self.temperature: float = cfg.MKD.TEMPERATURE
-        self.reduction = check_reduction("MKD", cfg.MKD.REDUCTION)
+        super().__init__(student, teacher, cfg)
         on_diagonal = math.log(STAY / (1 - STAY) * (num_classes - 1))
         identity = on_diagonal * torch.eye(num_classes)
         self.scores = nn.Parameter(identity.repeat(num_classes, 1, 1))
 
-    def distillation_loss(
-        self, student: Output, teacher: Output, target: Tensor, **batch: Any
-    ) -> Tensor:
-        p_t = mapped(teacher.logits, target, self.scores, self.temperature)
-        loss = kl_to_student(p_t, student.logits, self.temperature, self.reduction)
-        return self.kd_loss_weight * loss
+    def targets(self, logits: Tensor, target: Tensor) -> Tensor:
+        return mapped(logits, target, self.scores, self.temperature)

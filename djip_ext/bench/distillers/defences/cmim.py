@@ -25,6 +25,7 @@ from djip_ext.bench.distillers._base import Training, cross_entropy
 from djip_ext.bench.distillers._centres import class_centres
 from djip_ext.bench.distillers._precision import full_precision
 from djip_ext.errors import DJIPError
+from djip_ext.metrics.cmi import FLOOR
 
 DEFAULTS = {
     "LAMBDA": 5.0,  # weight of the CMI in nats against the cross entropy in nats
@@ -32,7 +33,6 @@ DEFAULTS = {
     "POWERS": [0.5, 0.25, 0.125],
     "AGGREGATE": "mean",  # over the powers; or "max"
 }
-FLOOR = 1e-12  # of a centre's entry, inside a logarithm
 
 
 @full_precision
