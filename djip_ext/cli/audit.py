@@ -5,7 +5,7 @@ from pathlib import Path
 
 from djip_ext.experiments.audit import audit_rows, audit_text, read_audit
 from djip_ext.experiments.plan import file_name
-from djip_ext.experiments.table import load_table
+from djip_ext.experiments.table import runs_of
 from djip_ext.utils.files import atomic_write, write_csv
 
 
@@ -38,9 +38,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DJIPError: no finished knockoff student, no student from labels alone.
     """
-    is_table = Path(args.what).suffix in (".yaml", ".yml")
-    table = load_table(args.what) if is_table else None
-    folder = Path(args.runs or (f"output/{table.name}" if table else args.what))
+    table, folder = runs_of(args.what, args.runs)
     out = Path(args.out or folder / "audit")
     last = read_audit(folder, "last_acc", args.margin, table)
     best = read_audit(folder, "best_acc", args.margin, table)

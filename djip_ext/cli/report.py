@@ -25,7 +25,7 @@ from djip_ext.experiments.records import (
 )
 from djip_ext.experiments.report import latex_report, markdown_report, markdown_table
 from djip_ext.experiments.runs import read_runs
-from djip_ext.experiments.table import Table, load_table
+from djip_ext.experiments.table import Table, runs_of
 from djip_ext.fit.record import read_records
 from djip_ext.utils.files import atomic_write, write_csv
 
@@ -61,8 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the report and print its text; raises DJIPError as :func:`write_report` does."""
-    table = load_table(args.what) if Path(args.what).suffix in (".yaml", ".yml") else None
-    folder = Path(args.runs or (f"output/{table.name}" if table else args.what))
+    table, folder = runs_of(args.what, args.runs)
     print(write_report(folder, table, Path(args.out or folder / "report"), args.baseline))
 
 

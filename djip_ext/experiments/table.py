@@ -121,6 +121,17 @@ def load_table(path: str | Path) -> Table:
     return table
 
 
+def runs_of(what: str, runs: str | None) -> tuple[Table | None, Path]:
+    """The table that ``what`` names, if it is a table's file, and the folder of its runs.
+
+    Args:
+        what: a table's YAML file, whose runs lie in output/NAME, or a folder of runs.
+        runs: another folder of the runs.
+    """
+    table = load_table(what) if Path(what).suffix in (".yaml", ".yml") else None
+    return table, Path(runs or (f"output/{table.name}" if table else what))
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text())
