@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         type=int,
-        default=4,
+        default=6,
         metavar="N",
         help="paired students that the budget is planned for (default: %(default)s); what dropped "
         "candidates leave over buys more",
@@ -282,7 +282,7 @@ class Tuning:
             print(f"going on with the choice in {self.out}: {self.planned(kept)}")
             return kept
         found = {"asked": asked} | self.affordable()
-        print(f"{self.planned(found)} ({found['parts']})")
+        print(f"{self.planned(found)} ({found['parts']})", flush=True)
         write_json(path, found)
         return found
 
