@@ -16,7 +16,7 @@ that are there are skipped, interrupted ones go on; a second process takes what 
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,12 @@ def answers_of(arm: str, kept: list[dict[str, Tensor]], temperature: float) -> d
 class BehindLenses:
     """The batches of ``loader``, each image through the lens of its view (arm ``both``)."""
 
-    def __init__(self, loader: Any, lenses: list[Callable[[Tensor], Tensor]]) -> None:
+    def __init__(
+        self, loader: Any, lenses: list[JPEGLens | str], normalisation: Normalisation
+    ) -> None:
         self.loader = loader
         self.lenses = lenses
+        self.normalisation = normalisation
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
@@ -86,16 +89,10 @@ class BehindLenses:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         lens = self.lenses[self.loader.epoch % self.loader.views % len(self.lenses)]
         for image, target, index in self.loader:
-            with torch.no_grad():
-                seen = lens(image)
-            yield seen, target, index
-
-
-def through(lens: JPEGLens | str, normalisation: Normalisation) -> Callable[[Tensor], Tensor]:
-    """What a network behind ``lens`` is shown of normalised images (B, 3, H, W)."""
-    if isinstance(lens, str):  # identity
-        return lambda image: image
-    return lambda image: normalisation.to_network(lens(normalisation.to_pixels(image)))
+            if isinstance(lens, JPEGLens):  # the other one is the identity
+                with torch.no_grad():
+                    image = self.normalisation.through(lens, image)
+            yield image, target, index
 
 
 def train(step: Step, arm: str) -> float:
@@ -117,9 +114,8 @@ def train(step: Step, arm: str) -> float:
         distiller = build_distiller(scaled_as(cfg, data), plain, num_data, num_classes)
         distiller.teacher = CachedTeacher(answers_of(arm, kept, cfg.KD.TEMPERATURE), arm)
         if arm == "both":
-            normalisation = Normalisation(data.mean, data.std)
-            lenses = [through(read_lens(source), normalisation) for source in FAMILY]
-            loader = BehindLenses(loader, lenses)
+            lenses = [read_lens(source) for source in FAMILY]
+            loader = BehindLenses(loader, lenses, Normalisation(data.mean, data.std))
         trainer = BaseTrainer(run_name(cfg), distiller, loader, test_loader, cfg, record)
         accuracy: float = trainer.train(resume=True)["last_acc"]
         return accuracy
