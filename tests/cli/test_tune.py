@@ -1,13 +1,18 @@
 """What ``djip tune`` tries by default, and the command that it ends with; nothing is trained."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from djip_ext.cli import tune
 from djip_ext.cli.main import command_parser
 from djip_ext.cli.tune import SOFT, Tuning, choice_text
+from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm
+from djip_ext.experiments.cost import Cost
+from djip_ext.experiments.plan import Step
 from djip_ext.experiments.statistics import Summary
 from djip_ext.experiments.tuning import Candidate, Choice
 
@@ -60,6 +65,40 @@ def test_a_file_of_arms_replaces_the_default_ones() -> None:
         "plain": Arm(),
         "both": Arm("temperature:2", "mcmi.yaml", "teacher", options),
     }
+
+
+@pytest.fixture
+def priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that take a second to start; an epoch takes one, a fit a hundred."""
+
+    def estimate(steps: Sequence[Step]) -> list[Cost]:
+        students = [step.kind == "student" for step in steps]
+        epochs = [step.settings().SOLVER.EPOCHS for step in steps]
+        return [
+            Cost(seconds=length if student else 100.0)
+            for student, length in zip(students, epochs, strict=True)
+        ]
+
+    monkeypatch.setattr(tune, "seconds_to_start", lambda cfg: 1.0)
+    monkeypatch.setattr(tune, "Estimate", lambda: estimate)
+
+
+@pytest.mark.usefixtures("priced")
+def test_fixed_costs_above_the_budget_name_budgets_that_would_do() -> None:
+    with pytest.raises(DJIPError) as refused:
+        tuning("--budget", "4").affordable()
+    # 2 fits of 101 s, 24 students of 2 s (one epoch) or 6 s (five), against one of 51 s
+    assert "4.90 full students of 51 s (lenses 202 s, students 48 s)" in str(refused.value)
+    assert "--budget 5.40 for students of one epoch, 7.47 for a tenth" in str(refused.value)
+    assert tuning("--budget", "5.40").affordable()["epochs"] >= 1
+    assert tuning("--budget", "7.47").affordable()["epochs"] >= 5
+
+
+@pytest.mark.usefixtures("priced")
+def test_the_students_are_the_longest_that_the_budget_allows() -> None:
+    found = tuning("--budget", "7").affordable()
+    assert found["epochs"] == 5 and found["full"] == 51
+    assert found["planned"] == 2 * 101 + 24 * 6 <= found["allowed"] < 2 * 101 + 24 * 7
 
 
 def test_the_command_has_teacher_lens_options_and_temperature_of_the_choice() -> None:
