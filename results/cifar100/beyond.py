@@ -1,6 +1,6 @@
 """Is there a lens that does more than softening?  Families of lenses before one teacher, KD.
 
-    python results/cifar100/beyond.py [--out output/beyond] [--seeds 5] [--arms draw mean both]
+    python results/cifar100/beyond.py [--out FOLDER] [--seeds 5] [--arms draw mean both views]
 
 from the root of the checkout, with CIFAR-100 in ./data.  The students are those of
 regime_fifth.yaml at T = 4, where the plain teacher is best softened, and differ from its arm
@@ -8,7 +8,12 @@ regime_fifth.yaml at T = 4, where the plain teacher is best softened, and differ
 
 * draw: each image in each of its 16 views is seen through a lens of the family, drawn at random;
 * mean: the mean of the probabilities (at T = 4) over the whole family;
-* both: as draw, a lens for each view, and the *student* sees its images through that lens too.
+* both: as draw, a lens for each view, and the *student* sees its images through that lens too;
+* views: no lens; the mean of the probabilities over as many views of the image as there are lenses
+  in the family: what averaging alone does.
+
+--table takes another table with an arm for the plain teacher at T = 4.  The lenses are not fitted
+for its teacher then.
 
 The family: no lens, the fitted lenses gain015 and gain03, JPEG of quality 87, random tables.  Runs
 that are there are skipped, interrupted ones go on; a second process takes what the first leaves.
@@ -45,7 +50,8 @@ from djip_ext.utils.files import claimed  # noqa: E402
 HERE = Path(__file__).parent
 FAMILY = ("identity", *(str(HERE / f"lenses/{name}.safetensors") for name in
                         ("gain015", "gain03", "jpeg", "random")))  # fmt: skip
-ARMS = ("draw", "mean", "both")
+ARMS = ("draw", "mean", "both", "views")
+TEMPERATURE = 4
 DRAW_SEED = 20_000  # of the drawn lenses: the same for all students
 
 
@@ -60,7 +66,11 @@ def draw(arm: str, views: int, images: int) -> Tensor:
 def answers_of(arm: str, kept: list[dict[str, Tensor]], temperature: float) -> dict[str, Tensor]:
     """What the family's teachers answer together: logits (views, N, C)."""
     logits = torch.stack([answer["logits"].float() for answer in kept])
-    if arm == "mean":
+    if arm == "views":  # of the plain teacher, evenly spread over all views
+        views = logits.shape[1]
+        shifts = [round(number * views / len(kept)) for number in range(len(kept))]
+        logits = torch.stack([logits[0].roll(shift, 0) for shift in shifts])
+    if arm in ("mean", "views"):
         log_p = torch.log_softmax(logits / temperature, dim=3)
         return {"logits": temperature * (log_p.logsumexp(0) - torch.tensor(float(len(kept))).log())}
     views, images = logits.shape[1:3]
@@ -110,7 +120,7 @@ def train(step: Step, arm: str) -> float:
         folder = Path(cfg.LOG.PREFIX, "teacher_cache")
         kept = []
         for source in FAMILY:
-            teacher = DJIPTeacher(plain, read_lens(source), data.mean, data.std)
+            teacher = DJIPTeacher(plain, read_lens(source), data.mean, data.std, any_teacher=True)
             kept.append(cached_teacher(teacher, loader, folder, cfg.BENCH.PRECISION).kept)
         distiller = build_distiller(scaled_as(cfg, data), plain, num_data, num_classes)
         distiller.teacher = CachedTeacher(answers_of(arm, kept, cfg.KD.TEMPERATURE), arm)
@@ -132,11 +142,14 @@ def plain_students(table: str, out: str, temperature: float, seeds: int) -> list
 def main() -> None:
     """Train what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--table", default=str(HERE / "regime_fifth.yaml"), help="of the plain teacher's students"
+    )
     parser.add_argument("--out", default="output/beyond", help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=5, help="students of each arm")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="arms to train")
     args = parser.parse_args()
-    for step in plain_students(str(HERE / "regime_fifth.yaml"), args.out, 4, args.seeds):
+    for step in plain_students(args.table, args.out, TEMPERATURE, args.seeds):
         for arm in args.arms:
             try:
                 print(f"{arm}, seed {step.seed}: {train(step, arm):.2f} %", flush=True)

@@ -36,6 +36,17 @@ def test_mean_averages_the_probabilities_that_the_distiller_reads(
     torch.testing.assert_close(torch.softmax(logits.double() / 4, 2), expected)
 
 
+def test_views_averages_the_plain_teacher_over_as_many_views_as_there_are_lenses(
+    beyond: ModuleType, kept: list[dict[str, Tensor]]
+) -> None:
+    logits = beyond.answers_of("views", kept, 4.0)["logits"]
+    p = torch.softmax(kept[0]["logits"].double() / 4, 2)
+    shifts = [0, 1, 3, 4, 6]  # 7 views, 5 lenses
+    expected = torch.stack([p.roll(shift, 0) for shift in shifts]).mean(0)
+    assert len(shifts) == len(beyond.FAMILY)
+    torch.testing.assert_close(torch.softmax(logits.double() / 4, 2), expected)
+
+
 def test_draw_takes_each_answer_from_one_lens_and_all_lenses_in_turn(
     beyond: ModuleType, kept: list[dict[str, Tensor]]
 ) -> None:
