@@ -212,7 +212,8 @@ def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> 
     """
     cfg = cfg.clone()
     cfg.merge_from_list(["BENCH.STUDENT_CHECKPOINT", "", "BENCH.EVAL_EVERY", 10**9])
-    cfg.merge_from_list(["SOLVER.EPOCHS", 10**9, "SOLVER.LR", 0.0])
+    # two epochs are timed, and the last one of a run would be evaluated
+    cfg.merge_from_list(["SOLVER.EPOCHS", cfg.SOLVER.EPOCHS + 2, "SOLVER.LR", 0.0])
     cfg.merge_from_list(["FT.PRETRAIN.EPOCHS", 1, "FT.PRETRAIN.LR", 0.0])
     loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
     teacher = lensed_teacher(cfg, train) if needs_teacher(cfg.DISTILLER.TYPE) else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DPI = 150
 PLAIN, LENS, GOAL, INK, FAINT = "#0072B2", "#D55E00", "#009E73", "#333333", "#BBBBBB"
-ARMS = (PLAIN, LENS, GOAL, "#CC79A7", "#E69F00", "#56B4E9")
+ARMS = (PLAIN, LENS, GOAL, "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
 STYLE: dict[RcKeyType, Any] = {
     "font.family": "DejaVu Sans",  # matplotlib brings it along
     "font.size": 9,

@@ -56,6 +56,7 @@ class JPEGDL(Training):
         mean, std = NORMALISATIONS.get(cfg.DATASET.TYPE, NORMALISATIONS["imagenet"])
         self.mean = tuple(cfg.BENCH.MEAN or mean)
         self.std = tuple(cfg.BENCH.STD or std)
+        self.dataset: str = cfg.DATASET.TYPE
         self.student = student
         self.lens = JPEGLens.jpeg_dl()
         self.lens.alpha = cfg.JPEGDL.ALPHA
@@ -106,6 +107,7 @@ class JPEGDL(Training):
         self.lens.metadata = {
             "teacher": type(self.student).__name__,
             "teacher_hash": weight_hash(self.student),
+            "dataset": self.dataset,
             "mean": list(self.mean),
             "std": list(self.std),
             "start": "sensitivity",
