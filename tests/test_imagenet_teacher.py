@@ -41,7 +41,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "load_teacher", lambda: OtherLibrary().eval())
-    monkeypatch.setattr(module, "ROUNDS", dict.fromkeys(module.ROUNDS, 1))
+    monkeypatch.setattr(module, "ROUNDS", 1)
     monkeypatch.setattr(module, "EVERY", 500)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "imagenet").mkdir(parents=True)
