@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from djip_ext.experiments.audit import audit_rows, audit_text, read_audit
+from djip_ext.experiments.audit import audit_of, audit_rows, audit_text
 from djip_ext.experiments.plan import file_name
+from djip_ext.experiments.runs import read_runs
 from djip_ext.experiments.table import runs_of
 from djip_ext.utils.files import atomic_write, write_csv
 
@@ -40,8 +41,9 @@ def run(args: argparse.Namespace) -> None:
     """
     table, folder = runs_of(args.what, args.runs)
     out = Path(args.out or folder / "audit")
-    last = read_audit(folder, "last_acc", args.margin, table)
-    best = read_audit(folder, "best_acc", args.margin, table)
+    runs = read_runs(folder)
+    last = audit_of(runs, folder, "last_acc", args.margin, table)
+    best = audit_of(runs, folder, "best_acc", args.margin, table)
     from djip_ext.plots.audit import audit_figure
     from djip_ext.plots.style import save_figure
 

@@ -20,7 +20,7 @@ from djip_ext.experiments.records import (
     Results,
     arms_of,
     in_order,
-    read_results,
+    results_of,
     several_lenses,
 )
 from djip_ext.experiments.report import latex_report, markdown_report, markdown_table
@@ -72,7 +72,8 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
         DJIPError: no finished student, no arm of that name, or an arm of the table with runs of
             several lenses.
     """
-    results = read_results(folder)
+    runs = read_runs(folder)
+    results = results_of(runs, folder)
     if table is not None:
         refuse_several_lenses(results, table, folder)
         results = in_order(results, table.distillers, list(table.arms))
@@ -92,7 +93,7 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     planned = table.distilled if table else None
     title = table.name if table else folder.name
     lenses = lens_section(list(of_lens), of_lens)
-    spent = cost_lines(arm_costs(read_runs(folder), list(of_lens)), arms)
+    spent = cost_lines(arm_costs(runs, list(of_lens)), arms)
     if spent:
         lenses = f"{COSTS}\n\n{markdown_table(spent)}\n\n{lenses}"
     text = markdown_report(title, rows, results, arms, planned, pictures, lenses)

@@ -1,36 +1,52 @@
 """``djip tune``: choose what goes before a teacher by short paired students, not by test images."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
-from collections.abc import Callable, Iterable
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from yacs.config import CfgNode
 
+from djip_ext.bench.dataset.image_sets import load_run_sets
 from djip_ext.bench.engine.temperature import TEMPERATURE_KEYS, distiller_temperature
+from djip_ext.bench.teacherless import needs_teacher
+from djip_ext.cli import train_lens
 from djip_ext.cli.options import (
     add_benchmark_arguments,
     add_scheduler_arguments,
     benchmark_cfg,
+    fit_settings,
 )
 from djip_ext.cli.report import write_report
 from djip_ext.cli.reproduce import check_data, parameters
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.arms import Arm
-from djip_ext.experiments.cost import Cost, Estimate
-from djip_ext.experiments.plan import Step, make_plan
+from djip_ext.experiments.arms import Arm, read_arm_of_a_table
+from djip_ext.experiments.axes import words_of
+from djip_ext.experiments.cost import Estimate
+from djip_ext.experiments.plan import Step
 from djip_ext.experiments.scheduler import (
     Job,
+    call,
     cluster_start,
     local_start,
     log_file,
     run_plan,
+    threads_of,
 )
 from djip_ext.experiments.statistics import Summary
-from djip_ext.experiments.table import Table
+from djip_ext.experiments.table import load_arms
 from djip_ext.experiments.tuning import (
+    DECISIVE_PAIRS,
     Candidate,
     Choice,
     candidates,
@@ -39,10 +55,11 @@ from djip_ext.experiments.tuning import (
     epochs_within,
     still_open,
 )
+from djip_ext.experiments.tuning_steps import TuningSteps, check_options, with_needs
 from djip_ext.utils.files import atomic_write, write_json
 
 PLAIN = "plain"
-PAGE = "docs/tuning.md"
+SOFT = 4.0  # T at which the plain teacher is tried, too (results/README.md, "When a lens helps")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,14 +76,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=SOURCE",
         help="what may go before the teacher, as in a table: a lens file, 'fit FLAGS', "
-        "jpeg:QUALITY, temperature:K; given at least once it replaces the default ones",
+        "jpeg:QUALITY, temperature:K; may be repeated, and replaces the default ones",
+    )
+    parser.add_argument(
+        "--arms",
+        metavar="FILE",
+        help="YAML file of arms as in a table, which may have teachers of their own, or a whole "
+        "table; replaces the default ones, too",
     )
     parser.add_argument(
         "--temperatures",
         type=read_temperatures,
-        default=[],
         metavar="T,T,...",
-        help="temperatures of the distiller to try as well, e.g. 1,2,8; default: its own alone",
+        help="temperatures of the distiller at which every candidate is tried beside its own, e.g. "
+        f"2,4,8 (default: none, but the plain teacher is tried at {SOFT:g} where its own is lower)",
     )
     parser.add_argument(
         "--budget",
@@ -85,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         type=int,
-        default=4,
+        default=6,
         metavar="N",
         help="paired students that the budget is planned for (default: %(default)s); what dropped "
         "candidates leave over buys more",
@@ -95,63 +118,111 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the candidates and print the choice; raises DJIPError for anything the user can fix."""
-    if not args.cfg:
-        raise DJIPError("djip tune needs --cfg: a student's configuration, see configs/")
-    cfg = benchmark_cfg(args)
-    out = Path(args.out or Path("output", "tune", Path(args.cfg).stem))
-    arms = read_arms(args.arm) or default_arms()
-    tuning = Tuning(args, cfg, arms, out)
-    check_data(tuning.steps(tuning.pool[0], 1))
+    tuning = Tuning(args)
+    check_data(tuning.steps.students(1)[tuning.baseline])
     settings = tuning.settings()
+    out = str(tuning.out)
     workers = args.workers or (len(tuning.pool) if args.cluster else 1)
     start: Callable[[Step], Job] = (
-        cluster_start(args.cluster, str(out), parameters(args.job))
+        cluster_start(args.cluster, out, parameters(args.job))
         if args.cluster
-        else local_start(str(out), workers)
+        else local_start(out, workers)
     )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends what was begun
     scores = compete(tuning, settings, start, workers)
     report(tuning, choose(scores, tuning.baseline), settings)
 
 
-def default_arms() -> dict[str, str]:
-    """A mild and a stronger lens, JPEG, and a softer teacher without a lens."""
+def default_arms() -> dict[str, Arm]:
+    """A fitted lens, JPEG, and a softer teacher without a lens.
+
+    At T = 1 JPEG of this quality gained 1.6 points and halved logits 2.7 (results/README.md); a
+    fit costs more than all students together, so that there is one.
+    """
     return {
-        "mild": "fit --cmi-gain 0.05 0.15",
-        "strong": "fit --cmi-gain 0.2 0.4",
-        "jpeg": "jpeg:75",
-        "softer": "temperature:2",
+        "lens": Arm("fit"),
+        "jpeg": Arm("jpeg:87"),
+        "softer": Arm("temperature:2"),
     }
 
 
 def read_temperatures(text: str) -> list[float]:
     """``1,2,8`` as numbers; a list with commas, since KEY VALUE pairs may follow."""
-    found = [float(word) for word in text.split(",")]
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = [0.0]
     if not all(value > 0 for value in found):
-        raise ValueError(f"{text}: a temperature is positive")
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of positive numbers such as 2,4,8")
     return found
 
 
-def read_arms(words: Iterable[str]) -> dict[str, str]:
-    """``NAME=SOURCE`` words; the table checks the sources.  Raises DJIPError for other words."""
-    arms: dict[str, str] = {}
+def read_arms(words: Iterable[str], path: str | None, key: str | None) -> dict[str, Arm]:
+    """The arms of ``--arm`` and ``--arms``, the default ones without either; plain goes first.
+
+    An arm of the file that is the plain teacher and nothing else is left out: it is the baseline.
+
+    Args:
+        key: of the temperature, which no arm may set.
+
+    Raises:
+        DJIPError: words or a file that are no arms, or a name twice.
+    """
+    arms = {PLAIN: Arm()}
     for word in words:
         name, equals, source = word.partition("=")
-        if not equals or not source or name in (PLAIN, *arms):
+        if not equals or not source or name in arms:
             raise DJIPError(
                 f"--arm is '{word}'; give NAME=SOURCE, each name once and none called {PLAIN}"
             )
-        arms[name] = source
+        arms[name] = read_arm_of_a_table(name, source)
+    if path is not None:
+        for name, arm in load_arms(path, {key: ()} if key else None).items():
+            if arm == Arm():
+                continue
+            if name in arms:
+                raise DJIPError(
+                    f"{path}: the name {name} is taken, by --arm or by the plain teacher; rename it"
+                )
+            arms[name] = arm
+    if not words and path is None:
+        arms |= default_arms()
+    for name, arm in arms.items():
+        check_fit_flags(name, arm.before)
     return arms
 
 
-class Tuning:
-    """The candidates of one choice and the commands that each of them takes."""
+def check_fit_flags(name: str, source: str) -> None:
+    """Raise DJIPError when the arm ``name`` is a fit whose flags ``djip fit`` would refuse."""
+    if not source.startswith("fit"):
+        return
+    parser = argparse.ArgumentParser(prog="fit", add_help=False)
+    train_lens.add_arguments(parser)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            flags = parser.parse_args(["--out", "lens.safetensors", *shlex.split(source)[1:]])
+    except (SystemExit, ValueError) as error:
+        said = complaint.getvalue().strip().splitlines() or [str(error)]
+        raise DJIPError(f"arm {name} is '{source}'; {said[-1]}") from error
+    fit_settings(flags, "float32")
 
-    def __init__(
-        self, args: argparse.Namespace, cfg: CfgNode, arms: dict[str, str], out: Path
-    ) -> None:
-        self.args, self.cfg, self.out = args, cfg, out
-        self.arms = {PLAIN: "identity"} | arms
+
+class Tuning:
+    """What was asked for: the candidates of one choice and how they are compared.
+
+    Raises:
+        DJIPError: anything in ``args`` that cannot be.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        if not args.cfg:
+            raise DJIPError("djip tune needs --cfg: a student's configuration, see configs/")
+        cfg = benchmark_cfg(args)
+        _check_numbers(args, cfg)
+        self.args = args
+        self.cfg = cfg
+        self.out = Path(args.out or Path("output", "tune", Path(args.cfg).stem))
         self.key = TEMPERATURE_KEYS.get(cfg.DISTILLER.TYPE)
         own = distiller_temperature(cfg) if self.key else None
         if args.temperatures and self.key is None:
@@ -159,117 +230,149 @@ class Tuning:
                 f"--temperatures: {cfg.DISTILLER.TYPE} has no temperature to try; it goes with "
                 f"{', '.join(TEMPERATURE_KEYS)}"
             )
-        if not args.budget > 0 or args.seeds < 3 or not 0 < args.holdout < 1:
-            raise DJIPError(
-                f"--budget {args.budget} must be positive, --seeds {args.seeds} at least 3 and "
-                f"--holdout {args.holdout} within (0, 1)"
-            )
+        self.arms = read_arms(args.arm, args.arms, self.key)
+        self.options = dict(zip(args.options[::2], args.options[1::2], strict=True))
+        check_options(self.options, self.arms)
         self.baseline = Candidate(PLAIN, own)
-        self.pool = [self.baseline] + [
-            candidate
-            for candidate in candidates(self.arms, list(dict.fromkeys([own, *args.temperatures])))
-            if candidate != self.baseline
-        ]
-
-    def table(self, candidate: Candidate, epochs: int | None, seeds: int, held: bool) -> Table:
-        """The table of that candidate's students alone."""
-        cfg, args = self.cfg, self.args
-        options = dict(zip(args.options[::2], args.options[1::2], strict=True))
-        options.pop("BENCH.TEACHER_CHECKPOINT", None)
-        short: dict[str, Any] = {}
-        if epochs is not None:
-            short = {"BENCH.EVAL_EVERY": epochs, "BENCH.VIEWS": min(cfg.BENCH.VIEWS, epochs)}
-        checkpoint = cfg.BENCH.TEACHER_CHECKPOINT
-        return Table(
-            name="tune",
-            configs=args.cfg.replace("{", "{{").replace("}", "}}"),
-            pairs=(Path(args.cfg).stem,),
-            distillers=(cfg.DISTILLER.TYPE,),
-            arms={candidate.arm: Arm(self.arms[candidate.arm])},
-            teachers={cfg.DISTILLER.TEACHER: checkpoint} if checkpoint else {},
-            seeds=seeds,
-            epochs=epochs,
-            options={
-                "all": options | ({"BENCH.HOLDOUT": args.holdout} if held else {}),
-                "student": short,
-            },
-            vary={self.key: [candidate.temperature]} if self.key else {},
+        temperatures = list(dict.fromkeys([own, *(args.temperatures or ())]))
+        wanted = candidates(self.arms, temperatures)
+        if args.temperatures is None and own is not None and own < SOFT:
+            wanted.append(Candidate(PLAIN, SOFT))
+        others = [candidate for candidate in wanted if candidate != self.baseline]
+        self.pool = [self.baseline, *others]
+        self.steps = TuningSteps(
+            config=args.cfg,
+            pair=Path(args.cfg).stem,
+            options=self.options,
+            cfg=cfg,
+            arms=self.arms,
+            pool=self.pool,
+            key=self.key,
+            holdout=args.holdout,
+            out=str(self.out),
+            data_root=args.data_root or "",
         )
 
-    def steps(self, candidate: Candidate, seeds: int, epochs: int | None = None) -> list[Step]:
-        """Its lens and its students with the seeds 0 to ``seeds`` - 1, in their order."""
-        held = epochs is not None
-        table = self.table(candidate, epochs, seeds, held)
-        return make_plan(table, str(self.out), self.args.data_root or "")
-
     def settings(self) -> dict[str, Any]:
-        """How long the students are and what that costs; kept, so that a choice that is started
-        again goes on as it was begun.
+        """How long the students are and what that costs.
+
+        It is kept, so that a choice that is started again goes on as it was begun.
 
         Raises:
             DJIPError: the folder holds a choice of other candidates, or the budget is too small.
         """
         path = self.out / "tune.json"
         asked = {
-            "arms": self.arms,
+            "arms": {name: _as_json(arm) for name, arm in self.arms.items()},
             "candidates": [str(candidate) for candidate in self.pool],
             "budget": self.args.budget,
             "holdout": self.args.holdout,
             "seeds": self.args.seeds,
             "options": list(self.args.options),
         }
+        asked = json.loads(json.dumps(asked))
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text())
-            if kept["asked"] != asked:
-                raise DJIPError(f"{self.out} holds a choice that was asked for otherwise; take "
-                                "the same flags, or another --out")  # fmt: skip
-            print(f"going on with the choice in {self.out}")
+            differing = [name for name in asked if kept["asked"].get(name) != asked[name]]
+            if differing:
+                raise DJIPError(
+                    f"{self.out} holds a choice that was asked for otherwise "
+                    f"({', '.join(differing)}); take the same flags, or another --out"
+                )
+            print(f"going on with the choice in {self.out}: {self.planned(kept)}")
             return kept
         found = {"asked": asked} | self.affordable()
-        print(
-            f"{len(self.pool)} candidates, students of {found['epochs']} epochs, planned for "
-            f"{self.args.seeds} seeds: {found['planned']:.0f} s of one worker, "
-            f"{100 * found['planned'] / found['full']:.0f} % of one full student "
-            f"({found['full']:.0f} s)"
-        )
+        print(f"{self.planned(found)} ({found['parts']})", flush=True)
         write_json(path, found)
         return found
 
-    def affordable(self) -> dict[str, Any]:
-        """The longest students that the budget allows for all candidates and planned seeds."""
-        estimate = Estimate()
-        full = seconds(estimate(students(self.steps(self.baseline, 1))))
-        one, two = (
-            seconds(estimate(unique(self.steps(c, self.args.seeds, epochs) for c in self.pool)))
-            for epochs in (1, 2)
+    def planned(self, settings: Mapping[str, Any]) -> str:
+        """The price in words."""
+        planned, full = settings["planned"], settings["full"]
+        return (
+            f"{len(self.pool)} candidates, students of {settings['epochs']} epochs, planned for "
+            f"{self.args.seeds} seeds: {planned:.0f} s of one worker, "
+            f"{100 * planned / full:.0f} % of one full student ({full:.0f} s)"
         )
-        per_epoch = max(two - one, 1e-9)
-        fixed = max(0.0, one - per_epoch)
+
+    def affordable(self) -> dict[str, Any]:
+        """The longest students that the budget allows for all candidates and planned seeds.
+
+        Raises:
+            DJIPError: it allows none; the message names budgets that do.
+        """
+        if (threads := threads_of(self.args.workers or 1)) and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(threads)  # as each worker will
+        start = seconds_to_start(self.cfg)
+        estimate = Estimate()
+        whole = self.steps.students(1)[self.baseline]
+        full = start + sum(cost.seconds for cost in estimate(whole))
+        most = self.cfg.SOLVER.EPOCHS
+        seeds = self.args.seeds
+        prices = {epochs: self.steps.price(estimate, start, seeds, epochs) for epochs in (1, most)}
+
+        def price(epochs: int) -> float:
+            if epochs not in prices:
+                prices[epochs] = self.steps.price(estimate, start, seeds, epochs)
+            return prices[epochs].total
+
         allowed = self.args.budget * full
-        epochs = epochs_within(allowed, fixed, per_epoch, self.cfg.SOLVER.EPOCHS)
+        epochs = epochs_within(allowed, price, most)
         if epochs == 0:
+            tenth = max(1, most // 10)
             raise DJIPError(
-                f"{len(self.pool)} candidates with {self.args.seeds} seeds cost at least "
-                f"{one / full:.2f} full students; give --budget {1.05 * one / full:.2f} or more, "
-                "or fewer candidates"
+                f"{len(self.pool)} candidates with {seeds} seeds cost at least "
+                f"{price(1) / full:.2f} full students of {full:.0f} s ({prices[1]}); give --budget "
+                f"{_above(price(1) / full)} for students of one epoch, "
+                f"{_above(price(tenth) / full)} for a tenth of the full ones', or fewer candidates"
             )
-        planned = fixed + epochs * per_epoch
-        return {"epochs": epochs, "full": full, "planned": planned, "allowed": allowed}
+        planned = price(epochs)
+        parts = str(prices[epochs])
+        return {
+            "epochs": epochs,
+            "full": full,
+            "planned": planned,
+            "allowed": allowed,
+            "parts": parts,
+        }
 
 
-def unique(plans: Iterable[list[Step]]) -> list[Step]:
-    """The steps of several plans, each once, in their order."""
-    return list(dict.fromkeys(step for plan in plans for step in plan))
+def _check_numbers(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Raise DJIPError for flags outside their range, or without a teacher."""
+    if not needs_teacher(cfg.DISTILLER.TYPE):
+        raise DJIPError(
+            "djip tune chooses what goes before a teacher, but DISTILLER.TYPE is "
+            f"{cfg.DISTILLER.TYPE}; name a distiller, or a file that does with --cfg"
+        )
+    if not args.budget > 0 or args.seeds < DECISIVE_PAIRS or not 0 < args.holdout < 1:
+        raise DJIPError(
+            f"--budget {args.budget} must be positive, --seeds {args.seeds} at least "
+            f"{DECISIVE_PAIRS} and --holdout {args.holdout} within (0, 1)"
+        )
+    checkpoint = cfg.BENCH.TEACHER_CHECKPOINT
+    if checkpoint and not Path(checkpoint).is_file():
+        raise DJIPError(
+            f"BENCH.TEACHER_CHECKPOINT is {checkpoint}, which does not exist; name the teacher's "
+            "weights"
+        )
 
 
-def students(steps: Iterable[Step]) -> list[Step]:
-    """Those steps that train a student."""
-    return [step for step in steps if step.kind == "student"]
+def _above(budget: float) -> str:
+    """A value of ``--budget`` that is enough, though timing scatters."""
+    return f"{1.1 * budget + 0.005:.2f}"
 
 
-def seconds(costs: Iterable[Cost]) -> float:
-    """The sum over steps."""
-    return sum((cost.seconds for cost in costs), 0.0)
+def _as_json(arm: Arm) -> Any:
+    """An arm as it is kept: a string where that says all."""
+    return arm.before if arm == Arm(arm.before) else dataclasses.asdict(arm)
+
+
+def seconds_to_start(cfg: CfgNode) -> float:
+    """Seconds until a command begins its work: Python, its imports, the images."""
+    began = time.perf_counter()
+    call(["train", "--help"], os.devnull, 0)
+    load_run_sets(cfg)
+    return time.perf_counter() - began
 
 
 def compete(
@@ -285,17 +388,11 @@ def compete(
     planned_students = len(tuning.pool) * tuning.args.seeds
     trained = seed = 0
     while trained + len(left) <= planned_students and not (
-        seed >= 3 and decided(scores, tuning.baseline)
+        seed >= DECISIVE_PAIRS and decided(scores, tuning.baseline)
     ):
-        rows = {
-            candidate: tuning.steps(candidate, seed + 1, settings["epochs"]) for candidate in left
-        }
-        wanted = {
-            candidate: next(step for step in students(steps) if step.seed == seed)
-            for candidate, steps in rows.items()
-        }
-        lenses = [step for steps in rows.values() for step in steps if step.kind != "student"]
-        steps = list(dict.fromkeys([*lenses, *wanted.values()]))
+        by_candidate = tuning.steps.students(seed + 1, settings["epochs"])
+        wanted = {candidate: by_candidate[candidate][seed] for candidate in left}
+        steps = with_needs(wanted.values())
         outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
         if outcome.failed:
             first = outcome.failed[0]
@@ -310,7 +407,7 @@ def compete(
         trained += len(left)
         seed += 1
         left = still_open(scores, tuning.baseline)
-        for candidate in rows:
+        for candidate in wanted:
             if candidate not in left:
                 print(f"dropped after {seed} seeds: {candidate}")
     return scores
@@ -325,41 +422,54 @@ def report(tuning: Tuning, choice: Choice, settings: dict[str, Any]) -> None:
     from djip_ext.plots.style import save_figure
 
     out = tuning.out
-    write_report(out, None, out / "report")
-    text = choice_text(tuning, choice, settings)
+    write_report(out, None, out / "report", PLAIN)
+    chosen = tuning.steps.students(1, settings["epochs"])[choice.candidate][0]
+    text = choice_text(tuning, choice, settings, chosen)
     atomic_write(out / "choice.md", lambda path: path.write_text(text))
     save_figure(choice_figure(choice, tuning.baseline), out / "choice.png")
     write_json(
         out / "choice.json",
         {
             "arm": choice.candidate.arm,
-            "source": tuning.arms[choice.candidate.arm],
+            "source": tuning.arms[choice.candidate.arm].before,
             "temperature": choice.candidate.temperature,
-            "lens": lens_of(tuning, choice.candidate, settings["epochs"]),
+            "lens": chosen.lens,
+            "teacher": checkpoint_of(chosen),
+            "options": tuning.arms[choice.candidate.arm].options,
             "differences": {str(c): dataclasses.asdict(s) for c, s in choice.differences.items()},
         },
     )
     print(f"\n{text}")
 
 
-def lens_of(tuning: Tuning, candidate: Candidate, epochs: int) -> str:
-    """What ``--djip-lens`` takes for it: a file, ``temperature:K`` or ``identity``."""
-    return students(tuning.steps(candidate, 1, epochs))[0].lens
+def checkpoint_of(student: Step) -> str:
+    """The teacher's checkpoint of ``student``; "" where mdistiller keeps it."""
+    found: str = student.settings().BENCH.TEACHER_CHECKPOINT
+    return found
 
 
-def choice_text(tuning: Tuning, choice: Choice, settings: dict[str, Any]) -> str:
-    """The choice in words and as a Markdown table."""
+def command(tuning: Tuning, candidate: Candidate, chosen: Step) -> str:
+    """The command of a full student of ``candidate``, as ``chosen`` is a short one."""
+    words = ["djip", "train", "--cfg", tuning.args.cfg, "--djip-lens", chosen.lens]
+    if tuning.args.data_root:
+        words += ["--data-root", tuning.args.data_root]
+    options: dict[str, Any] = dict(tuning.options)
+    if checkpoint := checkpoint_of(chosen):
+        options["BENCH.TEACHER_CHECKPOINT"] = checkpoint
+    options |= tuning.arms[candidate.arm].options
+    if tuning.key and candidate.temperature != tuning.baseline.temperature:
+        options[tuning.key] = f"{candidate.temperature:g}"
+    return shlex.join([*words, *words_of(options)])
+
+
+def choice_text(tuning: Tuning, choice: Choice, settings: Mapping[str, Any], chosen: Step) -> str:
+    """The choice in words and as a Markdown table; ``chosen`` is one of its short students."""
     if choice.gain is None:
         head = "**Choice: nothing. Keep the teacher plain**: no candidate is better beyond noise."
     else:
-        flag = lens_of(tuning, choice.candidate, settings["epochs"])
-        setting = ""
-        if tuning.key and choice.candidate.temperature != tuning.baseline.temperature:
-            setting = f" {tuning.key} {choice.candidate.temperature:g}"
         head = (
             f"**Choice: {choice.candidate}**, {interval(choice.gain)} points over the plain "
-            "teacher.\n\n"
-            f"    djip train --cfg {tuning.args.cfg} --djip-lens {flag}{setting} ..."
+            f"teacher.\n\n    {command(tuning, choice.candidate, chosen)}"
         )
     lines = ["| candidate | n | difference to plain |", "|---|---|---|"]
     for candidate, gain in choice.differences.items():

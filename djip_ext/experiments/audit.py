@@ -19,7 +19,7 @@ from typing import Any
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arm_costs import trained_here
 from djip_ext.experiments.axes import split
-from djip_ext.experiments.records import Cells, Result, in_order, read_results
+from djip_ext.experiments.records import Cells, Result, in_order, results_of
 from djip_ext.experiments.report import markdown_table
 from djip_ext.experiments.runs import Pair, Run, read_runs
 from djip_ext.experiments.statistics import Summary, summarise, widened
@@ -156,21 +156,31 @@ def verdict(attacks: Sequence[Attack], margin: float = 0.0) -> str:
 def read_audit(
     folder: str | Path, key: str = "last_acc", margin: float = 0.0, table: Table | None = None
 ) -> dict[Pair, tuple[Bar, list[Victim]]]:
-    """Every victim below ``folder``, by pair of networks, from the records of finished runs.
+    """:func:`audit_of` the runs below ``folder``; raises DJIPError for a damaged record too."""
+    return audit_of(read_runs(folder), folder, key, margin, table)
+
+
+def audit_of(
+    runs: Sequence[Run],
+    folder: str | Path,
+    key: str = "last_acc",
+    margin: float = 0.0,
+    table: Table | None = None,
+) -> dict[Pair, tuple[Bar, list[Victim]]]:
+    """Every victim, by pair of networks, from finished ``runs``.
 
     Args:
+        folder: where they were read, for messages.
         key: ``last_acc`` or ``best_acc`` of a result.
         margin: points above the bar that count as nothing.
         table: restricts the audit to its attacks and victims, in their order.
 
     Raises:
-        DJIPError: no finished knockoff student, no bar or one of another training, a damaged
-            record.
+        DJIPError: no finished knockoff student, no bar or one of another training.
     """
-    results = read_results(folder)
+    results = results_of(runs, folder)
     if table is not None:
         results = in_order(results, table.distillers, list(table.arms))
-    runs = read_runs(folder)
     found = {}
     for pair, cells in results.items():
         bar = best_bar(runs, pair, key)
@@ -287,7 +297,7 @@ def audit_text(
     """The audit as Markdown.
 
     Args:
-        audits: title, "last epoch" say, -> :func:`read_audit` at that epoch.
+        audits: title, "last epoch" say, -> :func:`audit_of` at that epoch.
         pictures: file names beside it.
     """
     parts = ["# Can it be distilled?"]

@@ -103,7 +103,8 @@ class Estimate:
     def _training_times(self, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
         networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT}"
         networks = f"{networks} {cfg.BENCH.ADVERSARIAL}"
-        key = f"run {networks} {cfg.BENCH.PRECISION} {cfg.BENCH.VIEWS} {len(train.labels)}"
+        views = bool(cfg.BENCH.VIEWS)  # however many: a step reads one of them
+        key = f"run {networks} {cfg.BENCH.PRECISION} {views} {len(train.labels)}"
         times: Times = self._once(key, lambda: time_training(cfg, train, test))
         return times
 
@@ -162,7 +163,9 @@ def data_key(cfg: CfgNode) -> tuple[Any, ...]:
     """
     network = cfg.DISTILLER.TEACHER if needs_teacher(cfg.DISTILLER.TYPE) else cfg.DISTILLER.STUDENT
     own = network if is_family(network) else ""
-    return own, cfg.DATASET.TYPE, cfg.BENCH.DATA_ROOT, cfg.BENCH.FRACTION, cfg.BENCH.FRACTION_SEED
+    bench = cfg.BENCH
+    part = (bench.FRACTION, bench.FRACTION_SEED, bench.HOLDOUT)
+    return own, cfg.DATASET.TYPE, bench.DATA_ROOT, *part
 
 
 def fit_passes(images: int, rounds: int) -> int:

@@ -32,7 +32,12 @@ Results = dict[Pair, Cells]
 
 
 def read_results(folder: str | Path) -> Results:
-    """Every finished student at or below ``folder``, wherever it lies (:func:`read_runs`).
+    """:func:`results_of` the runs at or below ``folder``; raises as :func:`read_runs` too."""
+    return results_of(read_runs(folder), folder)
+
+
+def results_of(runs: Sequence[Run], folder: str | Path) -> Results:
+    """Every finished student among ``runs``.
 
     Not among them are those that learn from labels alone, and the teachers that a table trained,
     which may have had a teacher themselves (NASTY).
@@ -41,14 +46,13 @@ def read_results(folder: str | Path) -> Results:
     several lenses share one.  Identity arms come first; distillers are in the order of
     ``distiller_dict``.
 
+    Args:
+        folder: where they were read, for messages.
+
     Raises:
-        DJIPError: no finished student, a damaged record, or two runs of one cell and seed.
+        DJIPError: no finished student, or two runs of one cell and seed.
     """
-    runs = [
-        run
-        for run in read_runs(folder)
-        if needs_teacher(split(run.row)[0]) and run.project != TEACHERS
-    ]
+    runs = [run for run in runs if needs_teacher(split(run.row)[0]) and run.project != TEACHERS]
     if not runs:
         raise DJIPError(
             f"{folder} holds no finished student ({RESULT} or {RUNS}); "
@@ -76,7 +80,7 @@ def read_results(folder: str | Path) -> Results:
 
 
 def several_lenses(results: Results) -> dict[str, list[str]]:
-    """Project -> the lenses of its runs, where :func:`read_results` named arms after them."""
+    """Project -> the lenses of its runs, where :func:`results_of` named arms after them."""
     found: dict[str, set[str]] = {}
     for cells in results.values():
         for arms in cells.values():

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
+
 from djip_ext.experiments.axes import axes_of, split
 from djip_ext.experiments.differences import Row, mean_difference
 from djip_ext.experiments.records import Result, Results, all_results
@@ -111,7 +113,7 @@ def markdown_report(
 def _explanation(rows: Sequence[Row], results: Results, arms: Sequence[str]) -> list[str]:
     """How to read the tables, and where the published numbers come from."""
     explanation = (
-        "Accuracy on the test set in %, mean ± standard deviation over n seeds; "
+        f"Accuracy on {_measured_on(results)} in %, mean ± standard deviation over n seeds; "
         f"differences to {arms[0]} in points, paired by seed, ± half of the 95 % t-interval."
     )
     if _has_means(results, arms):
@@ -130,6 +132,13 @@ def _explanation(rows: Sequence[Row], results: Results, arms: Sequence[str]) -> 
     if sources:
         parts.append(f"Published: {sources}: 240 epochs on all of CIFAR-100, 100 on ImageNet.")
     return parts
+
+
+def _measured_on(results: Results) -> str:
+    """The images of the accuracies; a choice (``djip tune``) holds training images out for them."""
+    config = yaml.safe_load(next(iter(all_results(results)))["config"])
+    held = config["BENCH"].get("HOLDOUT", 0)
+    return "held-out training images" if held else "the test set"
 
 
 def _has_means(results: Results, arms: Sequence[str]) -> bool:

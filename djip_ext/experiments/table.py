@@ -121,6 +121,23 @@ def load_table(path: str | Path) -> Table:
     return table
 
 
+def load_arms(path: str | Path, axes: Mapping[str, Any] | None = None) -> dict[str, Arm]:
+    """The arms of a file that holds them alone, or of a whole table.
+
+    Args:
+        axes: KEY -> values that the caller varies; no arm may set one.
+
+    Raises:
+        DJIPError: no such file, not YAML, or as :func:`load_table` for an arm.
+    """
+    path = Path(path)
+    content = _read(path)
+    arms = content.get("arms", content)
+    if not isinstance(arms, dict) or not arms:
+        raise DJIPError(f"{path} holds no arms; docs/tables.md says how to write them")
+    return _read_arms(path, arms, axes)
+
+
 def runs_of(what: str, runs: str | None) -> tuple[Table | None, Path]:
     """The table that ``what`` names, if it is a table's file, and the folder of its runs.
 
@@ -171,7 +188,7 @@ def _check_configs(path: Path, table: Table) -> None:
             raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {known}")
 
 
-def _read_arms(path: Path, arms: dict[str, Any], axes: Any) -> dict[str, Arm]:
+def _read_arms(path: Path, arms: dict[Any, Any], axes: Any) -> dict[str, Arm]:
     """The arms of the file.
 
     Raises:

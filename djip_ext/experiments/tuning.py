@@ -5,9 +5,9 @@ of the distiller's temperature.  Every round trains one student per candidate th
 the same seed, and compares each with the plain teacher at the configured temperature.
 """
 
+import bisect
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from djip_ext.experiments.statistics import Summary, summarise, widened
@@ -110,12 +110,11 @@ def candidates(arms: Iterable[str], temperatures: Sequence[float | None]) -> lis
     return [Candidate(arm, t) for arm, t in itertools.product(arms, temperatures)]
 
 
-def epochs_within(budget: float, fixed: float, per_epoch: float, most: int) -> int:
+def epochs_within(budget: float, price: Callable[[int], float], most: int) -> int:
     """How many epochs each short student can have, at most ``most``; 0 when not even one fits.
 
     Args:
         budget: seconds that the whole choice may take.
-        fixed: seconds of what does not depend on the epochs: fits, the teacher's kept answers.
-        per_epoch: seconds of one epoch of all planned students together.
+        price: epochs of each student -> seconds of the whole choice; it never falls.
     """
-    return min(most, max(0, math.floor((budget - fixed) / per_epoch)))
+    return bisect.bisect_right(range(1, most + 1), budget, key=price)

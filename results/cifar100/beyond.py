@@ -15,6 +15,7 @@ that are there are skipped, interrupted ones go on; a second process takes what 
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,9 +122,10 @@ def train(step: Step, arm: str) -> float:
         return accuracy
 
 
-def plain_students(table: str, out: str, temperature: float) -> list[Step]:
+def plain_students(table: str, out: str, temperature: float, seeds: int) -> list[Step]:
     """The students of the plain teacher at that temperature, in the order of their seeds."""
-    students = [step for step in make_plan(load_table(table), out, "") if step.lens == "identity"]
+    steps = make_plan(dataclasses.replace(load_table(table), seeds=seeds), out, "")
+    students = [step for step in steps if step.lens == "identity"]
     return [step for step in students if temperature == step.settings().KD.TEMPERATURE]
 
 
@@ -134,7 +136,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="students of each arm")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="arms to train")
     args = parser.parse_args()
-    for step in plain_students(str(HERE / "regime_fifth.yaml"), args.out, 4)[: args.seeds]:
+    for step in plain_students(str(HERE / "regime_fifth.yaml"), args.out, 4, args.seeds):
         for arm in args.arms:
             try:
                 print(f"{arm}, seed {step.seed}: {train(step, arm):.2f} %", flush=True)

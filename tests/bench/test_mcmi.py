@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from helpers.slow_losses import divergence, mean, probabilities
 from helpers.small_bench import assert_resumes_bit_for_bit, run, small_options, state_of
 
-from djip_ext.bench.distillers.rivals.mcmi import MCMI, divergence_from_centres, steered_lambda
+from djip_ext.bench.distillers._centres import cmi_of_powers
+from djip_ext.bench.distillers.rivals.mcmi import MCMI, POWERS, steered_lambda
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.run import build_model, load_weights
 from djip_ext.errors import DJIPError
@@ -40,9 +41,26 @@ def test_the_divergence_is_the_slow_one() -> None:
             for row, y in zip(z, TARGET.tolist(), strict=True)
         ]
     )
-    torch.testing.assert_close(divergence_from_centres(z, TARGET, centres), expected)
+    torch.testing.assert_close(cmi_of_powers(z, TARGET, centres[None], POWERS)[0], expected)
     z.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: divergence_from_centres(x, TARGET, centres), (z,))
+    assert torch.autograd.gradcheck(lambda x: cmi_of_powers(x, TARGET, centres[None], POWERS), (z,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("images", [1, 3, 20, 64, 257])
+def test_the_power_one_changes_no_bit_of_the_divergence(images: int, dtype: torch.dtype) -> None:
+    """Of (1/|B|) sum_x KL(f_x || S_y) as the paper writes it, and of its gradient."""
+    generator = torch.Generator().manual_seed(images)
+    z = torch.randn(images, 100, dtype=dtype, generator=generator).mul(5).requires_grad_()
+    centres = torch.randn(100, 100, generator=generator).mul(9).softmax(1)
+    target = torch.randint(100, (images,), generator=generator)
+    ln_f = torch.log_softmax(z, dim=1)
+    ln_centres = centres.to(dtype).clamp_min(1e-12).log()[target]
+    written_out = (ln_f.exp() * (ln_f - ln_centres)).sum(1).mean()
+    shared = cmi_of_powers(z, target, centres[None], POWERS)[0]
+    assert torch.equal(shared, written_out)
+    gradients = [torch.autograd.grad(-0.7 * value, z)[0] for value in (shared, written_out)]
+    assert torch.equal(*gradients)
 
 
 def test_lambda_is_proportional_to_the_missing_cmi_within_its_bounds() -> None:
@@ -97,7 +115,7 @@ def test_a_step_is_ce_minus_lambda_times_the_divergence(gain: float) -> None:
     image, _ = batches(1)[0]
     distiller.eval()  # so that a second pass gives the same logits
     logits, losses = distiller.forward_train(image, TARGET)
-    kl = divergence_from_centres(logits, TARGET, distiller.centres)
+    kl = cmi_of_powers(logits, TARGET, distiller.centres[None], POWERS)[0]
     lam = 0.7 if gain == 0 else 0.7 * (0.03 / (0.25 * 0.3))
     torch.testing.assert_close(losses["loss_ce"], F.cross_entropy(logits, TARGET))
     torch.testing.assert_close(losses["loss_cmi"], -lam * kl, rtol=1e-4, atol=1e-6)

@@ -46,6 +46,9 @@ class Forked:
         found, status = os.waitpid(self.process, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if found else None
 
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
+
     def terminate(self) -> None:
         os.kill(self.process, signal.SIGTERM)
 

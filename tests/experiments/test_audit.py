@@ -11,6 +11,7 @@ from test_report import PAIR, record
 
 from djip_ext.cli.main import main
 from djip_ext.errors import DJIPError
+from djip_ext.experiments import runs
 from djip_ext.experiments.audit import Attack, Bar, attack, read_audit, verdict
 from djip_ext.experiments.runs import Pair, collect
 from djip_ext.experiments.statistics import Summary
@@ -132,6 +133,22 @@ def test_the_command_writes_what_it_says(
         rows = list(csv.DictReader(file))
     assert [row["attack"] for row in rows] == ["KD", "DKD", "DKD", "KD"]
     assert len(list((tmp_path / "out").glob("audit-*.png"))) == 1
+
+
+@pytest.mark.parametrize("command", ["audit", "report"])
+def test_a_command_reads_the_records_once(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    read = []
+    real = runs._read_tree
+
+    def counted(root: Path) -> list[runs.Run]:
+        read.append(root)
+        return real(root)
+
+    monkeypatch.setattr(runs, "_read_tree", counted)
+    main([command, str(tree), "--out", str(tmp_path / "out")])
+    assert read == [tree]
 
 
 def test_a_teacher_that_had_a_teacher_is_no_victim(tree: Path) -> None:

@@ -83,6 +83,17 @@ def records(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_accuracies_on_held_out_images_are_not_called_those_of_the_test_set(
+    records: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["report", str(records), "--out", str(records / "one")])
+    assert "Accuracy on the test set in %" in capsys.readouterr().out
+    for path in records.rglob("result.json"):
+        path.write_text(path.read_text().replace("BENCH:\\n", "BENCH:\\n  HOLDOUT: 0.2\\n"))
+    main(["report", str(records), "--out", str(records / "two")])
+    assert "Accuracy on held-out training images in %" in capsys.readouterr().out
+
+
 def row(folder: Path, distiller: str, arm: str) -> dict:
     rows = table_rows(read_results(folder), "plain")
     return next(row for row in rows if (row["distiller"], row["arm"]) == (distiller, arm))

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from djip_ext.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 SMALL = Path(__file__).with_name("small_djip.py")
 CONFIG = ROOT / "configs" / "cifar100" / "fewshot" / "kd_wrn_16_2_resnet8.yaml"
@@ -15,7 +17,12 @@ TEACHER = "teachers/resnet8/seed-0/student_last.pth"
 OPTIONS = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "DISTILLER.TEACHER", "resnet8"]
 OPTIONS += ["SOLVER.BATCH_SIZE", "20", "SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_STAGES", "[1]"]
 FLAGS = ["--cfg", str(CONFIG), "--out", "choice", "--holdout", "0.5", "--seeds", "3"]
-FLAGS += ["--arm", "jpeg=jpeg:60", "--arm", "soft=temperature:2"]
+FLAGS += ["--arm", "jpeg=jpeg:60", "--arms", "../arms.yaml"]
+ARMS = "{plain: identity, soft: temperature:2, mcmi: {teacher: ../mcmi.yaml}}"
+MCMI = """
+DISTILLER: {TYPE: MCMI, TEACHER: resnet8, STUDENT: resnet8}
+SOLVER: {EPOCHS: 3, BATCH_SIZE: 20, LR: 0.01}
+"""
 
 
 def djip(folder: Path, *words: str, on: str = "") -> "subprocess.CompletedProcess[str]":
@@ -46,6 +53,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = str(ROOT / "configs" / "cifar100" / "vanilla" / "resnet8.yaml")
     done = djip(home / "teacher", "train", "--cfg", config, "--seed", "0", *OPTIONS, *names)
     assert (home / "teacher" / TEACHER).exists(), done.stderr
+    (home / "arms.yaml").write_text(ARMS)
+    (home / "mcmi.yaml").write_text(MCMI)
     return home
 
 
@@ -64,14 +73,27 @@ def test_it_says_what_it_will_cost_and_leaves_choice_table_and_picture(
 ) -> None:
     assert whole.returncode == 0, whole.stderr
     first = whole.stdout.index("% of one full student")
-    assert "3 candidates, students of 2 epochs" in whole.stdout
+    assert "4 candidates, students of 2 epochs" in whole.stdout
+    assert "(teachers " in whole.stdout and "lenses" in whole.stdout
     assert first < whole.stdout.index("seed 0")
     found = choice(home / "whole")
-    assert set(found["differences"]) == {"jpeg at T = 4", "soft at T = 4"}
-    assert found["arm"] in ("plain", "jpeg", "soft") and found["temperature"] == 4.0
+    assert set(found["differences"]) == {f"{arm} at T = 4" for arm in ("jpeg", "soft", "mcmi")}
+    assert found["arm"] in ("plain", "jpeg", "soft", "mcmi") and found["temperature"] == 4.0
     text = (home / "whole" / "choice" / "choice.md").read_text()
     assert "| soft at T = 4 | 3 |" in text and "held" not in text
     assert (home / "whole" / "choice" / "choice.png").stat().st_size > 1000
+
+
+def test_the_teacher_of_an_arm_was_trained_without_the_held_out_images(
+    whole: "subprocess.CompletedProcess[str]", home: Path
+) -> None:
+    (teacher,) = (home / "whole" / "choice" / "teachers").rglob("result.json")
+    students = [path for path in (home / "whole").rglob("result.json") if path != teacher]
+    assert len(students) == 4 * 3
+    made = json.loads(teacher.read_text())
+    assert made["epochs"] == 3
+    for path in students:
+        assert json.loads(path.read_text())["data"] == made["data"]
 
 
 def test_killed_on_the_way_it_ends_with_the_same_choice(
@@ -90,7 +112,7 @@ def test_other_flags_do_not_go_on_with_a_choice(
     whole: "subprocess.CompletedProcess[str]", home: Path
 ) -> None:
     other = tune(home / "whole", "--budget", "999")
-    assert other.returncode == 2 and "asked for otherwise" in other.stderr
+    assert other.returncode == 2 and "asked for otherwise (budget)" in other.stderr
 
 
 def test_a_budget_that_is_too_small_names_one_that_is_not(home: Path) -> None:
@@ -105,14 +127,24 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(home: Path) -> None:
     [
         (["--arm", "plain=identity"], "none called plain"),
         (["--arm", "lens"], "NAME=SOURCE"),
+        (["--arm", "lens=fit --rond 3"], "unrecognized arguments: --rond"),
         (["--seeds", "2"], "at least 3"),
+        (["--temperatures", "1,x"], "'1,x' is no list of positive numbers"),
+        (["BENCH.HOLDOUT", "0.1"], "BENCH.HOLDOUT is set by djip tune itself"),
+        (["BENCH.TEACHER_CHECKPOINT", "none.pth"], "none.pth, which does not exist"),
         (["--temperatures", "1", "DISTILLER.TYPE", "AT"], "AT has no temperature"),
     ],
 )
-def test_what_cannot_be_is_refused(home: Path, words: list[str], message: str) -> None:
-    (home / "refused").mkdir(exist_ok=True)
-    flags, options = [w for w in words if "DISTILLER" not in w and w != "AT"], OPTIONS
-    if "AT" in words:
-        options = [*OPTIONS, "DISTILLER.TYPE", "AT"]
-    done = djip(home / "refused", "tune", *FLAGS, *flags, *options)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
+def test_what_cannot_be_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "arms.yaml").write_text(ARMS)
+    (tmp_path / "refused").mkdir()
+    monkeypatch.chdir(tmp_path / "refused")
+    with pytest.raises(SystemExit) as stop:
+        main(["tune", *FLAGS, *words, *OPTIONS])
+    assert stop.value.code == 2 and message in capsys.readouterr().err

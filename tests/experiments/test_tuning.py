@@ -83,9 +83,12 @@ def test_it_ends_when_one_beats_the_baseline_and_the_others_are_dropped() -> Non
 
 
 def test_the_students_are_as_long_as_the_budget_allows() -> None:
-    assert epochs_within(100, 10, 9, 50) == 10
-    assert epochs_within(1000, 10, 9, 50) == 50
-    assert epochs_within(15, 10, 9, 50) == 0
+    def price(epochs: int) -> float:
+        return 10 + 9 * min(epochs, 20)  # what is kept costs nothing more
+
+    assert epochs_within(100, price, 50) == 10
+    assert epochs_within(190, price, 50) == 50
+    assert epochs_within(15, price, 50) == 0
 
 
 def test_every_arm_meets_every_temperature() -> None:

@@ -1,10 +1,12 @@
-"""Class means of a network's softened answers over a training set, in eval mode."""
+"""Class centres of a network's softened answers, and the divergence of its answers from them."""
 
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from djip_ext.bench.distillers._precision import full_precision
+from djip_ext.metrics.cmi import FLOOR
 from djip_ext.utils.distributed import sum_all
 from djip_ext.utils.networks import autocast
 
@@ -58,3 +60,22 @@ def class_centres(
     centres = sums / counts.clamp_min(1)[:, None]
     centres[:, counts == 0] = 1 / len(counts)
     return centres.to(like.dtype)
+
+
+@full_precision
+def cmi_of_powers(
+    logits: Tensor, target: Tensor, centres: Tensor, powers: Sequence[float]
+) -> Tensor:
+    """For each power a, the batch mean of KL(softmax(a z) || Q_{y,a}), in nats.
+
+    At centres that are the batch's class means this is the batch's conditional mutual information;
+    at those of a whole set it averages to the set's.
+
+    Shape:
+        logits ``(B, C)``, target ``(B,)``, centres ``(A, C, C)`` with Q_{y,a} in ``[a, y]``;
+        output ``(A,)``, differentiable in the logits.
+    """
+    a = torch.as_tensor(powers, dtype=logits.dtype, device=logits.device)
+    ln_f = torch.log_softmax(a[:, None, None] * logits, dim=2)
+    ln_q = centres.to(logits.dtype).clamp_min(FLOOR).log()[:, target]
+    return (ln_f.exp() * (ln_f - ln_q)).sum(2).mean(1)

@@ -6,17 +6,22 @@ which is softmax's inverse but for a constant of each image.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from djip_ext.bench.distillers import attacks, methods
+from djip_ext.bench.distillers._largest import of_largest
 from djip_ext.errors import DJIPError
 
 CHOICES = "probabilities, temperature:K, round:D, top:K or reverse-sigmoid:BETA,GAMMA"
 FLOOR = 1e-12  # of a probability, inside the logarithm
 NEED_FEATURES = ("AT", "RKD", "FITNET", "CRD", "SP", "CC", "FT", "ITRD")
+
+
+_softmax = partial(torch.softmax, dim=1)
 
 
 class Rule(NamedTuple):
@@ -39,9 +44,7 @@ def rounded(p: Tensor, decimals: int) -> Tensor:
 
 def largest(p: Tensor, count: int) -> Tensor:
     """The ``count`` largest of each row of ``p`` (B, C), renormalised; 0 elsewhere."""
-    kept = p.topk(min(count, p.shape[1]), dim=1)
-    values = kept.values / kept.values.sum(1, keepdim=True)
-    return torch.zeros_like(p).scatter(1, kept.indices, values)
+    return of_largest(p, count, lambda kept: kept / kept.sum(1, keepdim=True))
 
 
 def reverse_sigmoid(p: Tensor, beta: float, gamma: float) -> Tensor:
@@ -93,10 +96,6 @@ def _refuse(text: str) -> NoReturn:
         f"BENCH.ANSWERS is '{text}'; choose {CHOICES} (K > 0, of top at least 1; D in 1 .. 12; "
         "BETA in [0, 1]; GAMMA > 0)"
     )
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return torch.softmax(logits, dim=1)
 
 
 class BlackBox(nn.Module):

@@ -14,7 +14,7 @@ information* (arXiv 2507.00012): which powers, how they are aggregated and lambd
 here, not the authors'.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from djip_ext.bench.distillers._base import Training, cross_entropy
-from djip_ext.bench.distillers._centres import class_centres
-from djip_ext.bench.distillers._precision import full_precision
+from djip_ext.bench.distillers._centres import class_centres, cmi_of_powers
 from djip_ext.errors import DJIPError
-from djip_ext.metrics.cmi import FLOOR
+
+__all__ = ["CMIM", "DEFAULTS", "cmi_of_powers"]
 
 DEFAULTS = {
     "LAMBDA": 5.0,  # weight of the CMI in nats against the cross entropy in nats
@@ -33,24 +33,6 @@ DEFAULTS = {
     "POWERS": [0.5, 0.25, 0.125],
     "AGGREGATE": "mean",  # over the powers; or "max"
 }
-
-
-@full_precision
-def cmi_of_powers(
-    logits: Tensor, target: Tensor, centres: Tensor, powers: Sequence[float]
-) -> Tensor:
-    """For each power a, the batch mean of KL(softmax(a z) || Q_{y,a}), in nats.
-
-    At centres that are the batch's class means this is the batch's conditional mutual information.
-
-    Shape:
-        logits ``(B, C)``, target ``(B,)``, centres ``(A, C, C)`` with Q_{y,a} in ``[a, y]``;
-        output ``(A,)``, differentiable in the logits.
-    """
-    a = torch.as_tensor(powers, dtype=logits.dtype, device=logits.device)
-    ln_f = torch.log_softmax(a[:, None, None] * logits, dim=2)
-    ln_q = centres.to(logits.dtype).clamp_min(FLOOR).log()[:, target]
-    return (ln_f.exp() * (ln_f - ln_q)).sum(2).mean(1)
 
 
 class CMIM(Training):

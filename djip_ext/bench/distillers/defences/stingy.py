@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from djip_ext.bench.distillers._base import Distiller, Output
+from djip_ext.bench.distillers._largest import of_largest
 from djip_ext.bench.distillers._precision import full_precision
 from djip_ext.bench.distillers.attacks._kl import kl_to_student
 from djip_ext.errors import DJIPError
@@ -25,9 +26,7 @@ DEFAULTS = {"TOP": 10, "TEMPERATURE": 4.0, "LOSS": {"CE_WEIGHT": 0.1, "KD_WEIGHT
 @full_precision
 def sparse_softmax(logits: Tensor, top: int, temperature: float) -> Tensor:
     """Softmax at temperature T over each row's ``top`` largest logits ``(B, C)``, 0 elsewhere."""
-    kept = logits.topk(min(top, logits.shape[1]), dim=1)
-    p = torch.softmax(kept.values / temperature, dim=1)
-    return torch.zeros_like(logits).scatter(1, kept.indices, p)
+    return of_largest(logits, top, lambda kept: torch.softmax(kept / temperature, dim=1))
 
 
 class STINGY(Distiller):

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from djip_ext.bench.distillers._base import Training, cross_entropy
-from djip_ext.bench.distillers._precision import full_precision
+from djip_ext.bench.distillers._centres import cmi_of_powers
 from djip_ext.errors import DJIPError
-from djip_ext.metrics.cmi import FLOOR
 from djip_ext.metrics.measurement import measure
 
 DEFAULTS = {
@@ -29,21 +28,9 @@ DEFAULTS = {
     # nats of CMI above the starting network's that lambda is steered to; 0: lambda is fixed
     "GAIN": 0.0,
 }
+POWERS = (1.0,)  # 1 / T of the divergence
 MEMORY = 0.9  # of the running estimate of CMI, per step
 LINEAR_RANGE = 0.25  # lambda is proportional to the missing CMI within this part of GAIN
-
-
-@full_precision
-def divergence_from_centres(z: Tensor, target: Tensor, centres: Tensor) -> Tensor:
-    """(1/|B|) sum_x KL(f_x || S_y) in nats, which at fresh centres averages to CMI over the set.
-
-    Shape:
-        z: logits ``(B, C)``; target ``(B,)``; centres ``(C, C)``, row y is S_y, constant; output:
-        scalar.
-    """
-    ln_f = torch.log_softmax(z, dim=1)
-    ln_centres = centres.to(ln_f).clamp_min(FLOOR).log()[target]
-    return (ln_f.exp() * (ln_f - ln_centres)).sum(1).mean()
 
 
 def steered_lambda(cmi: Tensor, target: Tensor, gain: float, largest: float) -> Tensor:
@@ -110,7 +97,7 @@ class MCMI(Training):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         logits, _ = self.student(image)
         lam = self.lagrange_multiplier()
-        divergence = divergence_from_centres(logits, target, self.centres)
+        divergence = cmi_of_powers(logits, target, self.centres[None], POWERS)[0]
         self.cmi += (1 - MEMORY) * (divergence.detach() - self.cmi)
         losses = {
             "loss_ce": cross_entropy(logits, target),
