@@ -486,7 +486,10 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
             "  note: no round kept the accuracy floor; raise --max-accuracy-drop or lower --start"
         )
     elif not in_band:
+        low, _ = about["fit"]["cmi_gain"]
+        is_below = about["after"]["cmi"] < about["before"]["cmi"] + low
+        cure = "a coarser --start" if is_below else "another --cmi-gain"
         print(
             "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "
-            "Try more --rounds or another --cmi-gain"
+            f"Try more --rounds or {cure}"
         )

@@ -1,0 +1,28 @@
+"""What `djip fit` prints at the end."""
+
+from pathlib import Path
+
+import pytest
+
+from djip_ext import JPEGLens
+from djip_ext.cli.train_lens import report
+
+
+@pytest.mark.parametrize(
+    "gain, cure", ((0.1, "a coarser --start"), (0.3, "another --cmi-gain"), (0.5, "another"))
+)
+def test_a_missed_band_or_floor_comes_with_what_to_try(
+    gain: float, cure: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lens = JPEGLens()
+    lens.metadata = {
+        "teacher": "Network",
+        "seconds": 1.0,
+        "before": {"cmi": 0.6, "accuracy": 80.0},
+        "after": {"cmi": 0.6 + gain, "accuracy": 60.0},
+        "fit": {"cmi_gain": (0.2, 0.4)},
+    }
+    report(tmp_path / "lens.safetensors", lens, in_band=False)
+    assert f"Try more --rounds or {cure}" in capsys.readouterr().out
+    report(tmp_path / "lens.safetensors", lens, in_band=True)
+    assert "note:" not in capsys.readouterr().out
