@@ -29,9 +29,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from yacs.config import CfgNode  # noqa: E402
 
+from djip_ext import conditional_mutual_information  # noqa: E402
 from djip_ext.bench.dataset.image_sets import get_dataset  # noqa: E402
+from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
 from djip_ext.bench.device import resolve_device  # noqa: E402
 from djip_ext.bench.engine.networks import build_teacher  # noqa: E402
 from djip_ext.bench.engine.record import lens_record, run_folder, run_name, run_record  # noqa: E402
@@ -40,6 +43,7 @@ from djip_ext.bench.engine.teacher_cache import CachedTeacher, cached_teacher  #
 from djip_ext.bench.engine.trainer import BaseTrainer  # noqa: E402
 from djip_ext.errors import Busy  # noqa: E402
 from djip_ext.experiments.plan import Step, make_plan  # noqa: E402
+from djip_ext.experiments.report import markdown_table  # noqa: E402
 from djip_ext.experiments.table import load_table  # noqa: E402
 from djip_ext.lens.io import read_lens  # noqa: E402
 from djip_ext.lens.jpeg_lens import JPEGLens  # noqa: E402
@@ -106,22 +110,35 @@ class BehindLenses:
             yield image, target, index
 
 
-def train(step: Step, arm: str) -> float:
-    """Train one student and return its accuracy on the test images after the last epoch (%)."""
+def ask_family(cfg: CfgNode, plain: nn.Module, loader: DeviceLoader) -> list[dict[str, Tensor]]:
+    """What the teacher answers behind each lens of the family; kept in the folder of the runs."""
+    folder = Path(cfg.LOG.PREFIX, "teacher_cache")
+    kept = []
+    for source in FAMILY:
+        lens = read_lens(source)
+        teacher = DJIPTeacher(plain, lens, loader.data.mean, loader.data.std, any_teacher=True)
+        kept.append(cached_teacher(teacher, loader, folder, cfg.BENCH.PRECISION).kept)
+    return kept
+
+
+def settings_of(step: Step, arm: str) -> CfgNode:
+    """The configuration of one student."""
     cfg = step.settings()
     cfg.EXPERIMENT.PROJECT = f"{arm}/djip-{arm}"
     cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+    return cfg
+
+
+def train(step: Step, arm: str) -> float:
+    """Train one student and return its accuracy on the test images after the last epoch (%)."""
+    cfg = settings_of(step, arm)
     with claimed(run_folder(cfg) / ".lock", str(run_folder(cfg))):
         loader, test_loader, num_data, num_classes = get_dataset(cfg)
         data = loader.data
         plain = build_teacher(cfg, num_classes).to(memory_format=torch.channels_last)
         record = run_record(cfg) | lens_record(plain) | {"lens": arm}
         record["data"] = {"train": data.fingerprint(), "test": test_loader.data.fingerprint()}
-        folder = Path(cfg.LOG.PREFIX, "teacher_cache")
-        kept = []
-        for source in FAMILY:
-            teacher = DJIPTeacher(plain, read_lens(source), data.mean, data.std, any_teacher=True)
-            kept.append(cached_teacher(teacher, loader, folder, cfg.BENCH.PRECISION).kept)
+        kept = ask_family(cfg, plain, loader)
         distiller = build_distiller(scaled_as(cfg, data), plain, num_data, num_classes)
         distiller.teacher = CachedTeacher(answers_of(arm, kept, cfg.KD.TEMPERATURE), arm)
         if arm == "both":
@@ -130,6 +147,26 @@ def train(step: Step, arm: str) -> float:
         trainer = BaseTrainer(run_name(cfg), distiller, loader, test_loader, cfg, record)
         accuracy: float = trainer.train(resume=True)["last_acc"]
         return accuracy
+
+
+def described(step: Step) -> str:
+    """What the answers of every arm are like, over all views, as Markdown."""
+    cfg = settings_of(step, "plain")
+    loader, _, _, num_classes = get_dataset(cfg)
+    plain = build_teacher(cfg, num_classes).to(memory_format=torch.channels_last)
+    kept = ask_family(cfg, plain, loader)
+    labels = loader.data.labels.repeat(loader.views)
+    rows = [["answers at T = 4", "CMI", "entropy", "cross entropy", "accuracy (%)"]]
+    for arm in ("plain", *ARMS):
+        answers = kept[0] if arm == "plain" else answers_of(arm, kept, TEMPERATURE)
+        logits = answers["logits"].float().flatten(0, 1)
+        log_p = torch.log_softmax(logits / TEMPERATURE, dim=1)
+        cmi = conditional_mutual_information(logits, labels, num_classes, TEMPERATURE).total
+        entropy = -(log_p.exp() * log_p).sum(1).mean()
+        ce = -log_p.gather(1, labels[:, None]).mean()
+        accuracy = 100 * (logits.argmax(1) == labels).float().mean()
+        rows.append([arm, f"{cmi:.4f}", f"{entropy:.4f}", f"{ce:.4f}", f"{accuracy:.2f}"])
+    return markdown_table(rows)
 
 
 def plain_students(table: str, out: str, temperature: float, seeds: int) -> list[Step]:
@@ -148,7 +185,13 @@ def main() -> None:
     parser.add_argument("--out", default="output/beyond", help="folder of the runs")
     parser.add_argument("--seeds", type=int, default=5, help="students of each arm")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="arms to train")
+    parser.add_argument(
+        "--describe", action="store_true", help="print what the answers are like; train nothing"
+    )
     args = parser.parse_args()
+    if args.describe:
+        print(described(plain_students(args.table, args.out, TEMPERATURE, 1)[0]))
+        return
     for step in plain_students(args.table, args.out, TEMPERATURE, args.seeds):
         for arm in args.arms:
             try:
