@@ -37,5 +37,6 @@ for table in fewshot13 controls full regime_fifth; do
   $djip report $table
 done
 $djip report rivals --baseline plain
+$djip report rivals_adversarial --baseline plain
 $djip report audit
 $djip audit audit --out audit/report
