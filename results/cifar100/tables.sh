@@ -38,5 +38,6 @@ for table in fewshot13 controls full regime_fifth regime_sharp; do
 done
 $djip report rivals --baseline plain
 $djip report rivals_adversarial --baseline plain
+$djip report beyond --baseline plain
 $djip report audit
 $djip audit audit --out audit/report
