@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 
+from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.engine.cfg import load_cfg
-from djip_ext.experiments.cost import time_training
+from djip_ext.experiments.cost import time_fit, time_training
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,12 @@ def test_a_run_is_timed_and_its_additional_passes_are_counted(
     networks = ["DISTILLER.TEACHER", "resnet8", "DISTILLER.STUDENT", "resnet8"]
     times = time_training(load_cfg(None, [*small, *networks, *options]), data, data)
     assert times.training > 0 and times.adversarial == pytest.approx(passes)
+
+
+def test_a_fit_on_few_images_of_many_classes_is_timed() -> None:
+    """The few images that are timed hold several of a class, whatever the order of the set."""
+    labels = torch.arange(200).repeat_interleave(3)[torch.randperm(600)]
+    images = torch.randint(256, (600, 32, 32, 3), dtype=torch.uint8)
+    data = ImageSet(images, labels, 200, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    small = ["DATASET.TYPE", "synthetic", "BENCH.DEVICE", "cpu", "DISTILLER.TEACHER", "resnet8"]
+    assert time_fit(load_cfg(None, small), data) > 0
