@@ -41,3 +41,5 @@ $djip report rivals_adversarial --baseline plain
 $djip report beyond --baseline plain
 $djip report audit
 $djip audit audit --out audit/report
+$djip report audit_defences
+$djip audit audit_defences --out audit_defences/report
