@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--holdout",
         type=float,
-        default=0.2,
+        default=0.75,
         metavar="PART",
         help="part of the training images on which students are compared (default: %(default)s)",
     )
