@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -39,7 +40,8 @@ def test_every_local_link_of_the_site_leads_somewhere(site: Path) -> None:
         if page.name == "404.html":
             continue
         targets = set(re.findall(r"(?:href|src)=\"([^\"#:?]+)[\"#?]", page.read_text()))
-        for target in map(unescape, targets):
+        for target in targets:
+            target = unquote(unescape(target))  # as a browser asks for it
             assert (page.parent / target).exists(), f"{page.relative_to(site)} links to {target}"
 
 
