@@ -33,7 +33,7 @@ compare "KD, 5 %, 120 epochs: the lens against JPEG" kd-5-long-against-jpeg \
 compare "KD, 5 %, 120 epochs: the lens against random tables" kd-5-long-against-random \
   random=$random/kd-5-long lens=$lens/kd-5-long
 
-for table in fewshot13 controls full regime_fifth regime_sharp tune_sure tune_sure_longer; do
+for table in fewshot13 controls full regime_fifth regime_sharp regime_sure tune_sure tune_sure_longer; do
   $djip report $table
 done
 $djip report rivals --baseline plain
