@@ -188,6 +188,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
         "teacher": task.teacher_name,
         # On the images of the fit, where the band and the floor were measured
         "fit_before": result.before.summary(),
+        "fit_after": result.after.summary(),
         **measured.summaries(),
         "start": args.start,
         "host": args.host_package if args.host else "",
@@ -487,7 +488,9 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
         )
     elif not in_band:
         low, _ = about["fit"]["cmi_gain"]
-        is_below = about["after"]["cmi"] < about["before"]["cmi"] + low
+        before = about.get("fit_before", about["before"])
+        after = about.get("fit_after", about["after"])
+        is_below = after["cmi"] < before["cmi"] + low
         cure = "a coarser --start" if is_below else "another --cmi-gain"
         print(
             "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "

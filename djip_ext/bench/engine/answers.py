@@ -20,7 +20,6 @@ CHOICES = "probabilities, temperature:K, round:D, top:K or reverse-sigmoid:BETA,
 FLOOR = 1e-12  # of a probability, inside the logarithm
 NEED_FEATURES = ("AT", "RKD", "FITNET", "CRD", "SP", "CC", "FT", "ITRD")
 
-
 _softmax = partial(torch.softmax, dim=1)
 
 

@@ -25,8 +25,6 @@ from djip_ext.bench.distillers._base import Training, cross_entropy
 from djip_ext.bench.distillers._centres import class_centres, cmi_of_powers
 from djip_ext.errors import DJIPError
 
-__all__ = ["CMIM", "DEFAULTS", "cmi_of_powers"]
-
 DEFAULTS = {
     "LAMBDA": 5.0,  # weight of the CMI in nats against the cross entropy in nats
     # a = 1 / T; at T = 1 and below, an image of the wrong class weighs ln Q, up to 27 nats
