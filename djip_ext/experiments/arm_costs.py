@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.experiments.axes import split
@@ -19,7 +20,7 @@ class ArmCost:
         training: seconds that the arm's own teacher took, where a run of the same folder made it.
         fit: seconds of the fit of its lens.
         passes: of the teacher, forward or backward, for what its students add (the choice of CKD,
-            the adversarial images of TALD and BSS), per student.
+            the adversarial images of TALD and BSS), per student, on average.
         student: seconds of a student, on average.
     """
 
@@ -67,11 +68,13 @@ def _training(students: Sequence[Run], runs: Sequence[Run]) -> float | None:
 
 
 def _passes(students: Sequence[Run]) -> int | None:
-    result = students[0].result
+    known = [passes for run in students if (passes := _passes_of(run.result)) is not None]
+    return round(summarise(known).mean) if known else None
+
+
+def _passes_of(result: Mapping[str, Any]) -> int | None:
     passes = result.get("adversarial_teacher_passes")
-    if passes is None:
-        passes = (result.get("ckd") or {}).get("teacher_passes")
-    return None if passes is None else int(passes)
+    return (result.get("ckd") or {}).get("teacher_passes") if passes is None else passes
 
 
 def cost_lines(costs: Mapping[str, ArmCost], arms: Sequence[str]) -> list[list[str]]:
