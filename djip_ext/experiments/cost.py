@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 
 STEPS = 2  # training steps that are timed, after one that is not
+REPEATS = 3  # of them, the quickest counts: what else a machine does only ever adds
 
 
 @dataclass(frozen=True)
@@ -231,17 +232,17 @@ def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> 
     pretraining = 0.0
     if hasattr(distiller, "pretrain"):
         pretrain: Callable[[Any], Any] = distiller.pretrain  # type: ignore[assignment]
-        pretraining = _seconds(lambda: pretrain(few)) / few.num_images
+        pretraining = _quickest(lambda: pretrain(few)) / few.num_images
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_dict[cfg.SOLVER.TRAINER](Path(folder), distiller, warm, warm, cfg)  # type: ignore[arg-type]
         trainer.train_epoch(1)
         trainer.train_loader = few  # type: ignore[assignment]
-        training = _seconds(lambda: trainer.train_epoch(2)) / few.num_images
+        training = _quickest(lambda: trainer.train_epoch(2)) / few.num_images
     tests = _Few(make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
-    testing = _seconds(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION))  # type: ignore[arg-type]
+    testing = _quickest(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION))  # type: ignore[arg-type]
     passes = 0.0
     if isinstance(distiller, Adversarial):
-        passes = int(distiller.teacher_passes) / (warm.num_images + few.num_images)
+        passes = int(distiller.teacher_passes) / (warm.num_images + REPEATS * few.num_images)
     return Times(training, pretraining, testing / tests.num_images, passes)
 
 
@@ -293,7 +294,7 @@ def time_teacher(cfg: CfgNode, data: LabelledImages) -> float:
                 teacher(image)
 
     ask()  # the first call takes longer
-    return _seconds(ask) / few.num_images
+    return _quickest(ask) / few.num_images
 
 
 def time_fit(cfg: CfgNode, data: LabelledImages) -> float:
@@ -316,6 +317,11 @@ def time_fit(cfg: CfgNode, data: LabelledImages) -> float:
         )
 
     return _seconds(fit) / fit_passes(len(part.labels), 1)
+
+
+def _quickest(work: Callable[[], Any]) -> float:
+    """The least wall time of :data:`REPEATS` calls of ``work``."""
+    return min(_seconds(work) for _ in range(REPEATS))
 
 
 def _seconds(work: Callable[[], Any]) -> float:
