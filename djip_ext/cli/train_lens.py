@@ -452,6 +452,19 @@ def starting_lens(
     return JPEGLens(q, hard=args.hard, **codec)
 
 
+def _expected(temperature: float) -> str:
+    """What a lens did for students whose distiller reads the teacher at that T (results/)."""
+    if temperature >= NO_GAIN_FROM:
+        return (
+            f"expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student so far, "
+            "nor has JPEG or softer answers (results/README.md)"
+        )
+    return (
+        f"at T < {NO_GAIN_FROM:g} plain JPEG has helped as much as a lens, and temperature:2, the "
+        "plain teacher's logits halved, more (results/README.md)"
+    )
+
+
 def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
     """Print what the lens does to the teacher, and whether the fit met its goal."""
     about = lens.metadata
@@ -473,12 +486,8 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
             f"{read['before']:.4f} -> {read['after']:.4f} nats (images of the fit)"
         )
-        amplified = about["fit"].get("goal") != "shield"
-        if read["temperature"] >= NO_GAIN_FROM and amplified:
-            print(
-                f"  note: expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student so "
-                "far (results/README.md); djip tune tries lenses and temperatures on your data"
-            )
+        if about["fit"].get("goal") != "shield":
+            print(f"  note: {_expected(read['temperature'])}; djip tune tries them on your data")
     if "queries" in about:
         print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
     shield = about["fit"].get("goal") == "shield"

@@ -36,6 +36,9 @@ compare "KD, 5 %, 120 epochs: the lens against random tables" kd-5-long-against-
 for table in fewshot13 controls full regime_fifth regime_sharp regime_sure tune_sure tune_sure_longer; do
   $djip report $table
 done
+for table in regime_vgg8 regime_20 regime_100; do
+  $djip report $table --baseline plain
+done
 $djip report rivals --baseline plain
 $djip report rivals_adversarial --baseline plain
 $djip report beyond --baseline plain

@@ -101,6 +101,7 @@ def test_fit_says_what_the_distiller_will_read(
     printed = capsys.readouterr().out
     assert f"as KD reads it, at T = {temperature:g}" in printed
     assert ("expect no gain" in printed) == (temperature == 4.0)
+    assert ("temperature:2" in printed) == (temperature == 1.0)
 
 
 def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(
