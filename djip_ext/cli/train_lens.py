@@ -460,14 +460,15 @@ def _expected(temperature: float) -> str:
             "nor has JPEG or softer answers (results/README.md)"
         )
     return (
-        f"at T < {NO_GAIN_FROM:g} plain JPEG has helped as much as a lens, and temperature:2, the "
-        "plain teacher's logits halved, more (results/README.md)"
+        "with KD at T = 1 plain JPEG helped as much as a lens, and temperature:2, the plain "
+        "teacher's logits halved, more (results/README.md)"
     )
 
 
 def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
     """Print what the lens does to the teacher, and whether the fit met its goal."""
     about = lens.metadata
+    shield = about["fit"].get("goal") == "shield"
     print(f"{out}: lens {lens_id(lens)} for {about['teacher']}, {about['seconds']:.0f} s")
     for where, before, after in (
         ("fitted on", "before", "after"),
@@ -486,20 +487,17 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
             f"{read['before']:.4f} -> {read['after']:.4f} nats (images of the fit)"
         )
-        if about["fit"].get("goal") != "shield":
+        if not shield:
             print(f"  note: {_expected(read['temperature'])}; djip tune tries them on your data")
     if "queries" in about:
         print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
-    shield = about["fit"].get("goal") == "shield"
     if not in_band and shield:
         print(
             "  note: no round kept the accuracy floor; raise --max-accuracy-drop or lower --start"
         )
     elif not in_band:
         low, _ = about["fit"]["cmi_gain"]
-        before = about.get("fit_before", about["before"])
-        after = about.get("fit_after", about["after"])
-        is_below = after["cmi"] < before["cmi"] + low
+        is_below = about["fit_after"]["cmi"] < about["fit_before"]["cmi"] + low
         cure = "a coarser --start" if is_below else "another --cmi-gain"
         print(
             "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "

@@ -38,8 +38,9 @@ from djip_ext.utils.networks import autocast
 if TYPE_CHECKING:
     from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 
-STEPS = 2  # training steps that are timed, after one that is not
-REPEATS = 3  # of them, the quickest counts: what else a machine does only ever adds
+STEPS = 2  # training steps that are timed
+# how often; the quickest counts: a first call and what else a machine does only ever add
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,8 @@ def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> 
     """
     cfg = cfg.clone()
     cfg.merge_from_list(["BENCH.STUDENT_CHECKPOINT", "", "BENCH.EVAL_EVERY", 10**9])
-    # two epochs are timed, and the last one of a run would be evaluated
-    cfg.merge_from_list(["SOLVER.EPOCHS", cfg.SOLVER.EPOCHS + 2, "SOLVER.LR", 0.0])
+    # the last epoch of a run would be evaluated
+    cfg.merge_from_list(["SOLVER.EPOCHS", cfg.SOLVER.EPOCHS + 1, "SOLVER.LR", 0.0])
     cfg.merge_from_list(["FT.PRETRAIN.EPOCHS", 1, "FT.PRETRAIN.LR", 0.0])
     loader = make_loader(train, cfg.SOLVER.BATCH_SIZE, cfg.BENCH.DEVICE, augment=True)
     teacher = lensed_teacher(cfg, train) if needs_teacher(cfg.DISTILLER.TYPE) else None
@@ -227,22 +228,19 @@ def time_training(cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> 
     if teacher is not None and cfg.BENCH.ADVERSARIAL:
         distiller = adversarial_losses[cfg.BENCH.ADVERSARIAL](distiller, teacher, cfg)
         distiller.to(cfg.BENCH.DEVICE)
-    warm = _Few(loader, 1)
     few = _Few(loader, STEPS)
     pretraining = 0.0
     if hasattr(distiller, "pretrain"):
         pretrain: Callable[[Any], Any] = distiller.pretrain  # type: ignore[assignment]
         pretraining = _quickest(lambda: pretrain(few)) / few.num_images
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_dict[cfg.SOLVER.TRAINER](Path(folder), distiller, warm, warm, cfg)  # type: ignore[arg-type]
-        trainer.train_epoch(1)
-        trainer.train_loader = few  # type: ignore[assignment]
-        training = _quickest(lambda: trainer.train_epoch(2)) / few.num_images
+        trainer = trainer_dict[cfg.SOLVER.TRAINER](Path(folder), distiller, few, few, cfg)  # type: ignore[arg-type]
+        training = _quickest(lambda: trainer.train_epoch(1)) / few.num_images
     tests = _Few(make_loader(test, cfg.DATASET.TEST.BATCH_SIZE, cfg.BENCH.DEVICE), STEPS)
     testing = _quickest(lambda: evaluate(distiller.student, tests, cfg.BENCH.PRECISION))  # type: ignore[arg-type]
     passes = 0.0
     if isinstance(distiller, Adversarial):
-        passes = int(distiller.teacher_passes) / (warm.num_images + REPEATS * few.num_images)
+        passes = int(distiller.teacher_passes) / (REPEATS * few.num_images)
     return Times(training, pretraining, testing / tests.num_images, passes)
 
 
@@ -293,7 +291,6 @@ def time_teacher(cfg: CfgNode, data: LabelledImages) -> float:
             with autocast(image.device, cfg.BENCH.PRECISION):
                 teacher(image)
 
-    ask()  # the first call takes longer
     return _quickest(ask) / few.num_images
 
 
