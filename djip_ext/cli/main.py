@@ -34,6 +34,12 @@ MODULES = {name: name for name in COMMANDS} | {
     "inspect": "inspect_lens",
 }
 
+# what a user can do about an error of the operating system, by its number
+CURES = {
+    errno.ENOSPC: "free some, then go on with --resume: what was finished is safe",
+    errno.ENOTDIR: "a file stands where a folder should be, choose another place",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; an error that the user can fix is one line on stderr and exit status 2."""
@@ -43,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if isinstance(error, Busy) else 2)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in CURES:
             raise
+        where = f": {error.filename}" if error.filename else ""
         print(
-            "error: No space left on device; free some, then go on with --resume: "
-            "what was finished is safe",
+            f"error: {os.strerror(error.errno)}{where}; {CURES[error.errno]}",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -87,6 +87,12 @@ def test_the_demo_leaves_what_it_did_not_make_alone(capsys: pytest.CaptureFixtur
     assert Path("mine/thesis.tex").read_text() == "years of work"
 
 
+def test_a_file_where_a_folder_should_be_is_named(capsys: pytest.CaptureFixture) -> None:
+    Path("mine").write_text("years of work")
+    assert "Not a directory: mine; a file stands" in refused(capsys, "demo", "--out", "mine")
+    assert Path("mine").read_text() == "years of work"
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_fit_says_what_the_distiller_will_read(
     teacher: str, temperature: float, capsys: pytest.CaptureFixture
