@@ -44,9 +44,11 @@ def ours(
     precision: str = "float32",
     views: int = 0,
     compiled: bool = False,
+    captured: bool = False,
 ) -> Step:
     """One training step of this benchmark; with ``views``, the teacher's answers are kept ones."""
-    cfg = load_cfg(None, ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision])
+    options = ["SOLVER.BATCH_SIZE", str(batch), "BENCH.PRECISION", precision]
+    cfg = load_cfg(None, [*options, "BENCH.CUDA_GRAPH", str(captured)])
     device = resolve_device("auto")
     distiller = distiller_dict["KD"](build_model(student, 100), build_model(teacher, 100), cfg)
     distiller.to(device, memory_format=torch.channels_last)
@@ -60,7 +62,7 @@ def ours(
     trainer = BaseTrainer(Path("."), distiller, loader, loader, cfg)
     distiller.train()
     batches = _forever(loader)
-    return lambda: trainer.train_step(next(batches), 0)
+    return lambda: trainer.step(next(batches), 0)
 
 
 def mdistillers(checkout: str, teacher: str, student: str, data: ImageSet, batch: int) -> Step:
@@ -158,6 +160,12 @@ def loops_of(pair: str, data: ImageSet, args: argparse.Namespace) -> dict[str, S
             loops[f"this loop, {precision}, compiled"] = ours(
                 teacher, student, data, batch, precision, compiled=True
             )
+    if torch.cuda.is_available():
+        graph = {"precision": "bfloat16", "captured": True}
+        loops["this loop, bfloat16, CUDA graph"] = ours(teacher, student, data, batch, **graph)
+        loops["this loop, bfloat16, CUDA graph, VIEWS"] = ours(
+            teacher, student, data, batch, views=4, **graph
+        )
     return loops
 
 

@@ -130,7 +130,7 @@ def test_the_teacher_sees_each_view_as_it_is_coded(tmp_path: Path) -> None:
     seen = torch.cat(network.seen).view(2, 40, 3, 32, 32)
     errors = []
     for view in range(2):
-        images = torch.cat(list(loader.view_batches(view)))
+        images = torch.cat(list(loader.view_batches(view, loader.batch_size)))
         for number in range(40):
             quality = int(teacher.choice[view, number])
             shown = seen[view, number]
@@ -199,7 +199,7 @@ def test_a_lens_comes_after_the_coding(tmp_path: Path) -> None:
     behind = DJIPTeacher(network, lens, data.mean, data.std)
     teacher = coded_teacher(behind, loader, tmp_path / "a", "float32")
     teacher.select(torch.arange(4), 0)
-    image = next(iter(loader.view_batches(0)))[:4]
+    image = next(iter(loader.view_batches(0, loader.batch_size)))[:4]
     network.seen.clear()
     with torch.no_grad():
         teacher(image)

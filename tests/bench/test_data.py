@@ -107,7 +107,7 @@ def test_views_are_shared_by_seeds_and_repeat() -> None:
     assert torch.equal(epoch(1, 0), epoch(7, 2))
     assert not torch.equal(epoch(1, 0), epoch(1, 1))
     loader = DeviceLoader(images(), 5, augment=True, views=2)
-    assert torch.equal(torch.cat(list(loader.view_batches(3))), epoch(1, 1))
+    assert torch.equal(torch.cat(list(loader.view_batches(3, 7))), epoch(1, 1))
 
 
 def test_missing_data_are_named_with_the_cure(tmp_path: Path) -> None:

@@ -110,11 +110,11 @@ class DeviceLoader:
         generator = torch.Generator().manual_seed(epoch % self.views)
         return draw(self.num_images, 2 * self.padding + 1, generator)
 
-    def view_batches(self, epoch: int) -> Iterator[Tensor]:
+    def view_batches(self, epoch: int, batch_size: int) -> Iterator[Tensor]:
         """The normalised images of that epoch's view in their stored order; needs ``views``."""
         view = self.view(epoch)
         assert view is not None
-        for index in torch.split(torch.arange(self.num_images), self.batch_size):
+        for index in torch.split(torch.arange(self.num_images), batch_size):
             top, left, mirrored = (choice[index] for choice in view)
             images = self._augmented(index.to(self.device), top, left, mirrored)
             yield self.normalise(images)

@@ -186,7 +186,7 @@ def _choose_view(teacher: nn.Module, loader: DeviceLoader, view: int, precision:
     tables = standard_tables().to(loader.device)
     chosen = []
     parts = torch.split(loader.data.labels, loader.batch_size)
-    for image, label in zip(loader.view_batches(view), parts, strict=True):
+    for image, label in zip(loader.view_batches(view, loader.batch_size), parts, strict=True):
         pixels = normalisation.to_pixels(image)
         rows = []
         for number in range(CANDIDATES):

@@ -19,6 +19,7 @@ from djip_ext.bench.device import resolve_device
 from djip_ext.bench.distillers import Training, attacks, distiller_dict
 from djip_ext.bench.distillers.rivals import adversarial_losses
 from djip_ext.bench.engine.answers import BlackBox
+from djip_ext.bench.engine.captured_step import can_capture
 from djip_ext.bench.engine.checkpoints import load_weights, read_weights
 from djip_ext.bench.engine.coded_teacher import choice_record, coded_teacher
 from djip_ext.bench.engine.networks import (
@@ -156,6 +157,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
 def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     cfg = cfg.clone()
     cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
+    cfg.BENCH.CUDA_GRAPH = can_capture(cfg)
     if cfg.LOG.WANDB:
         say(
             "note: LOG.WANDB is True, but the embedded benchmark writes TensorBoard files and a "

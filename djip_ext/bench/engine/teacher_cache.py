@@ -24,6 +24,8 @@ from djip_ext.utils.distributed import say
 from djip_ext.utils.files import atomic_write
 from djip_ext.utils.networks import autocast
 
+ON_A_GPU = 500  # images that are asked at once there: a student's batch would leave it idle
+
 
 class CachedTeacher(nn.Module):
     """Answers with what was kept for the images that :meth:`select` announced.
@@ -114,9 +116,12 @@ def _ask(teacher: nn.Module, loader: DeviceLoader, precision: str) -> dict[str, 
         f"asking the teacher for {loader.views} views of {loader.num_images} images, "
         f"{loader.views * loader.num_images} queries; the answers are kept"
     )
+    size = loader.batch_size
+    if loader.device.type == "cuda":
+        size = max(size, ON_A_GPU)
     for view in tqdm(range(loader.views), desc="asking the teacher", unit="view", leave=False):
-        stored = torch.split(torch.arange(loader.num_images), loader.batch_size)
-        for index, image in zip(stored, loader.view_batches(view), strict=True):
+        stored = torch.split(torch.arange(loader.num_images), size)
+        for index, image in zip(stored, loader.view_batches(view, size), strict=True):
             if isinstance(teacher, CodedTeacher):
                 teacher.select(index, view)
             with autocast(loader.device, precision):

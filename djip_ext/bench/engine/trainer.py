@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.protocols import Loader
 from djip_ext.bench.distillers import Training
+from djip_ext.bench.engine.captured_step import CapturedStep, Step
 from djip_ext.bench.engine.cfg import differing_settings
 from djip_ext.bench.engine.solver import learning_rate, make_optimizer
 from djip_ext.bench.engine.teacher_cache import CachedTeacher
@@ -88,6 +89,9 @@ class BaseTrainer:
         learning_rate(cfg, 1)  # says now what is wrong with the schedule
         self.history: list[dict[str, float]] = []
         self.pretraining: dict[str, Any] | None = None  # where a method's pretraining (FT) stands
+        self.step: Step = self.train_step
+        if cfg.BENCH.CUDA_GRAPH:
+            self.step = CapturedStep(self.train_step, self.distiller, cfg.SOLVER.BATCH_SIZE)
 
     def train(self, resume: bool = False) -> dict[str, Any]:
         """Run the epochs that are left and return the result that ``result.json`` holds."""
@@ -169,7 +173,7 @@ class BaseTrainer:
             mininterval=1.0,
         )
         for batch in batches:
-            logits, loss = self.train_step(batch, epoch)
+            logits, loss = self.step(batch, epoch)
             loss_sum += loss.detach() * len(logits)
             hits += (logits.detach().argmax(1) == batch[1]).sum()
         count = self.train_loader.num_images
