@@ -90,7 +90,7 @@ class BaseTrainer:
         self.history: list[dict[str, float]] = []
         self.pretraining: dict[str, Any] | None = None  # where a method's pretraining (FT) stands
         self.step: Step = self.train_step
-        if cfg.BENCH.CUDA_GRAPH:
+        if cfg.BENCH.CUDA_GRAPH and train_loader.device.type == "cuda":
             self.step = CapturedStep(self.train_step, self.distiller, cfg.SOLVER.BATCH_SIZE)
 
     def train(self, resume: bool = False) -> dict[str, Any]:
