@@ -58,7 +58,6 @@ class CapturedStep:
         self.taken = 0
         self.epoch = 0
         self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.memory = torch.cuda.graph_pool_handle()
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
         self.outputs: tuple[Tensor, Tensor] | None = None
@@ -90,13 +89,13 @@ class CapturedStep:
         return logits.detach(), loss.detach()
 
     def _record(self, batch: tuple[Tensor, ...], epoch: int) -> None:
-        self.graph = self.outputs = None  # their memory serves the new recording
+        self.graph = self.outputs = None  # gives their memory back
         if not self.inputs:
             self.inputs = tuple(torch.empty_like(values) for values in batch)
         graph = torch.cuda.CUDAGraph()
         places = self._places()
         try:
-            with torch.cuda.graph(graph, pool=self.memory, stream=self.stream):
+            with torch.cuda.graph(graph, stream=self.stream):
                 logits, loss = self.step(self.inputs, epoch)
         except RuntimeError as error:
             raise DJIPError(
