@@ -1,6 +1,9 @@
 """The commands as a user types them: the whole story in small, and mistakes as one line."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,17 @@ def test_the_demo_tells_the_whole_story(capsys: pytest.CaptureFixture) -> None:
         "fit.png",
         "simplex.png",
     }
+
+
+def test_a_reader_who_has_enough_gets_no_traceback() -> None:
+    lines = "print('x' * 10000) for _ in range(100)"
+    code = f"from djip_ext.cli import main as m; m.run_command = lambda _: [{lines}]; m.main([])"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait() == 128 + signal.SIGPIPE and process.stderr.read() == b""
 
 
 def test_the_demo_leaves_what_it_did_not_make_alone(capsys: pytest.CaptureFixture) -> None:

@@ -52,7 +52,12 @@ def itrd_mutual_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
     f_t = F.normalize(f_t)
     g_s = f_s @ f_s.T
     g_st = g_s * (f_t @ f_t.T)
-    return (g_s / g_s.trace()).pow(2).sum() - (g_st / g_st.trace()).pow(2).sum()
+    return _of_unit_trace(g_s).pow(2).sum() - _of_unit_trace(g_st).pow(2).sum()
+
+
+def _of_unit_trace(gram: Tensor) -> Tensor:
+    # the backward pass of Tensor.trace waits for the GPU
+    return gram / gram.diagonal().sum()
 
 
 class ITRD(Distiller):

@@ -5,6 +5,7 @@ Python takes longer to start one than the GPU to run it.  A graph starts them al
 """
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +99,9 @@ class CapturedStep:
             with torch.cuda.graph(graph, stream=self.stream):
                 logits, loss = self.step(self.inputs, epoch)
         except RuntimeError as error:
+            cause = error.__context__ or error  # ending a recording that broke raises once more
             raise DJIPError(
-                f"this step cannot be recorded as a CUDA graph ({first_line(error)}); set "
+                f"this step cannot be recorded as a CUDA graph ({first_line(cause)}); set "
                 "BENCH.CUDA_GRAPH False"
             ) from error
         if self._places() != places:  # replayed, it would read the old tensor for ever
@@ -112,4 +114,5 @@ class CapturedStep:
 
     def _places(self) -> dict[str, int]:
         """Where in memory each parameter and buffer lies."""
-        return {name: kept.data_ptr() for name, kept in self.trained.state_dict().items()}
+        kept = chain(self.trained.named_parameters(), self.trained.named_buffers())
+        return {name: values.data_ptr() for name, values in kept}
