@@ -131,7 +131,8 @@ def cmi_change_figure(changes: Mapping[str, tuple[float, float]]) -> Figure:
 def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
     """The students' paired gain against the teacher's gain in CMI.
 
-    A mark per pair and arm, a stroke for each of its distillers.
+    A mark per pair and arm, a stroke for each of its distillers.  An arm that lacks some distiller
+    of its pair is named with those it has.
     """
     arms = list(dict.fromkeys(gain.arm for gain in gains))
     several_pairs = len({gain.pair for gain in gains}) > 1
@@ -147,7 +148,8 @@ def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
         _draw_gain(axes, gain, arms.index(gain.arm), several_pairs)
     for i, arm in enumerate(arms):
         colour, marker = _arm_style(i)
-        axes.plot([], [], color=colour, marker=marker, linestyle="none", label=arm)
+        label = _gain_label(arm, gains)
+        axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
     margin = 0.08 * (high - low)
     axes.set_xlim(low - margin, high + margin)
     marks = "marks: mean of the distillers, strokes: each of them; " if several_distillers else ""
@@ -159,6 +161,14 @@ def gain_figure(gains: Sequence[Gain], baseline: str) -> Figure:
     axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
     figure.legend(loc="outside lower center", ncols=min(4, len(arms)))
     return figure
+
+
+def _gain_label(arm: str, gains: Sequence[Gain]) -> str:
+    """The name of ``arm``, with its distillers where others of the same pair have more."""
+    for own in (gain for gain in gains if gain.arm == arm):
+        if any(not gain.each.keys() <= own.each.keys() for gain in gains if gain.pair == own.pair):
+            return f"{arm} ({', '.join(own.each)})"
+    return arm
 
 
 def _draw_gain(axes: Axes, gain: Gain, index: int, named: bool) -> None:

@@ -308,7 +308,10 @@ def test_gains_stand_at_the_cmi_that_the_teacher_gained_and_are_drawn_only_for_t
         {"KD": pytest.approx(0.0)},
     )
     assert both["lens"].each.keys() == {"KD", "AT"} and both["lens"].mean.n == 2
-    axes = gain_figure(list(both.values()), "plain").axes[0]
+    figure = gain_figure(list(both.values()), "plain")
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {"lens", "jpeg (KD)"}  # where the lens has AT as well
+    axes = figure.axes[0]
     means = [float(container.lines[0].get_xdata()[0]) for container in axes.containers]
     each = [
         float(x)
