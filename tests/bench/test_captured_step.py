@@ -73,11 +73,15 @@ def test_a_recorded_step_trains_as_a_plain_one(
 
     plain, recorded = student("plain"), student("recorded", "BENCH.CUDA_GRAPH", True)
     assert recordings == [1, 2, 3, 4]
-    early = student("early", "SOLVER.EPOCHS", 1)
-    tolerance = {"rtol": 2e-2, "atol": 2e-3}
+    again, early = student("again"), student("early", "SOLVER.EPOCHS", 1)
+    learned = []
     for name, weight in plain.items():
-        torch.testing.assert_close(recorded[name], weight, msg=name, **tolerance)
-    assert not all(torch.allclose(early[name], plain[name], **tolerance) for name in plain)
+        # a GPU adds in no fixed order, and some methods make much of that
+        noise = (again[name] - weight).abs().max()
+        tolerance = 2e-3 + 2e-2 * weight.abs().max() + 4 * noise
+        assert (recorded[name] - weight).abs().max() <= tolerance, name
+        learned.append((early[name] - weight).abs().max() > tolerance)
+    assert any(learned)  # a student that stood still would be within every tolerance
 
 
 @on_a_gpu
