@@ -1,6 +1,7 @@
 """What a teacher says at the distiller's temperature, arm by arm, as CSV and Markdown.
 
     python results/cifar100/regime.py TABLE.yaml [--out FILE.csv] [--teacher FILE]
+                                                 [--temperatures T ...]
 
 from the root of the checkout, with CIFAR-100 in ./data.  On the students' training images and on
 test images, without augmentation.  The arms are those of the table; with --teacher, other weights
@@ -11,6 +12,7 @@ and as a number; accuracy in %.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -60,7 +62,9 @@ def described(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, f
     }
 
 
-def rows_of(arm: str, step: Step, checkpoint: str | None) -> list[dict[str, str | int | float]]:
+def rows_of(
+    arm: str, step: Step, checkpoint: str | None, temperatures: Sequence[float]
+) -> list[dict[str, str | int | float]]:
     """The rows of one arm: training and test images, each at every temperature."""
     cfg = step.settings()
     cfg.BENCH.TEACHER_CHECKPOINT = checkpoint or cfg.BENCH.TEACHER_CHECKPOINT
@@ -70,9 +74,9 @@ def rows_of(arm: str, step: Step, checkpoint: str | None) -> list[dict[str, str 
     rows = []
     for images, data in (("training", train), ("test", test)):
         logits, labels = answers(teacher, data, cfg.BENCH.PRECISION)
-        for temperature in TEMPERATURES:
+        for temperature in temperatures:
             found = described(logits, labels, temperature)
-            row = {"arm": arm, "images": images, "n": len(labels), "T": temperature}
+            row = {"arm": arm, "images": images, "n": len(labels), "T": f"{temperature:g}"}
             rows.append(row | {key: round(value, 5) for key, value in found.items()})
     return rows
 
@@ -82,6 +86,9 @@ def main() -> None:
     parser.add_argument("table", help="a table of results")
     parser.add_argument("--out", help="CSV file to write")
     parser.add_argument("--teacher", help="other weights of the table's teacher")
+    parser.add_argument(
+        "--temperatures", nargs="+", type=float, default=TEMPERATURES, help="that divide the logits"
+    )
     args = parser.parse_args()
     table = load_table(args.table)
     steps: dict[str, Step] = {}
@@ -93,7 +100,7 @@ def main() -> None:
         if step.lacks_its_lens():
             print(f"# {arm}: {step.lens} is still to be fitted", file=sys.stderr)
         elif not (args.teacher and step.lens_file):
-            rows += rows_of(arm, step, args.teacher)
+            rows += rows_of(arm, step, args.teacher, args.temperatures)
             print(f"# {arm}", file=sys.stderr, flush=True)
     if args.out:
         write_csv(args.out, rows)
