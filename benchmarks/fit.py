@@ -70,7 +70,8 @@ def run_fit(job: str, record: Path, args: argparse.Namespace) -> None:
     # Right before its fit, since the load of the machine changes
     seconds, images_of_epoch = teacher_epoch(args.cfg, args.options)
     flags = ["--cfg", args.cfg] if args.cfg else []
-    flags += ["--images", images, "--rounds", rounds, *shlex.split(args.flags)]
+    flags += ["--images", images, "--rounds", rounds, "--batch-size", "64"]
+    flags += shlex.split(args.flags)
     lens = record.with_suffix(".safetensors")
     run_command(["fit", "--out", str(lens), *flags, *args.options])
     content = json.loads(record.read_text())

@@ -36,6 +36,7 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.class_simplex import most_raised_class
 from djip_ext.metrics.measurement import Measurement, measure
+from djip_ext.metrics.softening import measure_softening
 from djip_ext.utils.distributed import by_first, joined, processes, rank, say, shard
 from djip_ext.utils.files import claimed, write_json
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     Transform = Callable[[Tensor], Tensor]
 
 
+BATCH, STEPS, SMALLEST_BATCH = 64, 40, 8  # images of a step of the fit, steps of a round
 NO_GAIN_FROM = 4.0  # the distiller's T from which no lens has helped a student (results/README.md)
 HOST_BENCH = ("BENCH.DEVICE", "BENCH.PRECISION")
 MEASURING_BATCH = 250
@@ -104,9 +106,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         type=int,
-        default=64,
         metavar="N",
-        help="images in a step of the fit (default: %(default)s)",
+        help=f"images in a step of the fit (default: {BATCH}, or fewer where that would make less "
+        f"than {STEPS} steps a round)",
     )
     add_fit_arguments(parser)
     parser.add_argument(
@@ -176,7 +178,8 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     part = images_of_the_fit(task.train, images_asked_for(args.images, task.train), settings.seed)
     fitting = Fitting(task, part, settings, device, args.black_box, args.queries)
 
-    loader = make_loader(part, args.batch_size, device, shuffle=True, seed=settings.seed)
+    batch = batch_size(args, len(part.labels))
+    loader = make_loader(part, batch, device, shuffle=True, seed=settings.seed)
     start = starting_lens(args, task.teacher, loader, part)
     loader.shard = shard()
     result = fitting.fit(start, loader, out, first)
@@ -199,12 +202,25 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     if temperature is not None and not args.black_box:
         result.lens.metadata["at_distiller"] = {
             "distiller": cfg.DISTILLER.TYPE,
-            **fitting.cmi_at(temperature, result),
+            **fitting.at_distiller(temperature, result),
         }
     if first:
         lens = fitting.write(result, measured, out, run_record(cfg))
         out.with_suffix(".fit.pth").unlink(missing_ok=True)
         report(out, lens, result.in_band)
+
+
+def batch_size(args: argparse.Namespace, images: int) -> int:
+    """How many of the ``images`` of the fit make a step.
+
+    Ten rounds of ten steps hardly move a very sure teacher; four times as many steps on a quarter
+    of the images cost the same passes (docs/defaults.md).
+    """
+    if args.batch_size is not None:
+        return int(args.batch_size)
+    if args.black_box or images > BATCH * (STEPS - 1):
+        return BATCH
+    return max(SMALLEST_BATCH, -(-images // STEPS))
 
 
 def configuration(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
@@ -346,34 +362,33 @@ class Fitting:
             seen, before, after, self.measure_on(test, None), self.measure_on(test, lens)
         )
 
-    def cmi_at(self, temperature: float, result: FitResult) -> dict[str, float]:
-        """CMI on the images of the fit at another ``temperature``: the one a distiller reads at."""
-        if temperature == self.settings.temperature:
-            plain, lensed = result.before.cmi.total, result.after.cmi.total
-        else:
-            plain, lensed = (
-                self.measure_on(self.part, transform, temperature).cmi.total
-                for transform in (None, self.transform(result.lens))
-            )
-        return {"temperature": temperature, "before": plain, "after": lensed}
+    def at_distiller(self, temperature: float, result: FitResult) -> dict[str, float | None]:
+        """CMI and entropy, before and after, on the images of the fit at the distiller's T."""
+        found = measure_softening(
+            self.task.teacher,
+            make_loader(self.part, MEASURING_BATCH, self.device, shard=shard()),
+            self.part.num_classes,
+            self.transform(result.lens),
+            temperature,
+            self.settings.precision,
+        )
+        values: dict[str, float | None] = {"temperature": temperature}
+        values["before"], values["after"] = found.cmi
+        values["entropy_before"], values["entropy_after"] = found.entropy
+        return values | {"equal_temperature": found.factor}
 
     def measure_on(
         self,
         data: LabelledImages,
         transform: Transform | None,
-        temperature: float | None = None,
     ) -> Measurement:
-        """CMI, cross entropy and accuracy on ``data``, each process on its share.
-
-        Args:
-            temperature: of the CMI; None: that of the fit.
-        """
+        """CMI, cross entropy and accuracy on ``data``, each process on its share."""
         return measure(
             self.task.teacher,
             make_loader(data, MEASURING_BATCH, self.device, shard=shard()),
             data.num_classes,
             transform,
-            self.settings.temperature if temperature is None else temperature,
+            self.settings.temperature,
             self.settings.precision,
         )
 
@@ -452,16 +467,21 @@ def starting_lens(
     return JPEGLens(q, hard=args.hard, **codec)
 
 
-def _expected(temperature: float) -> str:
-    """What a lens did for students whose distiller reads the teacher at that T (results/)."""
+def _expected(temperature: float, equal: float | None) -> str:
+    """What a lens did for students whose distiller reads the teacher at that T (results/).
+
+    Args:
+        equal: the factor of :class:`~djip_ext.metrics.softening.Softening`.
+    """
     if temperature >= NO_GAIN_FROM:
         return (
             f"expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student so far, "
             "nor has JPEG or softer answers (results/README.md)"
         )
+    same = "" if equal is None else f" (here temperature:{equal:.3g})"
     return (
-        "with KD at T = 1 plain JPEG helped as much as a lens, and temperature:2, the plain "
-        "teacher's logits halved, more (results/README.md)"
+        "with KD at T = 1 students gained as much from the plain teacher's logits divided so that "
+        f"they have this entropy{same}, and more from temperature:2 (results/README.md)"
     )
 
 
@@ -485,10 +505,12 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
     if (read := about.get("at_distiller")) is not None:
         print(
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
-            f"{read['before']:.4f} -> {read['after']:.4f} nats (images of the fit)"
+            f"{read['before']:.4f} -> {read['after']:.4f} nats, entropy "
+            f"{read['entropy_before']:.4f} -> {read['entropy_after']:.4f} (images of the fit)"
         )
         if not shield:
-            print(f"  note: {_expected(read['temperature'])}; djip tune tries them on your data")
+            expected = _expected(read["temperature"], read["equal_temperature"])
+            print(f"  note: {expected}; djip tune tries them on your data")
     if "queries" in about:
         print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
     if not in_band and shield:

@@ -139,7 +139,7 @@ class Estimate:
         count = min(images or len(train.labels), len(train.labels))
         # At the end, without and with the lens
         measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))
-        if distiller_temperature(cfg) not in (None, 1.0):  # once more at the distiller's
+        if distiller_temperature(cfg) is not None:  # once more at the distiller's
             measured += 2 * count
         passes = fit_passes(count, rounds) + measured
         per_pass = self._once(

@@ -148,6 +148,18 @@ class ClassStatistics:
         total = (per_class * counts / samples).sum().item()
         return CMI(total, per_class, gamma, centres, counts.long())
 
+    def entropy(self) -> float:
+        """Mean entropy of the predictions so far, E[-sum_i f_X[i] ln f_X[i]], in nats.
+
+        Raises:
+            DJIPError: as :meth:`result`.
+        """
+        self._check()
+        samples = self.counts.sum().item()
+        if samples == 0:
+            raise DJIPError("the entropy of no samples; is the loader empty?")
+        return -self.sum_f_ln_f.sum().item() / samples
+
 
 def conditional_mutual_information(
     logits: Tensor, labels: Tensor, num_classes: int, temperature: float = 1.0

@@ -22,7 +22,7 @@ from djip_ext.experiments.statistics import summarise  # noqa: E402
 
 FOLDER = Path("results/cifar100/tables/frontier")
 COMMON = (
-    "--cfg configs/cifar100/fewshot/kd_wrn_16_2_resnet8.yaml --images 1500 "
+    "--cfg configs/cifar100/fewshot/kd_wrn_16_2_resnet8.yaml --images 1500 --batch-size 64 "
     "DISTILLER.TEACHER wrn_16_2 BENCH.PRECISION bfloat16 BENCH.FRACTION 0.05 "
     "BENCH.TEACHER_CHECKPOINT results/cifar100/teacher/wrn_16_2.safetensors"
 )

@@ -1,0 +1,66 @@
+"""How soft answers are, and the temperature of equal entropy."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from djip_ext.errors import DJIPError
+from djip_ext.metrics.cmi import ClassStatistics, conditional_mutual_information
+from djip_ext.metrics.softening import measure_softening
+
+
+def network() -> nn.Module:
+    """Without a bias: what divides the images divides the logits."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False))
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    images = 4 * torch.randn(40, 3, 2, 2)
+    labels = torch.arange(40) % 5
+    return [(images[:7], labels[:7]), (images[7:], labels[7:])]
+
+
+def slow_entropy(logits: Tensor, temperature: float) -> float:
+    """One number after the other."""
+    total = 0.0
+    for row in (logits.double() / temperature).tolist():
+        weights = [math.exp(z) for z in row]
+        p = [weight / sum(weights) for weight in weights]
+        total -= sum(value * math.log(value) for value in p)
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_both_sides_are_those_of_the_whole_set_at_that_temperature(temperature: float) -> None:
+    teacher = network()
+    found = measure_softening(teacher, batches(), 5, lambda image: image.square(), temperature)
+    images = torch.cat([image for image, _ in batches()])
+    labels = torch.cat([label for _, label in batches()])
+    for i, seen in enumerate((images, images.square())):
+        logits = teacher(seen).detach()
+        whole = conditional_mutual_information(logits, labels, 5, temperature)
+        assert found.cmi[i] == pytest.approx(whole.total, rel=1e-6)
+        assert found.entropy[i] == pytest.approx(slow_entropy(logits, temperature), rel=1e-6)
+
+
+@pytest.mark.parametrize("divided", [0.6, 1.0, 1.3, 5.0])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_lens_that_divides_the_logits_equals_that_temperature(
+    divided: float, temperature: float
+) -> None:
+    found = measure_softening(network(), batches(), 5, lambda image: image / divided, temperature)
+    assert found.factor == pytest.approx(divided, rel=0.01)
+
+
+@pytest.mark.parametrize("divided", [0.1, 100.0])
+def test_beyond_the_factors_that_are_tried_there_is_none(divided: float) -> None:
+    assert measure_softening(network(), batches(), 5, lambda x: x / divided).factor is None
+
+
+def test_no_samples_have_no_entropy() -> None:
+    with pytest.raises(DJIPError, match="of no samples"):
+        ClassStatistics(3).entropy()
