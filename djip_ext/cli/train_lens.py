@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 BATCH, STEPS, SMALLEST_BATCH = 64, 40, 8  # images of a step of the fit, steps of a round
-NO_GAIN_FROM = 4.0  # the distiller's T from which no lens has helped a student (results/README.md)
+NO_GAIN_FROM = 2.0  # the distiller's T from which no lens has helped a student (results/README.md)
 HOST_BENCH = ("BENCH.DEVICE", "BENCH.PRECISION")
 MEASURING_BATCH = 250
 

@@ -59,6 +59,7 @@ from djip_ext.experiments.tuning_steps import TuningSteps, check_options, with_n
 from djip_ext.utils.files import atomic_write, write_json
 
 PLAIN = "plain"
+SEEDS, MOST_SEEDS = 6, 12  # planned when none are named
 SOFT = 4.0  # T at which the plain teacher is tried, too (results/README.md, "When a lens helps")
 
 
@@ -108,10 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds",
         type=int,
-        default=6,
         metavar="N",
-        help="paired students that the budget is planned for (default: %(default)s); what dropped "
-        "candidates leave over buys more",
+        help=f"paired students that the budget is planned for (default: {SEEDS}, and up to "
+        f"{MOST_SEEDS} where full students cost less); dropped candidates leave over more",
     )
     add_scheduler_arguments(parser)
 
@@ -267,7 +267,7 @@ class Tuning:
             "candidates": [str(candidate) for candidate in self.pool],
             "budget": self.args.budget,
             "holdout": self.args.holdout,
-            "seeds": self.args.seeds,
+            "seeds": seeds_asked(self.args),
             "options": list(self.args.options),
         }
         asked = json.loads(json.dumps(asked))
@@ -286,17 +286,24 @@ class Tuning:
         write_json(path, found)
         return found
 
+    def seeds(self, settings: Mapping[str, Any]) -> int:
+        """Paired students of each candidate that are planned; before 2026-11-26 those asked for."""
+        planned: int = settings.get("seeds", seeds_asked(self.args))
+        return planned
+
     def planned(self, settings: Mapping[str, Any]) -> str:
         """The price in words."""
         planned, full = settings["planned"], settings["full"]
         return (
             f"{len(self.pool)} candidates, students of {settings['epochs']} epochs, planned for "
-            f"{self.args.seeds} seeds: {planned:.0f} s of one worker, "
+            f"{self.seeds(settings)} seeds: {planned:.0f} s of one worker, "
             f"{100 * planned / full:.0f} % of one full student ({full:.0f} s)"
         )
 
     def affordable(self) -> dict[str, Any]:
         """The longest students that the budget allows for all candidates and planned seeds.
+
+        Where these are full students and no seeds are named, as many seeds as it allows.
 
         Raises:
             DJIPError: it allows none; the message names budgets that do.
@@ -308,7 +315,7 @@ class Tuning:
         whole = self.steps.students(1)[self.baseline]
         full = start + sum(cost.seconds for cost in estimate(whole))
         most = self.cfg.SOLVER.EPOCHS
-        seeds = self.args.seeds
+        seeds = seeds_asked(self.args)
         prices = {epochs: self.steps.price(estimate, start, seeds, epochs) for epochs in (1, most)}
 
         def price(epochs: int) -> float:
@@ -326,15 +333,26 @@ class Tuning:
                 f"{_above(price(1) / full)} for students of one epoch, "
                 f"{_above(price(tenth) / full)} for a tenth of the full ones', or fewer candidates"
             )
-        planned = price(epochs)
-        parts = str(prices[epochs])
+        found = self.steps.price(estimate, start, seeds, epochs)
+        few = self.args.seeds is None and epochs == most  # longer than full they do not get
+        while few and seeds < MOST_SEEDS:
+            more = self.steps.price(estimate, start, seeds + 1, epochs)
+            if more.total > allowed:
+                break
+            seeds, found = seeds + 1, more
         return {
             "epochs": epochs,
+            "seeds": seeds,
             "full": full,
-            "planned": planned,
+            "planned": found.total,
             "allowed": allowed,
-            "parts": parts,
+            "parts": str(found),
         }
+
+
+def seeds_asked(args: argparse.Namespace) -> int:
+    """``--seeds``, or how many there are without it."""
+    return SEEDS if args.seeds is None else int(args.seeds)
 
 
 def _check_numbers(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -344,9 +362,10 @@ def _check_numbers(args: argparse.Namespace, cfg: CfgNode) -> None:
             "djip tune chooses what goes before a teacher, but DISTILLER.TYPE is "
             f"{cfg.DISTILLER.TYPE}; name a distiller, or a file that does with --cfg"
         )
-    if not args.budget > 0 or args.seeds < DECISIVE_PAIRS or not 0 < args.holdout < 1:
+    seeds = seeds_asked(args)
+    if not args.budget > 0 or seeds < DECISIVE_PAIRS or not 0 < args.holdout < 1:
         raise DJIPError(
-            f"--budget {args.budget} must be positive, --seeds {args.seeds} at least "
+            f"--budget {args.budget} must be positive, --seeds {seeds} at least "
             f"{DECISIVE_PAIRS} and --holdout {args.holdout} within (0, 1)"
         )
     checkpoint = cfg.BENCH.TEACHER_CHECKPOINT
@@ -385,7 +404,7 @@ def compete(
     """
     scores: dict[Candidate, dict[int, float]] = {candidate: {} for candidate in tuning.pool}
     left = list(tuning.pool)
-    planned_students = len(tuning.pool) * tuning.args.seeds
+    planned_students = len(tuning.pool) * tuning.seeds(settings)
     trained = seed = 0
     while trained + len(left) <= planned_students and not (
         seed >= DECISIVE_PAIRS and decided(scores, tuning.baseline)

@@ -101,6 +101,16 @@ def test_the_students_are_the_longest_that_the_budget_allows() -> None:
     assert found["planned"] == 2 * 101 + 24 * 6 <= found["allowed"] < 2 * 101 + 24 * 7
 
 
+@pytest.mark.usefixtures("priced")
+def test_what_full_students_leave_of_the_budget_buys_more_seeds() -> None:
+    found = tuning("--budget", "40").affordable()
+    assert found["epochs"] == 50 and found["seeds"] == 9  # six were asked for
+    assert found["planned"] == 2 * 101 + 4 * 9 * 51 <= found["allowed"] < 2 * 101 + 4 * 10 * 51
+    assert tuning("--budget", "7").affordable()["seeds"] == 6
+    assert tuning("--budget", "40", "--seeds", "3").affordable()["seeds"] == 3
+    assert tuning("--budget", "100000").affordable()["seeds"] == tune.MOST_SEEDS
+
+
 def test_the_command_has_teacher_lens_options_and_temperature_of_the_choice() -> None:
     words = ["--arms", "arms.yaml", "--temperatures", "2", "--data-root", "my data"]
     found = tuning(*words, "BENCH.FRACTION", "0.5")
