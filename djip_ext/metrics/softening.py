@@ -2,7 +2,7 @@ r"""How soft a lens makes a network's predictions, and the temperature that does
 
 A lens that raises CMI also raises the mean entropy of softmax(z / T).  So does dividing the logits
 by a K > 1, which needs no lens; the K of equal entropy is the control that a lens must beat.  With
-KD at T = 1 none has (results/README.md, "What orders the gains at T = 1").
+KD at T = 1 none has (results/README.md, "What orders the gains").
 """
 
 import math

@@ -89,9 +89,9 @@ class BaseTrainer:
         learning_rate(cfg, 1)  # says now what is wrong with the schedule
         self.history: list[dict[str, float]] = []
         self.pretraining: dict[str, Any] | None = None  # where a method's pretraining (FT) stands
-        self.step: Step = self.train_step
+        self.captured: CapturedStep | None = None
         if cfg.BENCH.CUDA_GRAPH and train_loader.device.type == "cuda":
-            self.step = CapturedStep(self.train_step, self.distiller, cfg.SOLVER.BATCH_SIZE)
+            self.captured = CapturedStep(self.train_step, self.distiller, cfg.SOLVER.BATCH_SIZE)
 
     def train(self, resume: bool = False) -> dict[str, Any]:
         """Run the epochs that are left and return the result that ``result.json`` holds."""
@@ -148,6 +148,11 @@ class BaseTrainer:
             self._save_latest()
 
         self.distiller.pretrain(self.train_loader, state, keep)  # type: ignore[operator]
+
+    @property
+    def step(self) -> Step:
+        """:meth:`train_step`, or its recording with ``BENCH.CUDA_GRAPH``."""
+        return self.captured or self.train_step
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """Train for one epoch, counted from 1, and return its row of the log."""
