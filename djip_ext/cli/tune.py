@@ -333,7 +333,8 @@ class Tuning:
                 f"{_above(price(1) / full)} for students of one epoch, "
                 f"{_above(price(tenth) / full)} for a tenth of the full ones', or fewer candidates"
             )
-        found = self.steps.price(estimate, start, seeds, epochs)
+        price(epochs)  # so that it is among the prices
+        found = prices[epochs]
         few = self.args.seeds is None and epochs == most  # longer than full they do not get
         while few and seeds < MOST_SEEDS:
             more = self.steps.price(estimate, start, seeds + 1, epochs)

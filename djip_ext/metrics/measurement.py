@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.inputs.batches import Batches
 from djip_ext.metrics.cmi import CMI, ClassStatistics
+from djip_ext.metrics.predictions import predictions
 from djip_ext.utils.distributed import sum_all
-from djip_ext.utils.networks import autocast, device_of, logits_of
-from djip_ext.utils.precision import in_dtype_of
 
 
 @dataclass(frozen=True)
@@ -72,14 +70,8 @@ def measure(
     # Sums stay on the device and are read once, at the end.
     ce = torch.zeros((), dtype=torch.float64)
     hits = torch.zeros((), dtype=torch.int64)
-    device = device_of(network)  # None, without weights, leaves the images where they are
-    batches = loader if isinstance(loader, Batches) else Batches(loader, num_classes)
-    for image, label, index in batches:
-        image = image.to(device=device)
-        label = label.to(device=device)
-        with autocast(image.device, precision):
-            seen = image if transform is None else transform(image)
-            logits = logits_of(network(in_dtype_of(network, seen))).float()
+    seen = predictions(network, loader, num_classes, (transform,), precision)
+    for (logits,), label, index in seen:
         statistics.update(logits, label)
         label = label.clamp(0, num_classes - 1)  # others end in an error, when they are next read
         ce = ce.to(logits.device) + F.cross_entropy(logits, label, reduction="sum")

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from djip_ext.inputs.batches import Batches
 from djip_ext.metrics.cmi import ClassStatistics
-from djip_ext.utils.networks import autocast, device_of, logits_of
-from djip_ext.utils.precision import in_dtype_of
+from djip_ext.metrics.predictions import predictions
 
 FACTORS = tuple(2 ** (i / 4) for i in range(-8, 17))
 """The K that are tried, 1/4 to 16, four per octave; between them log K is interpolated."""
@@ -62,15 +60,8 @@ def measure_softening(
     """
     plain = {factor: ClassStatistics(num_classes, factor * temperature) for factor in FACTORS}
     lensed = ClassStatistics(num_classes, temperature)
-    device = device_of(network)  # None, without weights, leaves the images where they are
-    batches = loader if isinstance(loader, Batches) else Batches(loader, num_classes)
-    for image, label, _ in batches:
-        image, label = image.to(device=device), label.to(device=device)
-        with autocast(image.device, precision):
-            logits, through = (
-                logits_of(network(in_dtype_of(network, seen))).float()
-                for seen in (image, transform(image))
-            )
+    both = predictions(network, loader, num_classes, (None, transform), precision)
+    for (logits, through), label, _ in both:
         for statistics in plain.values():
             statistics.update(logits, label)
         lensed.update(through, label)

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.inputs.batches import Batches
 from djip_ext.metrics.cmi import ClassStatistics
-from djip_ext.utils.networks import autocast, device_of, logits_of
-from djip_ext.utils.precision import in_dtype_of
+from djip_ext.metrics.predictions import predictions
 
 TEMPERATURES = tuple(2 ** (i / 2) for i in range(-4, 9))
 """Thirteen temperatures from 1/4 to 16, two per octave."""
@@ -90,12 +88,6 @@ def measure_spectrum(
         DJIPError: an empty loader, NaN logits, labels or logits that do not fit ``num_classes``.
     """
     spectrum = Spectrum(num_classes, temperatures)
-    device = device_of(network)  # None, without weights, leaves the images where they are
-    batches = loader if isinstance(loader, Batches) else Batches(loader, num_classes)
-    for image, label, _ in batches:
-        image = image.to(device=device)
-        with autocast(image.device, precision):
-            seen = image if transform is None else transform(image)
-            logits = logits_of(network(in_dtype_of(network, seen))).float()
-        spectrum.update(logits, label.to(device=device))
+    for (logits,), label, _ in predictions(network, loader, num_classes, (transform,), precision):
+        spectrum.update(logits, label)
     return spectrum.result()

@@ -1,7 +1,7 @@
 """A training step as a CUDA graph: small networks train as fast as the GPU, not as fast as Python.
 
-A step of resnet8x4 on 64 images is some four hundred kernels of a few microseconds each, and
-Python takes longer to start one than the GPU to run it.  A graph starts them all at once.
+A step of such a network is many small kernels, and Python takes longer to start one than the GPU
+to run it (docs/performance.md).  A graph starts them all at once.
 """
 
 from collections.abc import Callable
