@@ -5,9 +5,10 @@
 
 from the root of the checkout, with CIFAR-100 in ./data.  On the students' training images and on
 test images, without augmentation.  The arms are those of the table; with --teacher, other weights
-of the same network, those arms alone that have no lens.  For each T: CMI, entropy, cross entropy
-and margin (probability of the label minus the largest other one) of softmax(logits / T), in nats
-and as a number; accuracy in %.
+of the same network, those arms alone that have no lens.  For each T: CMI, entropy, entropy among
+the other classes (without the label's, which DKD splits off), cross entropy and margin (probability
+of the label minus the largest other one) of softmax(logits / T), in nats and as a number; accuracy
+in %.
 """
 
 import argparse
@@ -35,7 +36,13 @@ from djip_ext.utils.files import write_csv  # noqa: E402
 from djip_ext.utils.networks import autocast  # noqa: E402
 
 TEMPERATURES = (1, 2, 4, 8)
-NUMBERS = {"cmi": "CMI", "entropy": "entropy", "ce": "cross entropy", "margin": "margin"}
+NUMBERS = {
+    "cmi": "CMI",
+    "entropy": "entropy",
+    "others": "entropy among the others",
+    "ce": "cross entropy",
+    "margin": "margin",
+}
 
 
 @torch.no_grad()
@@ -52,12 +59,14 @@ def described(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, f
     """The quantities of softmax(logits / temperature)."""
     logs = F.log_softmax(logits / temperature, dim=1)
     own = logs.gather(1, labels[:, None])[:, 0]
-    others = logs.scatter(1, labels[:, None], -torch.inf).amax(1)
+    others = logs.scatter(1, labels[:, None], -torch.inf)
+    among = F.log_softmax(others, dim=1)
     return {
         "cmi": conditional_mutual_information(logits, labels, logits.shape[1], temperature).total,
         "entropy": -(logs.exp() * logs).sum(1).mean().item(),
+        "others": -(among.exp() * among.clamp(min=-1e4)).sum(1).mean().item(),
         "ce": -own.mean().item(),
-        "margin": (own.exp() - others.exp()).mean().item(),
+        "margin": (own.exp() - others.amax(1).exp()).mean().item(),
         "accuracy": 100 * (logits.argmax(1) == labels).float().mean().item(),
     }
 
