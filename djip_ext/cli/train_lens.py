@@ -19,6 +19,8 @@ from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.dataset.protocols import LabelledImages, Loader
 from djip_ext.bench.engine.run import build_teacher, code_version, resolve_device, run_record
 from djip_ext.bench.engine.temperature import distiller_temperature
+from djip_ext.bench.teacherless import needs_teacher
+from djip_ext.cli.expectation import expectation
 from djip_ext.cli.options import (
     add_benchmark_arguments,
     add_fit_arguments,
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
 
 
 BATCH, STEPS, SMALLEST_BATCH = 64, 40, 8  # images of a step of the fit, steps of a round
-NO_GAIN_FROM = 2.0  # the distiller's T from which no lens has helped a student (results/README.md)
 HOST_BENCH = ("BENCH.DEVICE", "BENCH.PRECISION")
 MEASURING_BATCH = 250
 
@@ -198,8 +199,9 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
         "processes": processes(),
         "code": code_version(),
     }
-    temperature = None if args.host else distiller_temperature(cfg)
-    if temperature is not None and not args.black_box:
+    known = needs_teacher(cfg.DISTILLER.TYPE) and not args.host and not args.black_box
+    temperature = distiller_temperature(cfg) if known else None
+    if temperature is not None:
         result.lens.metadata["at_distiller"] = {
             "distiller": cfg.DISTILLER.TYPE,
             **fitting.at_distiller(temperature, result),
@@ -207,7 +209,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     if first:
         lens = fitting.write(result, measured, out, run_record(cfg))
         out.with_suffix(".fit.pth").unlink(missing_ok=True)
-        report(out, lens, result.in_band)
+        report(out, lens, result.in_band, cfg.DISTILLER.TYPE if known else "")
 
 
 def batch_size(args: argparse.Namespace, images: int) -> int:
@@ -467,26 +469,12 @@ def starting_lens(
     return JPEGLens(q, hard=args.hard, **codec)
 
 
-def _expected(temperature: float, equal: float | None) -> str:
-    """What a lens did for students whose distiller reads the teacher at that T (results/).
+def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str) -> None:
+    """Print what the lens does to the teacher, whether the fit met its goal, and what to expect.
 
     Args:
-        equal: the factor of :class:`~djip_ext.metrics.softening.Softening`.
+        distiller: that will read the teacher; "" where that is not known.
     """
-    if temperature >= NO_GAIN_FROM:
-        return (
-            f"expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student so far, "
-            "nor has JPEG or softer answers (results/README.md)"
-        )
-    same = "" if equal is None else f" (here temperature:{equal:.3g})"
-    return (
-        "with KD at T = 1 students gained as much from the plain teacher's logits divided so that "
-        f"they have this entropy{same}, and more from temperature:2 (results/README.md)"
-    )
-
-
-def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
-    """Print what the lens does to the teacher, and whether the fit met its goal."""
     about = lens.metadata
     shield = about["fit"].get("goal") == "shield"
     print(f"{out}: lens {lens_id(lens)} for {about['teacher']}, {about['seconds']:.0f} s")
@@ -502,15 +490,16 @@ def report(out: Path, lens: JPEGLens, in_band: bool) -> None:
             f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, "
             f"accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %"
         )
-    if (read := about.get("at_distiller")) is not None:
+    read = about.get("at_distiller", {"temperature": None, "equal_temperature": None})
+    if "at_distiller" in about:
         print(
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
             f"{read['before']:.4f} -> {read['after']:.4f} nats, entropy "
             f"{read['entropy_before']:.4f} -> {read['entropy_after']:.4f} (images of the fit)"
         )
-        if not shield:
-            expected = _expected(read["temperature"], read["equal_temperature"])
-            print(f"  note: {expected}; djip tune tries them on your data")
+    expected = expectation(distiller, read["temperature"], read["equal_temperature"])
+    if expected and not shield:
+        print(f"  note: {expected}; djip tune tries them on your data")
     if "queries" in about:
         print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
     if not in_band and shield:

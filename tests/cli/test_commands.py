@@ -16,6 +16,7 @@ from djip_ext.bench.dataset import image_sets
 from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.engine.run import build_model
 from djip_ext.cli import demo, train_lens
+from djip_ext.cli.expectation import expectation
 from djip_ext.cli.main import main, run_command
 from djip_ext.fit.record import parse_record
 from djip_ext.fit.settings import FitSettings
@@ -125,6 +126,38 @@ def test_fit_says_what_the_distiller_will_read(
     assert f"as KD reads it, at T = {temperature:g}" in printed
     assert ("expect no gain" in printed) == (temperature == 4.0)
     assert ("temperature:2" in printed) == (temperature == 1.0)
+
+
+@pytest.mark.parametrize(
+    ("distiller", "temperature", "words"),
+    [
+        ("KD", 1.0, "temperature:1.3) do as much"),
+        ("WTTM", 1.0, "with WTTM at T = 1 a lens is softening"),
+        ("KD", 2.0, "expect no gain: at T >= 2"),
+        ("DKD", 1.0, "expect no gain with DKD"),
+        ("DKD", 4.0, "expect no gain: at T >= 2"),
+        ("DIST", 1.0, "expect little with DIST"),
+        ("LSKD", None, "expect no gain with LSKD"),
+        ("AT", None, "that reads features"),
+    ],
+)
+def test_what_to_expect_is_said_by_distiller(
+    distiller: str, temperature: float | None, words: str
+) -> None:
+    assert words in expectation(distiller, temperature, 1.3)
+
+
+def test_nothing_is_said_of_a_distiller_that_was_not_tried() -> None:
+    assert expectation("HTC", None) == "" == expectation("", None)
+
+
+def test_fit_says_what_to_expect_of_a_distiller_without_a_temperature(
+    teacher: str, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["DISTILLER.TYPE", "AT", "BENCH.TEACHER_CHECKPOINT", teacher]
+    run_command(["fit", "--out", "a.safetensors", "--rounds", "1", *TINY, *options])
+    assert "no lens has helped a distiller that reads features" in capsys.readouterr().out
+    assert "at_distiller" not in load_lens("a.safetensors").metadata
 
 
 def test_fit_writes_a_lens_that_knows_its_teacher_and_train_takes_it(
