@@ -365,7 +365,7 @@ class Fitting:
         )
 
     def at_distiller(self, temperature: float, result: FitResult) -> dict[str, float | None]:
-        """CMI and entropy, before and after, on the images of the fit at the distiller's T."""
+        """What the distiller reads at its T, before and after, on the images of the fit."""
         found = measure_softening(
             self.task.teacher,
             make_loader(self.part, MEASURING_BATCH, self.device, shard=shard()),
@@ -377,6 +377,7 @@ class Fitting:
         values: dict[str, float | None] = {"temperature": temperature}
         values["before"], values["after"] = found.cmi
         values["entropy_before"], values["entropy_after"] = found.entropy
+        values["others_before"], values["others_after"] = found.others
         return values | {"equal_temperature": found.factor}
 
     def measure_on(
@@ -495,7 +496,9 @@ def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str) -> None:
         print(
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
             f"{read['before']:.4f} -> {read['after']:.4f} nats, entropy "
-            f"{read['entropy_before']:.4f} -> {read['entropy_after']:.4f} (images of the fit)"
+            f"{read['entropy_before']:.4f} -> {read['entropy_after']:.4f}, among the classes that "
+            f"are not the label's {read['others_before']:.4f} -> {read['others_after']:.4f} "
+            "(images of the fit)"
         )
     expected = expectation(distiller, read["temperature"], read["equal_temperature"])
     if expected and not shield:

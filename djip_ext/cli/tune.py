@@ -60,7 +60,7 @@ from djip_ext.utils.files import atomic_write, write_json
 
 PLAIN = "plain"
 SEEDS, MOST_SEEDS = 6, 12  # planned when none are named
-SOFT = 4.0  # T at which the plain teacher is tried, too (results/README.md, "When a lens helps")
+SOFT = 4.0  # T at which the plain teacher is tried, too (results/when_it_helps.md)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,8 +136,9 @@ def run(args: argparse.Namespace) -> None:
 def default_arms() -> dict[str, Arm]:
     """A fitted lens, JPEG, and a softer teacher without a lens.
 
-    At T = 1 JPEG of this quality gained 1.6 points and halved logits 2.7 (results/README.md); a
-    fit costs more than all students together, so that there is one.
+    At T = 1 JPEG of this quality gained 1.6 points and halved logits 2.7
+    (results/when_it_helps.md, "A less sure teacher"); a fit costs more than all students together,
+    so that there is one.
     """
     return {
         "lens": Arm("fit"),

@@ -12,7 +12,7 @@ Uses :mod:`djip_ext.utils`; a lens is any function from images to images here.
 
 from djip_ext.metrics.cmi import CMI, ClassStatistics, conditional_mutual_information
 from djip_ext.metrics.measurement import Measurement, measure
-from djip_ext.metrics.softening import Softening, measure_softening
+from djip_ext.metrics.softening import Softening, entropy_among_others, measure_softening
 from djip_ext.metrics.spectrum import cmi_spectrum, measure_spectrum
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Softening",
     "cmi_spectrum",
     "conditional_mutual_information",
+    "entropy_among_others",
     "measure",
     "measure_softening",
     "measure_spectrum",

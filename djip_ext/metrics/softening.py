@@ -2,7 +2,9 @@ r"""How soft a lens makes a network's predictions, and the temperature that does
 
 A lens that raises CMI also raises the mean entropy of softmax(z / T).  So does dividing the logits
 by a K > 1, which needs no lens; the K of equal entropy is the control that a lens must beat.  With
-KD at T = 1 none has (results/README.md, "What orders the gains").
+KD at T = 1 none has (results/when_it_helps.md, "What orders the gains").  A temperature softens
+what a network says of the other classes, too (what DKD calls non-target), which a lens leaves
+nearly as it was: the entropy without the label's share tells.
 """
 
 import math
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from djip_ext.metrics.cmi import ClassStatistics
 from djip_ext.metrics.predictions import predictions
+from djip_ext.utils.distributed import sum_all
 
 FACTORS = tuple(2 ** (i / 4) for i in range(-8, 17))
 """The K that are tried, 1/4 to 16, four per octave; between them log K is interpolated."""
@@ -26,13 +29,26 @@ class Softening:
 
     Attributes:
         cmi, entropy: plain and through the lens, nats.
+        others: the mean of :func:`entropy_among_others`, likewise.
         factor: K for which the plain softmax(z / (K T)) has the entropy of the lens, to a percent;
             None outside of :data:`FACTORS`.
     """
 
     cmi: tuple[float, float]
     entropy: tuple[float, float]
+    others: tuple[float, float]
     factor: float | None
+
+
+def entropy_among_others(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of softmax(z / T) without the label's class, the rest scaled to one.
+
+    Shape:
+        logits: ``(B, C)``; labels: int ``(B,)`` in [0, C); output: float64 ``(B,)``, nats.
+    """
+    others = (logits.double() / temperature).scatter(1, labels.long()[:, None], -torch.inf)
+    entropy: Tensor = torch.special.entr(others.softmax(dim=1)).sum(dim=1)
+    return entropy
 
 
 @torch.no_grad()
@@ -60,17 +76,23 @@ def measure_softening(
     """
     plain = {factor: ClassStatistics(num_classes, factor * temperature) for factor in FACTORS}
     lensed = ClassStatistics(num_classes, temperature)
+    others = torch.zeros(2, dtype=torch.float64)
     both = predictions(network, loader, num_classes, (None, transform), precision)
     for (logits, through), label, _ in both:
         for statistics in plain.values():
             statistics.update(logits, label)
         lensed.update(through, label)
+        known = label.clamp(0, num_classes - 1)  # others end in an error, when they are next read
+        sums = [entropy_among_others(z, known, temperature).sum() for z in (logits, through)]
+        others = others.to(logits.device) + torch.stack(sums)
     for statistics in (*plain.values(), lensed):
         statistics.gather()
     entropies = {factor: statistics.entropy() for factor, statistics in plain.items()}
+    before, after = (sum_all(others).cpu() / lensed.counts.sum().cpu()).tolist()
     return Softening(
         (plain[1.0].result().total, lensed.result().total),
         (entropies[1.0], lensed.entropy()),
+        (before, after),
         _factor_of(lensed.entropy(), entropies),
     )
 

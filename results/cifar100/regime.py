@@ -31,6 +31,7 @@ from djip_ext.experiments.plan import Step, make_plan  # noqa: E402
 from djip_ext.experiments.report import markdown_table  # noqa: E402
 from djip_ext.experiments.table import load_table  # noqa: E402
 from djip_ext.lens.io import read_lens  # noqa: E402
+from djip_ext.metrics import entropy_among_others  # noqa: E402
 from djip_ext.teacher import DJIPTeacher  # noqa: E402
 from djip_ext.utils.files import write_csv  # noqa: E402
 from djip_ext.utils.networks import autocast  # noqa: E402
@@ -59,14 +60,13 @@ def described(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, f
     """The quantities of softmax(logits / temperature)."""
     logs = F.log_softmax(logits / temperature, dim=1)
     own = logs.gather(1, labels[:, None])[:, 0]
-    others = logs.scatter(1, labels[:, None], -torch.inf)
-    among = F.log_softmax(others, dim=1)
+    largest = logs.scatter(1, labels[:, None], -torch.inf).amax(1)
     return {
         "cmi": conditional_mutual_information(logits, labels, logits.shape[1], temperature).total,
         "entropy": -(logs.exp() * logs).sum(1).mean().item(),
-        "others": -(among.exp() * among.clamp(min=-1e4)).sum(1).mean().item(),
+        "others": entropy_among_others(logits, labels, temperature).mean().item(),
         "ce": -own.mean().item(),
-        "margin": (own.exp() - others.amax(1).exp()).mean().item(),
+        "margin": (own.exp() - largest.exp()).mean().item(),
         "accuracy": 100 * (logits.argmax(1) == labels).float().mean().item(),
     }
 

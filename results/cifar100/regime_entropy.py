@@ -23,7 +23,7 @@ from djip_ext.plots.style import FAINT, GOAL, LENS, PLAIN, STYLE, save_figure  #
 
 TABLES = Path("results/cifar100/tables")
 TEACHERS = {
-    "vgg8_saturated, 120 epochs": ("regime_vgg8", "regime_soft"),
+    "vgg8_saturated, 120 epochs": ("regime_vgg8_cpu", "regime_soft"),
     "wrn_16_2, 60 epochs": ("regime_fifth",),
 }
 NAMES = {  # arms of the tables -> what they are
@@ -54,7 +54,8 @@ def points(tables: tuple[str, ...]) -> list[Point]:
     """The arms of ``tables``, each once, in the order of their entropy."""
     found: dict[str, Point] = {}
     for table in tables:
-        says = {row["arm"]: row for row in rows(TABLES / table / "answers" / "answers.csv")
+        asked = TABLES / table.removesuffix("_cpu") / "answers"
+        says = {row["arm"]: row for row in rows(asked / "answers.csv")
                 if (row["T"], row["images"]) == ("1", "training")}  # fmt: skip
         for row in rows(TABLES / table / "report" / "table.csv"):
             arm = row["arm"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
 from djip_ext.metrics.cmi import ClassStatistics, conditional_mutual_information
-from djip_ext.metrics.softening import measure_softening
+from djip_ext.metrics.softening import entropy_among_others, measure_softening
 
 
 def network() -> nn.Module:
@@ -34,6 +34,27 @@ def slow_entropy(logits: Tensor, temperature: float) -> float:
     return total / len(logits)
 
 
+def slow_among_others(logits: Tensor, labels: Tensor, temperature: float) -> list[float]:
+    """The label's number left out, then as above."""
+    found = []
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        rest = torch.cat([row[:label], row[label + 1 :]])
+        found.append(slow_entropy(rest[None], temperature))
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_entropy_among_the_others_is_that_without_the_label(temperature: float) -> None:
+    torch.manual_seed(2)
+    logits, labels = 5 * torch.randn(30, 6), torch.arange(30) % 6
+    found = entropy_among_others(logits, labels, temperature)
+    assert found.tolist() == pytest.approx(slow_among_others(logits, labels, temperature))
+    surer = logits.scatter_add(1, labels[:, None], torch.full((30, 1), 9.0))
+    assert torch.equal(entropy_among_others(surer, labels, temperature), found)
+    sharp = torch.tensor([[0.0, 1000.0, -1000.0]])  # a probability of 0 adds nothing
+    assert entropy_among_others(sharp, torch.tensor([0])).tolist() == [0.0]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_both_sides_are_those_of_the_whole_set_at_that_temperature(temperature: float) -> None:
     teacher = network()
@@ -45,6 +66,8 @@ def test_both_sides_are_those_of_the_whole_set_at_that_temperature(temperature: 
         whole = conditional_mutual_information(logits, labels, 5, temperature)
         assert found.cmi[i] == pytest.approx(whole.total, rel=1e-6)
         assert found.entropy[i] == pytest.approx(slow_entropy(logits, temperature), rel=1e-6)
+        others = slow_among_others(logits, labels, temperature)
+        assert found.others[i] == pytest.approx(sum(others) / len(others), rel=1e-6)
 
 
 @pytest.mark.parametrize("divided", [0.6, 1.0, 1.3, 5.0])

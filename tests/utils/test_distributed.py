@@ -6,6 +6,7 @@ from helpers.textures import IMAGES, data, exact_fit
 from helpers.together import together
 
 from djip_ext import DJIPError, conditional_mutual_information
+from djip_ext.metrics import measure_softening
 from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, sum_all
 
 BODY = """
@@ -20,6 +21,11 @@ statistics.update(logits[rank()::processes()], labels[rank()::processes()])
 cmi = statistics.gather().result()
 answer['cmi'] = dict(total=cmi.total, gamma=cmi.gamma)
 answer['cmi'] |= dict(counts=cmi.counts.tolist(), centres=cmi.centres.tolist())
+
+from djip_ext.metrics import measure_softening
+mine = [(logits[rank()::processes()], labels[rank()::processes()])]
+soft = measure_softening(torch.nn.Identity(), mine, 4, lambda z: z.square())
+answer['softening'] = [*soft.cmi, *soft.entropy, *soft.others, soft.factor]
 
 batches = share(data(images=IMAGES))
 answer['batches'] = len(batches)
@@ -101,6 +107,15 @@ def test_class_statistics_of_two_processes_are_those_of_one(
         "gamma"
     ] == pytest.approx(whole.gamma, rel=1e-12)
     torch.testing.assert_close(torch.tensor(first["centres"], dtype=torch.float64), whole.centres)
+
+
+def test_the_softening_of_two_processes_is_that_of_one(
+    answers: list[dict], logits_and_labels: tuple
+) -> None:
+    first, second = (answer["softening"] for answer in answers)
+    whole = measure_softening(torch.nn.Identity(), [logits_and_labels], 4, torch.square)
+    expected = [*whole.cmi, *whole.entropy, *whole.others, whole.factor]
+    assert first == second == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_tables_of_two_processes_are_those_of_one(answers: list[dict]) -> None:
