@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.textures import IMAGES, data, exact_fit
 from helpers.together import together
+from torch import nn
 
 from djip_ext import DJIPError, conditional_mutual_information
 from djip_ext.metrics import measure_softening
@@ -23,8 +24,12 @@ answer['cmi'] = dict(total=cmi.total, gamma=cmi.gamma)
 answer['cmi'] |= dict(counts=cmi.counts.tolist(), centres=cmi.centres.tolist())
 
 from djip_ext.metrics import measure_softening
-mine = [(logits[rank()::processes()], labels[rank()::processes()])]
-soft = measure_softening(torch.nn.Identity(), mine, 4, lambda z: z.square())
+class Read(torch.nn.Module):
+    def forward(self, x):
+        return x[:, 0, 0]
+pixels = logits[:, None, None].expand(-1, 3, -1, -1)
+mine = [(pixels[rank()::processes()], labels[rank()::processes()])]
+soft = measure_softening(Read(), mine, 4, lambda z: z.square())
 answer['softening'] = [*soft.cmi, *soft.entropy, *soft.others, soft.factor]
 
 batches = share(data(images=IMAGES))
@@ -75,6 +80,13 @@ for name, act in refusals.items():
 """
 
 
+class Columns(nn.Module):
+    """The first four numbers of a row: the first channel of an image of 1 x 4 pixels."""
+
+    def forward(self, row: torch.Tensor) -> torch.Tensor:
+        return row[:, :4]
+
+
 @pytest.fixture(scope="module")
 def logits_and_labels() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
@@ -113,7 +125,10 @@ def test_the_softening_of_two_processes_is_that_of_one(
     answers: list[dict], logits_and_labels: tuple
 ) -> None:
     first, second = (answer["softening"] for answer in answers)
-    whole = measure_softening(torch.nn.Identity(), [logits_and_labels], 4, torch.square)
+    logits, labels = logits_and_labels
+    pixels = logits[:, None, None].expand(-1, 3, -1, -1)
+    first_pixel = nn.Sequential(nn.Flatten(), Columns())
+    whole = measure_softening(first_pixel, [(pixels, labels)], 4, torch.square)
     expected = [*whole.cmi, *whole.entropy, *whole.others, whole.factor]
     assert first == second == pytest.approx(expected, rel=1e-12)
 
