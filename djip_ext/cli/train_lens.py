@@ -495,14 +495,15 @@ def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str) -> None:
     if "at_distiller" in about:
         print(
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
-            f"{read['before']:.4f} -> {read['after']:.4f} nats, entropy "
-            f"{read['entropy_before']:.4f} -> {read['entropy_after']:.4f}, among the classes that "
-            f"are not the label's {read['others_before']:.4f} -> {read['others_after']:.4f} "
-            "(images of the fit)"
+            f"{read['before']:.4f} -> {read['after']:.4f} nats (images of the fit),"
+        )
+        print(
+            f"    entropy {read['entropy_before']:.4f} -> {read['entropy_after']:.4f}, among the "
+            f"classes beside the label's {read['others_before']:.4f} -> {read['others_after']:.4f}"
         )
     expected = expectation(distiller, read["temperature"], read["equal_temperature"])
     if expected and not shield:
-        print(f"  note: {expected}; djip tune tries them on your data")
+        print(f"  note: {expected}; djip tune tries it on your data")
     if "queries" in about:
         print(f"  {about['queries']} queries, {about['queries'] / about['images']:g} per image")
     if not in_band and shield:
