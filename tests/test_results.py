@@ -1,0 +1,56 @@
+"""Every paired difference that README.md and results/ name is one that the records here give."""
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from djip_ext.experiments.records import read_results
+from djip_ext.experiments.runs import RUNS
+from djip_ext.experiments.statistics import KEYS, compare
+
+ROOT = Path(__file__).parents[1]
+TABLES = ROOT / "results" / "cifar100" / "tables"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "results").glob("*.md"))]
+DIFFERENCE = re.compile(r"[+-]\d+\.\d+ ± \d+\.\d+")
+TEACHERS, LABELLED_FOLDERS = "teachers", ("fewshot", "frontier")  # no tables of arms
+
+ELSEWHERE = {
+    "+0.77 ± 0.83",  # some of the seeds: python results/cifar100/beyond.py --differences
+    "+0.13 ± 1.11",  # mean of two distillers: djip report tables/controls --baseline jpeg
+}
+
+
+def text(difference: float, half_width: float) -> str:
+    return f"{difference:+.2f} ± {half_width:.2f}"
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """The differences in the reports, and of any two arms of a table, either way round."""
+    found = set(ELSEWHERE)
+    for report in TABLES.glob("*/report/**/*.md"):
+        found |= set(DIFFERENCE.findall(report.read_text().replace("*", "")))
+    for table in sorted(TABLES.iterdir()):
+        if table.name in (TEACHERS, *LABELLED_FOLDERS) or not (table / RUNS).exists():
+            continue
+        for cells in read_results(table).values():
+            for arms in cells.values():
+                for base, arm in itertools.permutations(arms, 2):
+                    if arms[base].keys() & arms[arm].keys():
+                        row = compare({base: arms[base], arm: arms[arm]})[-1]
+                        found |= {text(row[f"{key}_diff"], row[f"{key}_ci95"]) for key in KEYS}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_records_give_every_difference(page: Path, known: set[str]) -> None:
+    prose = " ".join(page.read_text().replace("*", "").split())
+    named = DIFFERENCE.findall(prose)
+    assert [difference for difference in named if difference not in known] == []
+
+
+def test_the_pages_name_some(known: set[str]) -> None:
+    assert sum(len(DIFFERENCE.findall(page.read_text())) for page in PAGES) > 200
+    assert text(0.0, 0.0) not in known and len(known) > 500
