@@ -28,7 +28,7 @@ def text(difference: float, half_width: float) -> str:
 
 @pytest.fixture(scope="module")
 def known() -> set[str]:
-    """All that the reports say, and the differences of any two arms of a table, either way round."""
+    """What the reports say, and the differences of any two arms of a table, either way round."""
     found = set(ELSEWHERE)
     for report in TABLES.glob("*/report/**/*.md"):
         found |= set(NUMBER.findall(report.read_text().replace("*", "")))
