@@ -36,7 +36,7 @@ compare "KD, 5 %, 120 epochs: the lens against random tables" kd-5-long-against-
 for table in fewshot13 controls full regime_fifth regime_sharp regime_sure tune_sure tune_sure_longer tune_vgg8; do
   $djip report $table
 done
-for table in regime_vgg8 regime_vgg8_cpu regime_soft regime_logits regime_logits_cpu regime_published regime_features \
+for table in regime_vgg8 regime_vgg8_cpu regime_soft regime_logits regime_logits_cpu regime_published regime_features regime_dkd \
              regime_20 regime_100 regime_vgg13 res32x4 res32x4_sharp; do
   $djip report $table --baseline plain
 done
