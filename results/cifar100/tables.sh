@@ -33,7 +33,8 @@ compare "KD, 5 %, 120 epochs: the lens against JPEG" kd-5-long-against-jpeg \
 compare "KD, 5 %, 120 epochs: the lens against random tables" kd-5-long-against-random \
   random=$random/kd-5-long lens=$lens/kd-5-long
 
-for table in fewshot13 controls full regime_fifth regime_sharp regime_sure tune_sure tune_sure_longer tune_vgg8; do
+for table in fewshot13 controls full regime_fifth regime_sharp regime_sure tune_sure tune_sure_longer \
+             tune_vgg8 tune_vgg8_longer; do
   $djip report $table
 done
 for table in regime_vgg8 regime_vgg8_cpu regime_soft regime_logits regime_logits_cpu regime_published regime_features regime_dkd \
