@@ -470,7 +470,7 @@ def starting_lens(
     return JPEGLens(q, hard=args.hard, **codec)
 
 
-def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str) -> None:
+def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str = "") -> None:
     """Print what the lens does to the teacher, whether the fit met its goal, and what to expect.
 
     Args:
