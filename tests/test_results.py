@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from djip_ext.experiments.records import read_results
-from djip_ext.experiments.runs import RUNS
+from djip_ext.experiments.runs import RUNS, TEACHERS
 from djip_ext.experiments.statistics import KEYS, compare
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "results" / "cifar100" / "tables"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "results").glob("*.md"))]
 NUMBER = re.compile(r"[+-]?\d+\.\d+ ± \d+\.\d+")  # with a sign: a difference
-TEACHERS, LABELLED_FOLDERS = "teachers", ("fewshot", "frontier")  # no tables of arms
+NO_TABLES = (TEACHERS, "fewshot", "frontier")  # folders without arms
 
 ELSEWHERE = {
     "+0.77 ± 0.83",  # some of the seeds: python results/cifar100/beyond.py --differences
@@ -33,7 +33,7 @@ def known() -> set[str]:
     for report in TABLES.glob("*/report/**/*.md"):
         found |= set(NUMBER.findall(report.read_text().replace("*", "")))
     for table in sorted(TABLES.iterdir()):
-        if table.name in (TEACHERS, *LABELLED_FOLDERS) or not (table / RUNS).exists():
+        if table.name in NO_TABLES or not (table / RUNS).exists():
             continue
         for cells in read_results(table).values():
             for arms in cells.values():

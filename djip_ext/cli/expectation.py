@@ -3,11 +3,10 @@
 From the tables of results/when_it_helps.md: CIFAR-100, a saturated teacher, 5 % of the images.
 """
 
+from djip_ext.bench.engine.answers import NEED_FEATURES
+
 NO_GAIN_FROM = 2.0
 """The distiller's T from which no lens has helped a student."""
-
-FEATURES = ("ITRD", "RKD", "CC", "AT", "SP", "FITNET", "FT", "CRD")
-"""The distillers that read features."""
 
 WHERE = "(results/when_it_helps.md)"
 
@@ -21,7 +20,7 @@ def expectation(distiller: str, temperature: float | None, equal: float | None =
         equal: K for which the plain teacher's logits / K are as soft as behind the lens; None:
             unknown.
     """
-    if distiller in FEATURES:
+    if distiller in NEED_FEATURES:
         return f"expect no gain: no lens has helped a distiller that reads features {WHERE}"
     if distiller == "LSKD":
         return f"expect no gain with LSKD: it divides the scale of the logits away {WHERE}"

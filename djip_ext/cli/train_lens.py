@@ -491,8 +491,8 @@ def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str = "") -> Non
             f"  {where}: CMI {plain['cmi']:.4f} -> {lensed['cmi']:.4f} nats, "
             f"accuracy {plain['accuracy']:.2f} -> {lensed['accuracy']:.2f} %"
         )
-    read = about.get("at_distiller", {"temperature": None, "equal_temperature": None})
-    if "at_distiller" in about:
+    read = about.get("at_distiller", {})
+    if read:
         print(
             f"  as {read['distiller']} reads it, at T = {read['temperature']:g}: CMI "
             f"{read['before']:.4f} -> {read['after']:.4f} nats (images of the fit),"
@@ -501,7 +501,7 @@ def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str = "") -> Non
             f"    entropy {read['entropy_before']:.4f} -> {read['entropy_after']:.4f}, among the "
             f"classes beside the label's {read['others_before']:.4f} -> {read['others_after']:.4f}"
         )
-    expected = expectation(distiller, read["temperature"], read["equal_temperature"])
+    expected = expectation(distiller, read.get("temperature"), read.get("equal_temperature"))
     if expected and not shield:
         print(f"  note: {expected}; djip tune tries it on your data")
     if "queries" in about:

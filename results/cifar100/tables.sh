@@ -50,6 +50,6 @@ $djip audit audit --out audit/report
 $djip report audit_defences
 $djip audit audit_defences --out audit_defences/report
 
-# the picture of results/README.md, "What orders the gains", from these reports
+# the picture of results/when_it_helps.md, "What orders the gains", from these reports
 python=$(dirname "$(command -v "$djip")")/python
 (cd ../../.. && "$python" results/cifar100/regime_entropy.py > results/cifar100/tables/regime_soft/report/entropy.md)
