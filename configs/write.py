@@ -176,6 +176,8 @@ def compose() -> dict[str, str]:
             files[f"cifar100/fewshot/{method.lower()}_{'_'.join(pair)}.yaml"] = cifar(
                 method, *pair, fewshot=True
             )
+    # a student as large as its teacher: it can know its images by heart (regime_overfit.yaml)
+    files["cifar100/fewshot/kd_vgg8_vgg8.yaml"] = cifar("KD", "vgg8", "vgg8", fewshot=True)
     for pair, (networks, shorts, dims, tuned) in IMAGENET_PAIRS.items():
         for method in IMAGENET_METHODS:
             if pair == "vits_deitt" and method in NOT_FOR_TRANSFORMERS:
