@@ -1,4 +1,4 @@
-"""Every mean and paired difference that README.md and results/ name is one of the records here."""
+"""Every mean and paired difference of README.md, results/ and docs/tuning.md is in the records."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ from djip_ext.experiments.statistics import KEYS, compare
 
 ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "results" / "cifar100" / "tables"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "results").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs/tuning.md", *sorted((ROOT / "results").glob("*.md"))]
 NUMBER = re.compile(r"[+-]?\d+\.\d+ ± \d+\.\d+")  # with a sign: a difference
 NO_TABLES = (TEACHERS, "fewshot", "frontier")  # folders without arms
 

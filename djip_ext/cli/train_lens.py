@@ -115,7 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--black-box",
         action="store_true",
-        help="use the teacher's answers alone, not its gradient; nothing is asked beyond --queries",
+        help="use the teacher's answers alone, not its gradient; nothing is asked beyond --queries "
+        "(a search: flags of the descent, --rounds, --lr, --lam and the like, do not apply)",
     )
     parser.add_argument(
         "--queries",
@@ -480,7 +481,7 @@ def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str = "") -> Non
     shield = about["fit"].get("goal") == "shield"
     print(f"{out}: lens {lens_id(lens)} for {about['teacher']}, {about['seconds']:.0f} s")
     for where, before, after in (
-        ("fitted on", "before", "after"),
+        ("training images", "before", "after"),
         ("test set", "test_before", "test_after"),
     ):
         if before not in about:
@@ -514,7 +515,8 @@ def report(out: Path, lens: JPEGLens, in_band: bool, distiller: str = "") -> Non
         low, _ = about["fit"]["cmi_gain"]
         is_below = about["fit_after"]["cmi"] < about["fit_before"]["cmi"] + low
         cure = "a coarser --start" if is_below else "another --cmi-gain"
+        effort = "--queries" if "queries" in about else "--rounds"
         print(
             "  note: no round met both the CMI band and the accuracy floor; this is the nearest. "
-            f"Try more --rounds or {cure}"
+            f"Try more {effort} or {cure}"
         )

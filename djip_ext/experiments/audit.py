@@ -82,9 +82,9 @@ class Victim:
         verdict: one line, no stronger than the intervals allow.
         accuracy: of the victim itself on the test images in %, behind its lens; None where no
             record says.
-        cmi: of the victim's answers at T = 1, before ``BENCH.ANSWERS`` perturbs them, in nats on
-            the images that its lens, or another one of the same network, was fitted on; None where
-            no record says.
+        cmi: of the victim's answers before ``BENCH.ANSWERS`` perturbs them, in nats on training
+            images, as the fit of its lens, or of another one of the same network, measured it: at
+            the temperature of that fit; None where no record says.
     """
 
     name: str
@@ -335,7 +335,7 @@ def _own_numbers(victim: Victim) -> str:
     if victim.accuracy is not None:
         numbers.append(f"{victim.accuracy:.2f} % itself")
     if victim.cmi is not None:
-        numbers.append(f"CMI {victim.cmi:.4f} nats")
+        numbers.append(f"CMI {victim.cmi:.4f} nats at the T of the lens's fit")
     return f" ({', '.join(numbers)})" if numbers else ""
 
 

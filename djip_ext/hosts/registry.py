@@ -154,7 +154,7 @@ def describe(lens: JPEGLens | str, package: str, distillers: int) -> str:
     if before and after:
         line += (
             f"; CMI {before['cmi']:.3f} -> {after['cmi']:.3f} nats, "
-            f"teacher {before['accuracy']:.2f} -> {after['accuracy']:.2f} % (fitted on)"
+            f"teacher {before['accuracy']:.2f} -> {after['accuracy']:.2f} % (training images)"
         )
     return line
 

@@ -117,8 +117,8 @@ def model_card(lens: JPEGLens) -> str:
     lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     lines += ["", "| images | CMI, nats | cross entropy, nats | accuracy, % |", "|---|---|---|---|"]
     for title, key in {
-        "fit, without the lens": "before",
-        "fit, with it": "after",
+        "training, without the lens": "before",
+        "training, with it": "after",
         "test, without the lens": "test_before",
         "test, with it": "test_after",
     }.items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The few-shot students of results/README.md, those of fewshot13.yaml apart: every run is one call of
+# The few-shot students of results/at_t4.md, those of fewshot13.yaml apart: every run is one call of
 # tools/train.py; finished runs are skipped. From the root of the checkout, CIFAR-100 in ./data:
 #   bash results/cifar100/fewshot.sh short|long [LAST_SEED [PROCESSES [PYTHON]]]
 set -u

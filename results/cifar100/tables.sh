@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tables and pictures of results/README.md from the records in tables/, without training:
+# The tables and pictures of results/*.md from the records in tables/, without training:
 #   bash results/cifar100/tables.sh [DJIP]
 set -eu
 cd "$(dirname "$0")/tables"

@@ -65,7 +65,7 @@ CFG = CfgNode(
             # back
             "COMPILE": False,
             # each epoch's training step as a CUDA graph: several times as fast where networks are
-            # small (SGD on a GPU; elsewhere it changes nothing)
+            # small (SGD alone; on a CPU it changes nothing)
             "CUDA_GRAPH": False,
             # of each class that the training set keeps: the few-shot setting
             "FRACTION": 1.0,
