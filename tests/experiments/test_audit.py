@@ -127,7 +127,7 @@ def test_the_command_writes_what_it_says(
     said = capsys.readouterr().out
     assert "safe: undistillable by these 2 attacks" in said
     text = (tmp_path / "out/audit.md").read_text()
-    assert "**ce** (CMI 0.4000 nats at the T of the lens's fit): distillable: KD gains 11.00" in text
+    assert "**ce** (CMI 0.4000 nats at the T of the lens's fit): distillable: KD gains 11" in text
     assert "best epoch" in text and "the best of 2 smoothings" in text
     with open(tmp_path / "out/audit.csv", newline="") as file:
         rows = list(csv.DictReader(file))
