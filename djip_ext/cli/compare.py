@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> None:
     """Print the comparison and, with ``--out``, write it.
 
     Raises:
-        DJIPError: an argument that is not ``NAME=FOLDER``, or a folder without finished runs.
+        DJIPError: an argument that is not ``NAME=FOLDER``, a name that comes twice, a folder
+            without finished runs, or a damaged record.
     """
     arms: dict[str, dict[int, dict[str, Any]]] = {}
     for arm in args.arms:
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
             raise DJIPError(
                 f"'{arm}' is not NAME=FOLDER, for example plain=output/runs/djip-identity/KD"
             )
+        if name in arms:
+            raise DJIPError(f"two arms are called '{name}'; give each a name of its own")
         arms[name] = read_arm(folder)
     rows = compare(arms)
     table = f"{markdown(rows)}\n\n{NOTE}\n"

@@ -7,6 +7,7 @@ from yacs.config import CfgNode
 
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.evaluation import evaluate_teacher
+from djip_ext.cli.train import check_any_teacher
 from djip_ext.hosts.registry import put_behind
 from djip_ext.lens.io import lens_name, read_lens
 from djip_ext.teacher import DJIPTeacher
@@ -31,17 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-d",
         "--dataset",
-        default="cifar100",
         choices=DATASETS,
-        help="whose test images (default: %(default)s)",
+        help="whose test images (default: DATASET.TYPE, cifar100)",
     )
     parser.add_argument(
         "-bs",
         "--batch-size",
         type=int,
-        default=64,
         metavar="N",
-        help="images in a batch (default: %(default)s)",
+        help="images in a batch (default: DATASET.TEST.BATCH_SIZE, 64)",
     )
     parser.add_argument(
         "--data-root",
@@ -67,19 +66,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def configuration(args: argparse.Namespace) -> CfgNode:
+    """The defaults, then the flags, then the ``KEY VALUE`` pairs; raises as :func:`load_cfg`."""
+    flags = {
+        "DISTILLER.TEACHER": args.model,
+        "DATASET.TYPE": args.dataset,
+        "DATASET.TEST.BATCH_SIZE": args.batch_size,
+        "BENCH.TEACHER_CHECKPOINT": None if args.ckpt == "pretrain" else args.ckpt,
+        "BENCH.DATA_ROOT": args.data_root or None,
+    }
+    pairs = [word for pair in flags.items() if pair[1] is not None for word in pair]
+    return load_cfg(None, [*pairs, *args.options])
+
+
 def run(args: argparse.Namespace) -> None:
     """Print accuracy and cross entropy; raises DJIPError for anything the user can fix."""
-    cfg = load_cfg(None, args.options)
-    cfg.DATASET.TYPE = args.dataset
-    cfg.DATASET.TEST.BATCH_SIZE = args.batch_size
-    cfg.DISTILLER.TEACHER = args.model
-    if args.ckpt != "pretrain":
-        cfg.BENCH.TEACHER_CHECKPOINT = args.ckpt
-    if args.data_root:
-        cfg.BENCH.DATA_ROOT = args.data_root
+    check_any_teacher(args)
+    cfg = configuration(args)
     if args.djip_lens is None:
         row = evaluate_teacher(cfg)
-        what = args.model
+        what = cfg.DISTILLER.TEACHER
     else:
         lens = read_lens(args.djip_lens)
 
@@ -87,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
             return put_behind(network, lens, scaled, args.djip_any_teacher)
 
         row = evaluate_teacher(cfg, behind)
-        what = f"{args.model} behind {lens_name(lens)}"
+        what = f"{cfg.DISTILLER.TEACHER} behind {lens_name(lens)}"
     print(
         f"{what}: top-1 {row['test_acc']:.2f} %, top-5 {row['test_acc_top5']:.2f} %, "
         f"cross entropy {row['test_loss']:.4f} nats"

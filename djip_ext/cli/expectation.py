@@ -40,6 +40,6 @@ def expectation(distiller: str, temperature: float | None, equal: float | None =
         return f"expect little with DIST: no gain of a lens shows; temperature:2 gained 2 {WHERE}"
     same = "" if equal is None else f" (here temperature:{equal:.3g})"
     return (
-        f"with {distiller} at T = 1 a lens is softening: the plain teacher's logits divided so "
-        f"that they have this entropy{same} do as much, temperature:2 more {WHERE}"
+        f"with {distiller} at T = {temperature:g} a lens is softening: the plain teacher's logits "
+        f"divided so that they have this entropy{same} do as much, temperature:2 more {WHERE}"
     )

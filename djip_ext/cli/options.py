@@ -33,11 +33,19 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least_one(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"is {number}; give 1 or more")
+    return number
+
+
 def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
     """``--workers``, ``--cluster`` and ``--job``: where the commands of a plan run."""
     parser.add_argument(
         "--workers",
-        type=int,
+        type=at_least_one,
         metavar="N",
         help="commands at a time (default: 1; on a cluster all that can run)",
     )

@@ -4,19 +4,25 @@ It may be stopped and started again anywhere.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from djip_ext.bench.dataset.image_sets import load_run_sets
-from djip_ext.cli.options import add_scheduler_arguments
+from djip_ext.cli import train_lens
+from djip_ext.cli.options import add_scheduler_arguments, fit_settings
 from djip_ext.cli.report import write_report
 from djip_ext.errors import DJIPError
+from djip_ext.experiments.arms import is_fit
 from djip_ext.experiments.cost import Cost, Estimate, data_key
 from djip_ext.experiments.plan import Step, file_name, make_plan
 from djip_ext.experiments.scheduler import (
@@ -83,14 +89,31 @@ def run(args: argparse.Namespace) -> None:
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # as Ctrl-C does, end what was begun
     outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
-    if any(step.kind == "student" for step in [*outcome.here, *outcome.found]):
-        print(f"\n{write_report(Path(out), table, Path(out, 'report'))}")
+    report(outcome, table, Path(out))
     finish(outcome, out)
+
+
+def report(outcome: Outcome, table: Table, out: Path) -> None:
+    """Write and print the report, if a student is there.
+
+    Raises:
+        DJIPError: there can be none, and no failure explains it.
+    """
+    if not any(step.kind == "student" for step in [*outcome.here, *outcome.found]):
+        return
+    try:
+        print(f"\n{write_report(out, table, out / 'report')}")
+    except DJIPError as error:
+        if not outcome.failed:
+            raise
+        print(f"\nno report: {error}")  # what failed is said next, and may be why
 
 
 def table_of(args: argparse.Namespace) -> Table:
     """The table that the arguments name; raises DJIPError when it cannot be read."""
     table = load_table(args.table)
+    for name, arm in table.arms.items():
+        check_fit_flags(name, arm.before)
     if args.seeds is None:
         return table
     if args.seeds < 1:
@@ -98,8 +121,43 @@ def table_of(args: argparse.Namespace) -> Table:
     return dataclasses.replace(table, seeds=args.seeds)
 
 
-def check_data(steps: list[Step]) -> None:
-    """Load what the commands will read, before the first is started; print what was found."""
+def check_fit_flags(name: str, source: str) -> None:
+    """Raise DJIPError when the arm ``name`` is a fit whose flags ``djip fit`` would refuse.
+
+    Those that the plan itself gives, which these would override, are refused too.
+    """
+    if not is_fit(source):
+        return
+    parser = argparse.ArgumentParser(prog="fit", add_help=False)
+    train_lens.add_arguments(parser)
+    complaint = io.StringIO()
+    planned = ["--out", "lens.safetensors"]
+    try:
+        with contextlib.redirect_stderr(complaint):
+            flags = parser.parse_args([*planned, *shlex.split(source)[1:]])
+    except (SystemExit, ValueError) as error:
+        said = complaint.getvalue().strip().splitlines() or [str(error)]
+        raise DJIPError(f"arm {name} is '{source}'; {said[-1]}") from error
+    own = (flags.cfg, flags.data_root, flags.host, flags.options)
+    if flags.out != planned[1] or any(own):
+        raise DJIPError(
+            f"arm {name} is '{source}'; it cannot have --out, --cfg, --data-root, --host or KEY "
+            "VALUE pairs, which every fit gets from the table (options) or the command"
+        )
+    try:
+        train_lens.check_flags(flags)
+        fit_settings(flags, "float32")
+    except DJIPError as error:
+        raise DJIPError(f"arm {name} is '{source}'; {error}") from error
+
+
+def check_data(steps: list[Step]) -> list[Any]:
+    """Load what the commands will read, before the first is started; print what was found.
+
+    Returns:
+        The fingerprints of training and test set, for each data that they read.
+    """
+    found = []
     seen = set()
     for step in steps:
         cfg = step.settings()
@@ -107,11 +165,13 @@ def check_data(steps: list[Step]) -> None:
         if key not in seen:
             seen.add(key)
             train, test = (data.fingerprint() for data in load_run_sets(cfg))
-            found = ", ".join(
+            found.append([train, test])
+            said = ", ".join(
                 f"{part['images']} {name} images ({part['sha256']})"
                 for name, part in (("training", train), ("test", test))
             )
-            print(f"data: {cfg.DATASET.TYPE}, {found}")
+            print(f"data: {cfg.DATASET.TYPE}, {said}")
+    return found
 
 
 def keep_lens_records(steps: list[Step], out: str) -> None:

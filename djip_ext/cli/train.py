@@ -37,12 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_any_teacher(args: argparse.Namespace) -> None:
+    """Raise DJIPError for ``--djip-any-teacher`` without a lens, which would run without one."""
+    if args.djip_any_teacher and not args.djip_lens:
+        raise DJIPError("--djip-any-teacher is about a lens; name it with --djip-lens")
+
+
 def run(args: argparse.Namespace) -> None:
     """Train, behind the lens if there is one.
 
     Raises:
         DJIPError: anything wrong with configuration, data, teacher or lens.
     """
+    check_any_teacher(args)
     cfg = benchmark_cfg(args)
     try:
         if args.djip_lens:

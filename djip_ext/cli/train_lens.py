@@ -28,6 +28,7 @@ from djip_ext.cli.options import (
     fit_settings,
 )
 from djip_ext.errors import DJIPError
+from djip_ext.fit.batch import BATCH, STEPS, batch_of
 from djip_ext.fit.loop import FitResult, default_start, fit_lens
 from djip_ext.fit.record import describe
 from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
@@ -46,9 +47,20 @@ if TYPE_CHECKING:
     Transform = Callable[[Tensor], Tensor]
 
 
-BATCH, STEPS, SMALLEST_BATCH = 64, 40, 8  # images of a step of the fit, steps of a round
 HOST_BENCH = ("BENCH.DEVICE", "BENCH.PRECISION")
 MEASURING_BATCH = 250
+# settings that a search without gradients does not read
+OF_THE_DESCENT = (
+    "lam",
+    "lam_max",
+    "rounds",
+    "patience",
+    "lr",
+    "variant",
+    "gradient",
+    "refresh",
+    "ce_weight",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--black-box",
         action="store_true",
         help="use the teacher's answers alone, not its gradient; nothing is asked beyond --queries "
-        "(a search: flags of the descent, --rounds, --lr, --lam and the like, do not apply)",
+        "(a search: flags of the descent, --rounds, --lr, --lam and the like, are refused)",
     )
     parser.add_argument(
         "--queries",
@@ -168,8 +180,7 @@ def finished(out: Path) -> bool:
 
 def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     """Read teacher and images, fit, measure without and with the lens, and write it."""
-    if not args.black_box and (args.hard or args.queries is not None):
-        raise DJIPError("--hard and --queries are for a fit with --black-box; add it")
+    check_flags(args)
     cfg, host_options = configuration(args)
     settings = fit_settings(args, cfg.BENCH.PRECISION)
     task = read_task(args, cfg, host_options)
@@ -213,17 +224,23 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
         report(out, lens, result.in_band, cfg.DISTILLER.TYPE if known else "")
 
 
-def batch_size(args: argparse.Namespace, images: int) -> int:
-    """How many of the ``images`` of the fit make a step.
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise DJIPError for flags that this kind of fit would ignore, and for empty batches."""
+    if not args.black_box and (args.hard or args.queries is not None):
+        raise DJIPError("--hard and --queries are for a fit with --black-box; add it")
+    ignored = [name for name in OF_THE_DESCENT if getattr(args, name) is not None]
+    if args.black_box and ignored:
+        flags = ", ".join("--" + name.replace("_", "-") for name in ignored)
+        raise DJIPError(f"{flags}: the search of --black-box has no use for this; leave it out")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise DJIPError(f"--batch-size is {args.batch_size}; it must be at least 1")
 
-    Ten rounds of ten steps hardly move a very sure teacher; four times as many steps on a quarter
-    of the images cost the same passes (docs/defaults.md).
-    """
+
+def batch_size(args: argparse.Namespace, images: int) -> int:
+    """How many of the ``images`` of the fit make a step: as asked for, or :func:`batch_of`."""
     if args.batch_size is not None:
         return int(args.batch_size)
-    if args.black_box or images > BATCH * (STEPS - 1):
-        return BATCH
-    return max(SMALLEST_BATCH, -(-images // STEPS))
+    return BATCH if args.black_box else batch_of(images)
 
 
 def configuration(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:

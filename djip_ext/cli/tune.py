@@ -1,9 +1,7 @@
 """``djip tune``: choose what goes before a teacher by short paired students, not by test images."""
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import shlex
@@ -18,22 +16,17 @@ import torch
 from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import load_run_sets
+from djip_ext.bench.engine.run import used_config
 from djip_ext.bench.engine.temperature import TEMPERATURE_KEYS, distiller_temperature
 from djip_ext.bench.teacherless import needs_teacher
-from djip_ext.cli import train_lens
-from djip_ext.cli.options import (
-    add_benchmark_arguments,
-    add_scheduler_arguments,
-    benchmark_cfg,
-    fit_settings,
-)
+from djip_ext.cli.options import add_benchmark_arguments, add_scheduler_arguments, benchmark_cfg
 from djip_ext.cli.report import write_report
-from djip_ext.cli.reproduce import check_data, parameters
+from djip_ext.cli.reproduce import check_data, check_fit_flags, parameters
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm, read_arm_of_a_table
 from djip_ext.experiments.axes import words_of
 from djip_ext.experiments.cost import Estimate
-from djip_ext.experiments.plan import Step
+from djip_ext.experiments.plan import Step, other_settings
 from djip_ext.experiments.scheduler import (
     Job,
     call,
@@ -56,7 +49,7 @@ from djip_ext.experiments.tuning import (
     still_open,
 )
 from djip_ext.experiments.tuning_steps import TuningSteps, check_options, with_needs
-from djip_ext.utils.files import atomic_write, write_json
+from djip_ext.utils.files import atomic_write, claimed, write_json
 
 PLAIN = "plain"
 SEEDS, MOST_SEEDS = 6, 12  # planned when none are named
@@ -69,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where everything goes (default: output/tune/NAME_OF_CFG)",
+        help="where everything goes (default: output/tune/DISTILLER_NAME_OF_CFG)",
     )
     parser.add_argument(
         "--arm",
@@ -119,8 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the candidates and print the choice; raises DJIPError for anything the user can fix."""
     tuning = Tuning(args)
-    check_data(tuning.steps.students(1)[tuning.baseline])
-    settings = tuning.settings()
+    data = check_data(tuning.steps.students(1)[tuning.baseline])
+    settings = tuning.settings(data)
     out = str(tuning.out)
     workers = args.workers or (len(tuning.pool) if args.cluster else 1)
     start: Callable[[Step], Job] = (
@@ -193,22 +186,6 @@ def read_arms(words: Iterable[str], path: str | None, key: str | None) -> dict[s
     return arms
 
 
-def check_fit_flags(name: str, source: str) -> None:
-    """Raise DJIPError when the arm ``name`` is a fit whose flags ``djip fit`` would refuse."""
-    if not source.startswith("fit"):
-        return
-    parser = argparse.ArgumentParser(prog="fit", add_help=False)
-    train_lens.add_arguments(parser)
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            flags = parser.parse_args(["--out", "lens.safetensors", *shlex.split(source)[1:]])
-    except (SystemExit, ValueError) as error:
-        said = complaint.getvalue().strip().splitlines() or [str(error)]
-        raise DJIPError(f"arm {name} is '{source}'; {said[-1]}") from error
-    fit_settings(flags, "float32")
-
-
 class Tuning:
     """What was asked for: the candidates of one choice and how they are compared.
 
@@ -223,7 +200,7 @@ class Tuning:
         _check_numbers(args, cfg)
         self.args = args
         self.cfg = cfg
-        self.out = Path(args.out or Path("output", "tune", Path(args.cfg).stem))
+        self.out = Path(args.out or default_folder(args.cfg, cfg))
         self.key = TEMPERATURE_KEYS.get(cfg.DISTILLER.TYPE)
         own = distiller_temperature(cfg) if self.key else None
         if args.temperatures and self.key is None:
@@ -254,14 +231,22 @@ class Tuning:
             data_root=args.data_root or "",
         )
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, data: list[Any]) -> dict[str, Any]:
         """How long the students are and what that costs.
 
         It is kept, so that a choice that is started again goes on as it was begun.
 
+        Args:
+            data: fingerprints of the images.
+
         Raises:
+            Busy: another process is about to decide that.
             DJIPError: the folder holds a choice of other candidates, or the budget is too small.
         """
+        with claimed(self.out / ".tune.lock", str(self.out)):
+            return self._kept_settings(data)
+
+    def _kept_settings(self, data: list[Any]) -> dict[str, Any]:
         path = self.out / "tune.json"
         asked = {
             "arms": {name: _as_json(arm) for name, arm in self.arms.items()},
@@ -270,11 +255,14 @@ class Tuning:
             "holdout": self.args.holdout,
             "seeds": seeds_asked(self.args),
             "options": list(self.args.options),
+            "pair": self.steps.pair,
+            "config": used_config(self.cfg),
+            "data": data,
         }
         asked = json.loads(json.dumps(asked))
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text())
-            differing = [name for name in asked if kept["asked"].get(name) != asked[name]]
+            differing = self._asked_otherwise(asked, kept["asked"])
             if differing:
                 raise DJIPError(
                     f"{self.out} holds a choice that was asked for otherwise "
@@ -286,6 +274,17 @@ class Tuning:
         print(f"{self.planned(found)} ({found['parts']})", flush=True)
         write_json(path, found)
         return found
+
+    def _asked_otherwise(self, asked: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
+        """What of ``asked`` was ``kept`` otherwise: flags, and settings of the configuration.
+
+        What an older version did not keep counts as equal.
+        """
+        names = [name for name in asked if name in kept and kept[name] != asked[name]]
+        if "config" in names:
+            names.remove("config")  # other text may be the same run elsewhere
+            names += other_settings(self.cfg, kept["config"])
+        return names
 
     def seeds(self, settings: Mapping[str, Any]) -> int:
         """Paired students of each candidate that are planned; before 2026-11-26 those asked for."""
@@ -350,6 +349,13 @@ class Tuning:
             "allowed": allowed,
             "parts": str(found),
         }
+
+
+def default_folder(path: str, cfg: CfgNode) -> Path:
+    """Where a choice for ``cfg``, the file ``path``, goes: the files of methods share names."""
+    kind, stem = cfg.DISTILLER.TYPE.lower(), Path(path).stem
+    named = kind in stem.lower().split("_")
+    return Path("output", "tune", stem if named else f"{kind}_{stem}")
 
 
 def seeds_asked(args: argparse.Namespace) -> int:

@@ -17,7 +17,8 @@ class ArmCost:
     """Beside the students of an arm; ``None`` is not known, or nothing of the kind.
 
     Attributes:
-        training: seconds that the arm's own teacher took, where a run of the same folder made it.
+        training: seconds that the arm's own teacher took, where a run of the same folder made it;
+            of several teachers the mean, like the other numbers.
         fit: seconds of the fit of its lens.
         passes: of the teacher, forward or backward, for what its students add (the choice of CKD,
             the adversarial images of TALD and BSS), per student, on average.
@@ -41,11 +42,10 @@ def arm_costs(runs: Sequence[Run], lenses: Sequence[TableLens]) -> dict[str, Arm
     for run in runs:
         if needs_teacher(split(run.row)[0]) and run.project != TEACHERS:
             by_arm.setdefault(run.project, []).append(run)
-    about = {lens.arm: lens.about if lens.record is None else lens.record.about for lens in lenses}
     return {
         arm: ArmCost(
             _training(students, runs),
-            about.get(arm, {}).get("seconds"),
+            _fit([lens for lens in lenses if lens.arm == arm]),
             _passes(students),
             summarise([run.result["seconds"] for run in students]).mean,
         )
@@ -63,8 +63,17 @@ def trained_here(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 def _training(students: Sequence[Run], runs: Sequence[Run]) -> float | None:
-    teacher = trained_here(students[0], runs)
-    return None if teacher is None else float(teacher.result["seconds"])
+    made = {teacher.folder: teacher for run in students if (teacher := trained_here(run, runs))}
+    return _mean([float(teacher.result["seconds"]) for teacher in made.values()])
+
+
+def _fit(lenses: Sequence[TableLens]) -> float | None:
+    about = [lens.about if lens.record is None else lens.record.about for lens in lenses]
+    return _mean([float(one["seconds"]) for one in about if "seconds" in one])
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    return summarise(numbers).mean if numbers else None
 
 
 def _passes(students: Sequence[Run]) -> int | None:

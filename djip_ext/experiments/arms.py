@@ -7,7 +7,7 @@ from typing import Any
 from djip_ext.errors import DJIPError
 
 BEFORE = re.compile(
-    r"identity|own|temperature:[\d.]+|fit\b.*|jpeg:\d+|random:[\d.]+|\S+\.safetensors"
+    r"identity|own|temperature:[\d.]+|fit(\s.*)?|jpeg:\d+|random:[\d.]+|\S+\.safetensors"
 )
 NAME = re.compile(r"[\w.+-]+")
 RESERVED = ("teachers", "lenses", "logs", "report", "labels")  # folders of their own
@@ -34,6 +34,11 @@ class Arm:
     teacher: str = ""
     start: str = "teacher"
     options: dict[str, Any] = field(default_factory=dict)
+
+
+def is_fit(before: str) -> bool:
+    """Whether ``before`` is ``fit FLAGS``; a file may be called ``fits/my.safetensors``."""
+    return before.split(maxsplit=1)[:1] == ["fit"]
 
 
 def read_arm_of_a_table(name: str, content: Any) -> Arm:

@@ -6,6 +6,7 @@ image through a network; a student's pass includes its way back.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import tempfile
 import time
@@ -20,16 +21,20 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import load_run_sets, make_loader
+from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.distillers.rivals import adversarial_losses
 from djip_ext.bench.distillers.rivals.adversarial import Adversarial
 from djip_ext.bench.engine.coded_teacher import CANDIDATES
 from djip_ext.bench.engine.run import build_distiller, build_model, resolve_device
 from djip_ext.bench.engine.teacher_cache import CachedTeacher
-from djip_ext.bench.engine.temperature import distiller_temperature
+from djip_ext.bench.engine.temperature import TEMPERATURE_KEYS, distiller_temperature
 from djip_ext.bench.engine.trainer import evaluate, trainer_dict
 from djip_ext.bench.models.families import is_family
 from djip_ext.bench.teacherless import needs_teacher
-from djip_ext.experiments.plan import Step
+from djip_ext.errors import DJIPError
+from djip_ext.experiments.plan import IMAGES, Step
+from djip_ext.fit.batch import batch_of
+from djip_ext.fit.black_box import PASSES
 from djip_ext.fit.loop import default_start, fit_lens
 from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
 from djip_ext.hosts.registry import put_behind
@@ -63,29 +68,31 @@ class Estimate:
     """The costs of steps; what was measured or loaded once is kept."""
 
     def __init__(self) -> None:
-        self._measured: dict[str, Any] = {}
+        self._measured: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, steps: Sequence[Step]) -> list[Cost]:
         """What is left of each step costs; nothing for a finished one.
 
-        The teacher's answers that several students share are part of the first one's.
+        The teacher's answers that several students share are part of the first one's, unless one
+        of ``steps`` has begun and has them.
         """
-        shared: set[str] = set()
+        done = [_epochs_done(step) for step in steps]
+        begun = [step for step, epochs in zip(steps, done, strict=True) if epochs != 0]
+        # Runs that have begun have asked, wherever they stand among the steps.
+        shared = {_kept_answers(step) for step in begun}
+        shown = tqdm(steps, desc="measuring", unit="step", leave=False)
         return [
-            self._cost(step, shared)
-            for step in tqdm(steps, desc="measuring", unit="step", leave=False)
+            Cost() if epochs is None else self._cost(step, epochs, shared)
+            for step, epochs in zip(shown, done, strict=True)
         ]
 
-    def _cost(self, step: Step, shared: set[str]) -> Cost:
-        if step.result() is not None:
-            return Cost()
+    def _cost(self, step: Step, done: int, shared: set[Any]) -> Cost:
         cfg = step.settings()
         cfg.BENCH.DEVICE = str(resolve_device(cfg.BENCH.DEVICE))
-        train, test = self._once(f"data {data_key(cfg)}", lambda: load_run_sets(cfg))
+        train, test = self._once(("data", *data_key(cfg)), lambda: load_run_sets(cfg))
         if step.kind == "lens":
             return self._fit(step, cfg, train, test)
         count = len(train.labels)
-        done = step.epochs_done()
         last = cfg.SOLVER.EPOCHS
         epochs = last - done
         times = self._training_times(cfg, train, test)
@@ -103,51 +110,45 @@ class Estimate:
         return cost + Cost(epochs * count + pretrained, 0, pretrained * times.pretraining)
 
     def _training_times(self, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Times:
-        networks = f"{cfg.DISTILLER.TYPE} {cfg.DISTILLER.TEACHER} {cfg.DISTILLER.STUDENT}"
-        networks = f"{networks} {cfg.BENCH.ADVERSARIAL}"
-        views = bool(cfg.BENCH.VIEWS)  # however many: a step reads one of them
-        key = f"run {networks} {cfg.BENCH.PRECISION} {views} {len(train.labels)}"
+        key = ("run", *_training_key(cfg), *_images_key(cfg, train), len(train.labels))
         times: Times = self._once(key, lambda: time_training(cfg, train, test))
         return times
 
     def _cached_answers(
-        self, step: Step, cfg: CfgNode, train: LabelledImages, shared: set[str]
+        self, step: Step, cfg: CfgNode, train: LabelledImages, shared: set[Any]
     ) -> Cost:
-        """The teacher's answers to all views, unless a student before this one asks for them."""
-        checkpoint, views = cfg.BENCH.TEACHER_CHECKPOINT, cfg.BENCH.VIEWS
-        shown = f"{cfg.BENCH.ANSWERS} {cfg.BENCH.CKD}"
-        key = f"{step.lens} {checkpoint} {data_key(cfg)} {views} {shown}"
+        """The teacher's answers to all views, unless another student has asked for them."""
+        key = _kept_answers(step)
         if key in shared:
             return Cost()
         shared.add(key)
-        per_image = self._once(
-            f"teacher {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}",
-            lambda: time_teacher(cfg, train),
-        )
         asked = 1 + (CANDIDATES if cfg.BENCH.CKD else 0)
-        passes = asked * views * len(train.labels)
-        return Cost(passes, 0, passes * per_image)
+        passes = asked * cfg.BENCH.VIEWS * len(train.labels)
+        return Cost(passes, 0, passes * self._per_answer(cfg, train))
 
     def _fit(self, step: Step, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Cost:
-        flags = list(step.flags)
-
-        def number(flag: str, default: int) -> int:
-            return int(flags[flags.index(flag) + 1]) if flag in flags else default
-
-        rounds = number("--rounds", FitSettings.rounds)
-        images = number("--images", IMAGES_OF_A_CLASS * train.num_classes)
+        flags = _fit_flags(step.flags)
+        images = IMAGES_OF_A_CLASS * train.num_classes if flags.images is None else flags.images
         count = min(images or len(train.labels), len(train.labels))
-        # At the end, without and with the lens
-        measured = 2 * (len(test.labels) + (len(train.labels) if images else 0))
-        if distiller_temperature(cfg) is not None:  # once more at the distiller's
-            measured += 2 * count
-        passes = fit_passes(count, rounds) + measured
-        per_pass = self._once(
-            f"fit {cfg.DISTILLER.TEACHER} {cfg.BENCH.PRECISION}", lambda: time_fit(cfg, train)
-        )
-        return Cost(passes, 0, passes * per_pass)
+        if flags.black_box:  # nothing is asked beyond the budget
+            queries = PASSES * count if flags.queries is None else flags.queries
+            return Cost(queries, 0, queries * self._per_answer(cfg, train))
+        passes = fit_passes(count, flags.rounds)
+        measured = _passes_after_fit(cfg, count, train, test)
+        batch = batch_of(count) if flags.batch_size is None else flags.batch_size
+        key = ("fit", cfg.DISTILLER.TEACHER, batch, *_images_key(cfg, train))
+        per_pass = self._once(key, lambda: time_fit(cfg, train, batch))
+        seconds = passes * per_pass + measured * self._per_answer(cfg, train)
+        return Cost(passes + measured, 0, seconds)
 
-    def _once(self, key: str, measure: Callable[[], Any]) -> Any:
+    def _per_answer(self, cfg: CfgNode, train: LabelledImages) -> float:
+        """Seconds per image that only asks the teacher."""
+        batch = cfg.SOLVER.BATCH_SIZE
+        key = ("teacher", cfg.DISTILLER.TEACHER, batch, *_images_key(cfg, train))
+        seconds: float = self._once(key, lambda: time_teacher(cfg, train))
+        return seconds
+
+    def _once(self, key: tuple[Any, ...], measure: Callable[[], Any]) -> Any:
         if key not in self._measured:
             self._measured[key] = measure()
         return self._measured[key]
@@ -158,6 +159,11 @@ def _evaluations(done: int, last: int, every: int) -> int:
     return sum(epoch % every == 0 or epoch == last for epoch in range(done + 1, last + 1))
 
 
+def _epochs_done(step: Step) -> int | None:
+    """How much of a run is there; None for a step that is finished."""
+    return None if step.result() is not None else step.epochs_done()
+
+
 def data_key(cfg: CfgNode) -> tuple[Any, ...]:
     """Equal for configurations that read the same data.
 
@@ -165,9 +171,70 @@ def data_key(cfg: CfgNode) -> tuple[Any, ...]:
     """
     network = cfg.DISTILLER.TEACHER if needs_teacher(cfg.DISTILLER.TYPE) else cfg.DISTILLER.STUDENT
     own = network if is_family(network) else ""
+    return own, *(_hashable(cfg, key) for key in (*IMAGES, "BENCH.HOLDOUT"))
+
+
+def _hashable(cfg: CfgNode, key: str) -> Any:
+    """The value of a ``key`` such as BENCH.MEAN, a list as a tuple."""
+    node, name = key.split(".")
+    value = cfg[node][name]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _kept_answers(step: Step) -> tuple[Any, ...] | None:
+    """Equal for students that share their teacher's answers; None where none are kept."""
+    if step.kind == "lens":
+        return None
+    cfg = step.settings()
     bench = cfg.BENCH
-    part = (bench.FRACTION, bench.FRACTION_SEED, bench.HOLDOUT)
-    return own, cfg.DATASET.TYPE, bench.DATA_ROOT, *part
+    if not bench.VIEWS or not needs_teacher(cfg.DISTILLER.TYPE):
+        return None
+    # Without a checkpoint the published weights are those of the network's name.
+    teacher = (cfg.DISTILLER.TEACHER, bench.TEACHER_CHECKPOINT, step.lens, bench.PRECISION)
+    return *teacher, bench.ANSWERS, bench.CKD, bench.VIEWS, *data_key(cfg)
+
+
+def _images_key(cfg: CfgNode, data: LabelledImages) -> tuple[Any, ...]:
+    """What the time of any network for an image depends on, the network and the batch apart."""
+    return cfg.BENCH.PRECISION, cfg.DATASET.TYPE, data.size, data.num_classes
+
+
+def _training_key(cfg: CfgNode) -> tuple[Any, ...]:
+    """What the time of a step depends on, the images apart.
+
+    A temperature only divides: that of the distiller is left out, since ``djip tune`` tries several
+    and would time each.
+    """
+    names = cfg.DISTILLER
+    extra = cfg.BENCH.ADVERSARIAL
+    method = dict(cfg.get(names.TYPE, {}))
+    method.pop(TEMPERATURE_KEYS.get(names.TYPE, "").rpartition(".")[2], None)
+    views = bool(cfg.BENCH.VIEWS)  # however many: a step reads one of them
+    settings = (extra, str(method), str(cfg.get(extra)))
+    return names.TYPE, names.TEACHER, names.STUDENT, cfg.SOLVER.BATCH_SIZE, views, *settings
+
+
+def _fit_flags(words: Sequence[str]) -> argparse.Namespace:
+    """Those flags among ``words`` that a fit's price depends on, read as ``djip fit`` does."""
+    parser = argparse.ArgumentParser(prog="djip fit", add_help=False)
+    parser.add_argument("--rounds", type=int, default=FitSettings.rounds)
+    for flag in ("--images", "--batch-size", "--queries"):
+        parser.add_argument(flag, type=int)
+    parser.add_argument("--black-box", action="store_true")
+    return parser.parse_known_args(words)[0]
+
+
+def _passes_after_fit(cfg: CfgNode, count: int, train: LabelledImages, test: LabelledImages) -> int:
+    """Teacher passes that measure what a fit on ``count`` images has done.
+
+    Each set is measured without and with the lens.
+    """
+    measured = len(test.labels)
+    if count < len(train.labels) and isinstance(train, ImageSet):  # of a folder only the fit's
+        measured += len(train.labels)
+    if distiller_temperature(cfg) is not None:  # once more at the distiller's
+        measured += count
+    return 2 * measured
 
 
 def fit_passes(images: int, rounds: int) -> int:
@@ -261,7 +328,16 @@ def random_teacher(cfg: CfgNode, data: LabelledImages) -> nn.Module:
 
     Its batch normalisation has the statistics of noise, without which the numbers of a deep one
     explode.
+
+    Raises:
+        DJIPError: a closed teacher, whose time only its answers would tell.
     """
+    if cfg.DISTILLER.TEACHER.startswith("closed:"):
+        raise DJIPError(
+            f"{cfg.DISTILLER.TEACHER} cannot be priced without being asked; djip tune and djip "
+            "reproduce --dry-run take no closed teacher (djip fit, djip train and djip reproduce "
+            "do)"
+        )
     teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE)
     teacher = teacher.to(cfg.BENCH.DEVICE).to(memory_format=torch.channels_last)
     for module in teacher.modules():
@@ -294,12 +370,15 @@ def time_teacher(cfg: CfgNode, data: LabelledImages) -> float:
     return _quickest(ask) / few.num_images
 
 
-def time_fit(cfg: CfgNode, data: LabelledImages) -> float:
-    """Seconds per pass of a fit, from one of a single round on a few images."""
+def time_fit(cfg: CfgNode, data: LabelledImages, batch: int) -> float:
+    """Seconds per pass of a fit, from one of a single round on a few images.
+
+    ``batch`` images make a step: a GPU takes for a few as long as for many.
+    """
     teacher = random_teacher(cfg, data)
     by_class = torch.argsort(data.labels, stable=True)
-    part = data.select(by_class[: STEPS * 64])  # a fit wants several images of a class
-    loader = make_loader(part, 64, cfg.BENCH.DEVICE, shuffle=True)
+    part = data.select(by_class[: STEPS * batch])  # a fit wants several images of a class
+    loader = make_loader(part, batch, cfg.BENCH.DEVICE, shuffle=True)
 
     def fit() -> None:
         fit_lens(
@@ -313,7 +392,7 @@ def time_fit(cfg: CfgNode, data: LabelledImages) -> float:
             precision=cfg.BENCH.PRECISION,
         )
 
-    return _seconds(fit) / fit_passes(len(part.labels), 1)
+    return _quickest(fit) / fit_passes(len(part.labels), 1)
 
 
 def _quickest(work: Callable[[], Any]) -> float:

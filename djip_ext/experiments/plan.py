@@ -15,16 +15,30 @@ from yacs.config import CfgNode
 
 from djip_ext.bench.dataset.image_sets import FOLDERS
 from djip_ext.bench.engine.cfg import differing_settings, load_cfg
-from djip_ext.bench.engine.run import behind_lens, read_weights, run_folder, run_record
+from djip_ext.bench.engine.run import behind_lens, read_weights, run_folder, used_config
 from djip_ext.bench.models import cifar_model_dict
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.arms import Arm
+from djip_ext.experiments.arms import Arm, is_fit
 from djip_ext.experiments.axes import combinations, suffix, words_of
 from djip_ext.experiments.runs import TEACHERS
 from djip_ext.experiments.table import Table
 from djip_ext.inputs.checkpoints import variants
 from djip_ext.lens.io import lens_name, read_lens, softening, weight_hash
+
+IMAGES = (
+    "DATASET.TYPE",
+    "BENCH.DATA_ROOT",
+    "BENCH.FRACTION",
+    "BENCH.FRACTION_SEED",
+    "BENCH.INPUT_SIZE",
+    "BENCH.MEAN",
+    "BENCH.STD",
+)
+"""The keys that say which images a run reads; ``BENCH.HOLDOUT`` then splits them."""
+
+OF_A_FIT = (*IMAGES, "BENCH.HOLDOUT", "BENCH.PRECISION")
+"""The keys on which a fit depends, beside its flags and its teacher."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,12 @@ class Step:
         if under_way or not lens.exists() or not record.exists():
             return None
         found: dict[str, Any] = json.loads(record.read_text())
-        check_teacher(self.settings(), found["about"].get("teacher_hash"), self.makes)
+        cfg = self.settings()
+        if "config" in found:  # older records have none
+            differing = other_settings(cfg, found["config"])
+            ours = {key: differing[key] for key in OF_A_FIT if key in differing}
+            _refuse_other_settings(f"{self.makes} was fitted", ours, "that file")
+        check_teacher(cfg, found["about"].get("teacher_hash"), self.makes)
         return found
 
     @property
@@ -138,24 +157,37 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
     """The result in the run folder of ``cfg``, None when there is none.
 
     Raises:
-        DJIPError: it is of other settings, or was made with another teacher than is there now.
+        DJIPError: it is of other settings, or was made with another teacher, or from other
+            weights, than are there now.
     """
     path = run_folder(cfg) / "result.json"
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text())
-    differing = differing_settings(run_record(cfg)["config"], result["config"])
+    differing = other_settings(cfg, result["config"])
+    _refuse_other_settings(f"{path.parent} holds a run", differing, "that folder")
+    check_teacher(cfg, result.get("teacher_hash"), path.parent)
+    start = cfg.BENCH.STUDENT_CHECKPOINT
+    _check_weights(start, result.get("start_hash"), f"{path.parent} started from another network")
+    return result
+
+
+def other_settings(cfg: CfgNode, config: str) -> dict[str, tuple[Any, Any]]:
+    """As :func:`differing_settings`, of ``cfg`` and the dumped ``config``, wherever they run."""
+    differing = differing_settings(used_config(cfg), config)
     differing.pop("BENCH.DEVICE", None)
+    return differing
+
+
+def _refuse_other_settings(what: str, differing: dict[str, tuple[Any, Any]], delete: str) -> None:
+    """Raise DJIPError when ``what`` was done with ``differing`` settings."""
     if differing:
         values = ", ".join(
             f"{key} {theirs} (now {ours})" for key, (ours, theirs) in differing.items()
         )
         raise DJIPError(
-            f"{path.parent} holds a run with other settings: {values}; "
-            "give the table another --out or delete that folder"
+            f"{what} with other settings: {values}; give the table another --out or delete {delete}"
         )
-    check_teacher(cfg, result.get("teacher_hash"), path.parent)
-    return result
 
 
 def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
@@ -165,12 +197,17 @@ def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
         known: the hash of the weights that made it; None or "" of an older version, which passes.
     """
     path = cfg.BENCH.TEACHER_CHECKPOINT or _published(cfg.DISTILLER.TEACHER, cfg.DATASET.TYPE)
+    _check_weights(path, known, f"{where} was made with another teacher")
+
+
+def _check_weights(path: str | None, known: str | None, what: str) -> None:
+    """Raise DJIPError, ``what`` of it, when the network ``known`` is not the one in ``path``."""
     if not known or not path or not Path(path).is_file():
         return
     found = _hashes_of(str(path), os.stat(path).st_mtime_ns)
     if known not in found:
         raise DJIPError(
-            f"{where} was made with another teacher ({known}) than {path} is now ({found[0]}); "
+            f"{what} ({known}) than {path} is now ({found[0]}); "
             "delete it or give the table another --out"
         )
 
@@ -417,6 +454,15 @@ def file_name(network: str) -> str:
     return network.replace(":", "-").replace("/", "-")
 
 
+def _fit_flags(source: str, dataset: str) -> list[str]:
+    """The flags of ``djip fit`` for an arm: its own, or those that only measure its tables."""
+    if is_fit(source):
+        return shlex.split(source)[1:]
+    # Of the many classes of a folder 500 images may be one each, of which no CMI can be measured.
+    few = [] if dataset in FOLDERS else ["--images", "500"]
+    return ["--rounds", "0", *few, "--alpha", "5", "--seed", "0", "--start", source]
+
+
 def _lens(
     table: Table,
     arm: str,
@@ -435,7 +481,7 @@ def _lens(
         return None, source
     if source == "own":
         return trained[0], str(Path(trained[1]).with_name("lens.safetensors"))
-    if source.endswith(".safetensors") and not source.startswith("fit"):
+    if source.endswith(".safetensors") and not is_fit(source):
         path = source.replace("{teacher}", file_name(teacher))
         if not Path(path).exists():
             raise DJIPError(
@@ -443,11 +489,8 @@ def _lens(
                 f"fit it with djip fit, or let the table do so: {arm}: fit"
             )
         return None, path
-    if source.startswith("fit"):
-        flags = shlex.split(source)[1:]
-    else:  # damage to compare with: nothing is fitted
-        flags = shlex.split("--rounds 0 --images 500 --alpha 5 --seed 0 --start") + [source]
     options = [*_checkpoint(trained), *table.settings("all", "lens")]
+    flags = _fit_flags(source, load_cfg(config, options).DATASET.TYPE)
     # Another fit is another file: a table that was edited never takes the old lens for the new one.
     name = hashlib.sha256(json.dumps([flags, options]).encode()).hexdigest()[:6]
     path = str(Path(out, "lenses", f"{file_name(teacher)}-{arm}-{name}.safetensors"))

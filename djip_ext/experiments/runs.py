@@ -138,15 +138,12 @@ def read_arm(folder: str | Path) -> dict[int, dict[str, Any]]:
             above was collected.
 
     Raises:
-        DJIPError: no finished run, or a damaged ``runs.csv``.
+        DJIPError: no finished run, or a damaged record.
     """
     folder = Path(folder)
     fresh = sorted(folder.glob(f"seed-*/{RESULT}"))
     if fresh:
-        return {
-            int(path.parent.name.removeprefix("seed-")): json.loads(path.read_text())
-            for path in fresh
-        }
+        return dict(_read_seed(path) for path in fresh)
     for parent in (folder, *folder.parents):
         if (parent / RUNS).exists():
             below = folder.relative_to(parent)
@@ -161,6 +158,21 @@ def read_arm(folder: str | Path) -> dict[int, dict[str, Any]]:
     )
 
 
+def _read_seed(path: Path) -> tuple[int, dict[str, Any]]:
+    """The seed that the folder of ``path`` names, and the fields of that ``result.json``."""
+    try:
+        return int(path.parent.name.removeprefix("seed-")), dict(json.loads(path.read_text()))
+    except UNREADABLE as error:
+        raise _not_a_record(path, error) from error
+
+
+def _not_a_record(path: Path, error: Exception) -> DJIPError:
+    return DJIPError(
+        f"{path} is not the record of a run ({_one_line(error)}); "
+        "delete its folder and run it again"
+    )
+
+
 def _read_tree(root: Path) -> list[Run]:
     """The runs that have a folder each."""
     runs = []
@@ -170,10 +182,7 @@ def _read_tree(root: Path) -> list[Run]:
             folder = path.parent.relative_to(root).as_posix()
             runs.append(_run(str(path.parent), folder, yaml.safe_load(result["config"]), result))
         except UNREADABLE as error:
-            raise DJIPError(
-                f"{path} is not the record of a run ({_one_line(error)}); "
-                "delete its folder and run it again"
-            ) from error
+            raise _not_a_record(path, error) from error
     return sorted(runs, key=lambda run: Path(run.folder))
 
 
@@ -189,13 +198,15 @@ def collect(source: str | Path, target: str | Path) -> int:
     """Write the runs below ``source`` to ``target`` in the form of this module, and count them.
 
     Raises:
-        DJIPError: there is none, a record is damaged, ``target`` has runs that ``source`` lacks, or
-            it cannot be written.
+        DJIPError: there is none, a record is damaged, ``target`` lies in ``source`` or has runs
+            that it lacks, or it cannot be written.
     """
     source, target = Path(source), Path(target)
     runs = _read_tree(source)
     if not runs:
         raise DJIPError(f"{source} holds no finished run ({RESULT}): there is nothing to collect")
+    if target.resolve().is_relative_to(source.resolve()):  # its runs would count twice from then on
+        raise DJIPError(f"{target} lies in {source}; collect its runs somewhere else")
     _refuse_to_lose(target, runs, source)
     arms = arm_names(runs)
     shared = [_shared_config(run, arm) for run, arm in zip(runs, arms, strict=True)]

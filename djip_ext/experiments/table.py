@@ -110,6 +110,7 @@ def load_table(path: str | Path) -> Table:
     arms = _read_arms(path, content["arms"], content.get("vary"))
     table = Table(path.stem, **(content | lists | {"arms": arms}))
     _check_configs(path, table)
+    _check_teachers(path, table)
     _check_options(path, table)
     for key, values in table.vary.items():
         _check_axis(path, key, values)
@@ -188,6 +189,15 @@ def _check_configs(path: Path, table: Table) -> None:
             raise DJIPError(f"{path}: there is no distiller '{distiller}'; choose from {known}")
 
 
+def _check_teachers(path: Path, table: Table) -> None:
+    for network, source in table.teachers.items():
+        if not isinstance(source, str):
+            raise DJIPError(
+                f"{path}: teachers of {network} is {source!r}; it takes a checkpoint, or a "
+                "configuration (.yaml) that trains one"
+            )
+
+
 def _read_arms(path: Path, arms: dict[Any, Any], axes: Any) -> dict[str, Arm]:
     """The arms of the file.
 
@@ -230,7 +240,11 @@ def _check_options(path: Path, table: Table) -> None:
             )
 
 
-def _check_axis(path: Path, key: str, values: Any) -> None:
+def _check_axis(path: Path, key: Any, values: Any) -> None:
+    if not isinstance(key, str):
+        raise DJIPError(
+            f"{path}: vary cannot take {key!r}; it takes KEY: [VALUES], KD.TEMPERATURE: [1, 4] say"
+        )
     if key == "BENCH.SEED" or key.startswith(("EXPERIMENT.", "DISTILLER.", "LOG.")):
         raise DJIPError(
             f"{path}: vary cannot take {key}; pairs, distillers and seeds are axes already"

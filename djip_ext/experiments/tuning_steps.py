@@ -15,20 +15,9 @@ from yacs.config import CfgNode
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm
 from djip_ext.experiments.cost import Estimate
-from djip_ext.experiments.plan import Step, make_plan
+from djip_ext.experiments.plan import IMAGES, Step, make_plan
 from djip_ext.experiments.table import Table
 from djip_ext.experiments.tuning import Candidate
-
-IMAGES = (
-    "DATASET.TYPE",
-    "BENCH.DATA_ROOT",
-    "BENCH.FRACTION",
-    "BENCH.FRACTION_SEED",
-    "BENCH.INPUT_SIZE",
-    "BENCH.MEAN",
-    "BENCH.STD",
-)
-"""The keys that say which images a run reads."""
 
 MACHINE = ("BENCH.DEVICE", "BENCH.PRECISION", "BENCH.DOWNLOAD")
 LENGTH = ("SOLVER.EPOCHS", "SOLVER.LR_DECAY_STAGES", "BENCH.WARMUP")

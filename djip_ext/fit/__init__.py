@@ -5,6 +5,7 @@ any loader.
 
 * :mod:`~djip_ext.fit.objective`: CE + lambda L_rev (DJIP, Theorem 1), and its sign.
 * :mod:`~djip_ext.fit.settings`: every number that a fit depends on.
+* :mod:`~djip_ext.fit.batch`: how many images make a step.
 * :mod:`~djip_ext.fit.start`, :mod:`~djip_ext.fit.result`: the lens it starts from, what it returns.
 * :mod:`~djip_ext.fit.loop`: :func:`fit_lens`, the alternating optimisation.
 * :mod:`~djip_ext.fit.black_box`: the same for a teacher that only answers, as a search.

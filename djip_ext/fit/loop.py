@@ -17,6 +17,7 @@ from djip_ext.errors import DJIPError
 from djip_ext.fit.checkpoint import (
     BestRound,
     FitState,
+    ImageSums,
     check_same_images,
     read_checkpoint,
     write_checkpoint,
@@ -110,12 +111,10 @@ def fit_lens(
     normalisation = Normalisation(mean, std)
     batches = Batches(loader, num_classes, normalisation.mean, normalisation.std)
     with frozen(teacher), kept_random_state(loader):
-        before = measure(
-            teacher, batches, num_classes, None, settings.temperature, settings.precision
+        before, images = _plain(teacher, batches, num_classes, settings)
+        fit = _Fit(
+            teacher, loader, batches, num_classes, normalisation, lens, settings, before, images
         )
-        if few := check_enough(before.cmi.counts):
-            say(f"note: {few}")
-        fit = _Fit(teacher, loader, batches, num_classes, normalisation, lens, settings, before)
         identity = fit.identity()
         if checkpoint is not None and by_first(Path(checkpoint).exists):
             fit.resume(checkpoint, identity)
@@ -125,6 +124,21 @@ def fit_lens(
             if checkpoint is not None and rank() == 0:
                 write_checkpoint(checkpoint, identity, fit.state())
     return fit.choose()
+
+
+def _plain(
+    teacher: nn.Module, batches: Batches, num_classes: int, settings: FitSettings
+) -> tuple[Measurement, Tensor]:
+    """``teacher`` without a lens, and the sums by which its images are known again."""
+    # A resumed fit must see here what the interrupted one saw, whatever was drawn before.
+    begin_round(batches.loader, settings.seed, 0)
+    images = ImageSums()
+    before = measure(
+        teacher, batches, num_classes, images, settings.temperature, settings.precision
+    )
+    if few := check_enough(before.cmi.counts):
+        say(f"note: {few}")
+    return before, images.total()
 
 
 def _check_gradient_fit(teacher: nn.Module, settings: FitSettings, queries: int | None) -> None:
@@ -171,6 +185,7 @@ class _Fit:
         lens: JPEGLens,
         settings: FitSettings,
         before: Measurement,
+        images: Tensor,
     ) -> None:
         self.teacher = teacher
         self.loader = loader
@@ -180,6 +195,7 @@ class _Fit:
         self.lens = lens
         self.settings = settings
         self.before = before
+        self.images = images
         straight = settings.gradient == "straight-through"
         self.stepped = StraightThroughLens(lens) if straight else lens  # what the steps go through
         lens.to(device_of(teacher) or torch.device("cpu"))
@@ -419,6 +435,7 @@ class _Fit:
             before=self.before,
             centres=self.centres,
             best=self.best,
+            images=self.images,
         )
 
     def resume(self, path: str | os.PathLike[str], identity: dict[str, Any]) -> None:
@@ -428,7 +445,7 @@ class _Fit:
             DJIPError: it is damaged, or of another fit, or was begun on other images.
         """
         state = by_first(lambda: read_checkpoint(path, identity))
-        check_same_images(path, self.before, state.before)
+        check_same_images(path, self.before, self.images, state)
         with torch.no_grad():
             self.ln_q.copy_(state.ln_q)
             self.lens.q.copy_(state.q)

@@ -47,9 +47,9 @@ def read_host(
 
     Args:
         checkout: folder of mdistiller or of a fork; its ``package`` is imported.
-        limit: read at most this many images of each set, spread evenly over it; 0: all.  Images
-            that the host keeps in files (ImageNet) are held in memory, so a limit is asked for
-            there.
+        limit: of images that the host keeps in files (ImageNet) read at most this many of each
+            set, spread evenly over it: they are then held in memory.  Sets that the host itself
+            holds in memory are taken whole.
         options: keys and values in turn that override the file.
 
     Raises:
@@ -172,21 +172,20 @@ def _images(
 ) -> ImageSet:
     """The images of ``dataset`` as bytes.
 
-    They are its own array where it has one, else each image through the test ``transform``.
+    They are its own array where it has one, all of it, else each of ``limit`` images through the
+    test ``transform``.
     """
     count = len(dataset)
     names = tuple(map(str, getattr(dataset, "classes", ())))
-    chosen = torch.arange(count)
-    if 0 < limit < count:
-        chosen = torch.linspace(0, count - 1, limit).long()
     if hasattr(dataset, "data") and hasattr(dataset, "targets"):
-        images = torch.as_tensor(dataset.data)[chosen]
-        labels = torch.as_tensor(dataset.targets)[chosen]
+        images = torch.as_tensor(dataset.data)
+        labels = torch.as_tensor(dataset.targets)
         return ImageSet(images, labels, num_classes, mean, std, names)
     if not limit:
         raise DJIPError(
             f"the host reads its {count} images from files; say how many to fit on with --images"
         )
+    chosen = torch.linspace(0, count - 1, min(limit, count)).long()
     augmented = dataset.transform
     dataset.transform = transform
     samples = [dataset[i] for i in chosen.tolist()]

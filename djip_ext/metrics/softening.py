@@ -74,27 +74,38 @@ def measure_softening(
     Raises:
         DJIPError: an empty loader, NaN logits, labels or logits that do not fit ``num_classes``.
     """
-    plain = {factor: ClassStatistics(num_classes, factor * temperature) for factor in FACTORS}
-    lensed = ClassStatistics(num_classes, temperature)
+    plain, lensed = (ClassStatistics(num_classes, temperature) for _ in range(2))
+    entropy = torch.zeros(len(FACTORS), dtype=torch.float64)
     others = torch.zeros(2, dtype=torch.float64)
     both = predictions(network, loader, num_classes, (None, transform), precision)
     for (logits, through), label, _ in both:
-        for statistics in plain.values():
-            statistics.update(logits, label)
+        plain.update(logits, label)
         lensed.update(through, label)
+        entropy = entropy.to(logits.device) + _entropies(logits, temperature)
         known = label.clamp(0, num_classes - 1)  # others end in an error, when they are next read
         sums = [entropy_among_others(z, known, temperature).sum() for z in (logits, through)]
         others = others.to(logits.device) + torch.stack(sums)
-    for statistics in (*plain.values(), lensed):
-        statistics.gather()
-    entropies = {factor: statistics.entropy() for factor, statistics in plain.items()}
-    before, after = (sum_all(others).cpu() / lensed.counts.sum().cpu()).tolist()
+    cmi = plain.gather().result().total, lensed.gather().result().total
+    whole = sum_all(torch.cat([others, entropy])).cpu()
+    before, after, *entropies = (whole / lensed.counts.sum().cpu()).tolist()
     return Softening(
-        (plain[1.0].result().total, lensed.result().total),
-        (entropies[1.0], lensed.entropy()),
+        cmi,
+        (plain.entropy(), lensed.entropy()),
         (before, after),
-        _factor_of(lensed.entropy(), entropies),
+        _factor_of(lensed.entropy(), dict(zip(FACTORS, entropies, strict=True))),
     )
+
+
+def _entropies(logits: Tensor, temperature: float) -> Tensor:
+    """The entropy of softmax(z / (K T)) for each K of :data:`FACTORS`, summed over (B, C) logits.
+
+    One K after the other, since B x C probabilities for all of them at once may be large.
+    """
+    sums = []
+    for factor in FACTORS:
+        ln_f = torch.log_softmax(logits.double() / (factor * temperature), dim=1)
+        sums.append(-(ln_f.exp() * ln_f).sum())
+    return torch.stack(sums)
 
 
 def _factor_of(entropy: float, entropies: dict[float, float]) -> float | None:

@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 from djip_ext.errors import Busy, DJIPError, first_line
+from djip_ext.utils.distributed import say
 
 # A list of numbers in indented JSON; no string there holds a real line break.
 NUMBERS = re.compile(r"\[\n([^\[\]{}\"]+)\n *\]")
@@ -32,7 +34,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
             was before.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # machines that share the folder may have processes of one number
+    own = f"{socket.gethostname()}.{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{own}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -105,6 +109,36 @@ def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # Windows keeps a file that is open
             Path(path).unlink()  # while it is held: see _names
+        lock.release()
+
+
+@contextlib.contextmanager
+def taking_turns(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while ``what`` is made, waiting for a process that holds it.
+
+    The file stays: others may be waiting for it.
+
+    Args:
+        what: names the work, for the line that says why nothing happens.
+
+    Raises:
+        DJIPError: the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            say(f"waiting for another process, which makes {what}")
+            lock.acquire()
+    except OSError as error:
+        raise DJIPError(
+            f"cannot lock {path}: {error.strerror or error}; choose another place"
+        ) from error
+    try:
+        yield
+    finally:
         lock.release()
 
 

@@ -57,6 +57,10 @@ def test_whole_numbers_are_taken_for_real_ones(tmp_path: Path) -> None:
         ("", ["SOLVER.EPOCH", "3"], "EPOCH"),
         ("", ["SOLVER.EPOCHS"], "SOLVER.EPOCHS"),
         ("", ["SOLVER.EPOCHS", "x"], "SOLVER.EPOCHS"),
+        ("SOLVER: {BATCH_SIZE: 0}", [], "SOLVER.BATCH_SIZE is 0; it must be at least 1"),
+        ("", ["DATASET.TEST.BATCH_SIZE", "0"], "DATASET.TEST.BATCH_SIZE is 0"),
+        ("", ["DATASET.NUM_WORKERS", "-1"], "DATASET.NUM_WORKERS is -1; it must be at least 0"),
+        ("", ["BENCH.VIEWS", "-2"], "BENCH.VIEWS is -2; it must be at least 0"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(
@@ -75,7 +79,8 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_settings_differ_by_what_changes_numbers_and_a_missing_key_is_its_default() -> None:
-    ours = load_cfg(None, ["SOLVER.LR", 0.2, "BENCH.DATA_ROOT", "/elsewhere", "LOG.PREFIX", "x"])
+    elsewhere = ["BENCH.DATA_ROOT", "/elsewhere", "LOG.PREFIX", "x", "DATASET.NUM_WORKERS", 7]
+    ours = load_cfg(None, ["SOLVER.LR", 0.2, *elsewhere])
     assert differing_settings(ours.dump(), CFG.dump()) == {"SOLVER.LR": (0.2, 0.05)}
     older = CFG.clone()
     del older.BENCH["VIEWS"], older["FITNET"]

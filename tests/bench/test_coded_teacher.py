@@ -1,6 +1,7 @@
 """CKD: the coding against Pillow, the rule against a slow reference, choices kept and resumed."""
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,29 @@ class Recorded(nn.Module):
 
 def loader_of(views: int) -> DeviceLoader:
     return DeviceLoader(make_synthetic(2, 0), 16, augment=True, views=views)
+
+
+@pytest.mark.parametrize("coded", [True, False])
+def test_runs_that_start_together_ask_once(tmp_path: Path, coded: bool) -> None:
+    loader = loader_of(2)
+    networks = [Recorded(), Recorded()]
+    networks[1].load_state_dict(networks[0].state_dict())
+    start = threading.Barrier(2)
+
+    def ask(network: Recorded) -> None:
+        start.wait()
+        if coded:
+            coded_teacher(network, loader, tmp_path / "choice.safetensors", "float32")
+        else:
+            cached_teacher(network, loader, tmp_path, "float32")
+
+    threads = [threading.Thread(target=ask, args=[network]) for network in networks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    once = 2 * 3 * (CANDIDATES if coded else 1)  # views, batches
+    assert sorted(len(network.seen) for network in networks) == [0, once]
 
 
 def test_the_teacher_sees_each_view_as_it_is_coded(tmp_path: Path) -> None:

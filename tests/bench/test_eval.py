@@ -70,6 +70,22 @@ def test_a_network_is_evaluated_plain_and_behind_a_lens(
     assert numbers != expected(network)
 
 
+def test_key_value_pairs_are_stronger_than_flags(
+    checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    real = image_sets.make_loader
+    monkeypatch.setattr(
+        image_sets, "make_loader", lambda data, size, *how: sizes.append(size) or real(data, size)
+    )
+    own = ["DATASET.TYPE", "synthetic", "DATASET.TEST.BATCH_SIZE", "7"]
+    plain = evaluated(capsys, "-m", "resnet8", "-c", checkpoint, *own)
+    assert plain[0] == "resnet8"
+    other = ["-m", "resnet14", "-c", "lost.pth", "-d", "imagenet", "-bs", "9"]
+    own += ["DISTILLER.TEACHER", "resnet8", "BENCH.TEACHER_CHECKPOINT", checkpoint]
+    assert evaluated(capsys, *other, *own) == plain and sizes == [7, 7]
+
+
 def test_the_script_is_the_command_and_runs_only_as_a_script(
     checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +112,8 @@ def test_tiny_imagenet_is_read_from_mdistillers_place(capsys: pytest.CaptureFixt
         (["-m", "resnet8", "-d", "synthetic"], "resnet8 has no published checkpoint"),
         (["-m", "resnet8", "-c", "lost.pth", "-d", "synthetic"], "lost.pth"),
         (["-m", "resnet8"], "CIFAR-100 is missing"),
+        (["-m", "resnet8", "-bs", "0"], "DATASET.TEST.BATCH_SIZE is 0; it must be at least 1"),
+        (["-m", "resnet8", "--djip-any-teacher"], "name it with --djip-lens"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -88,6 +88,20 @@ def test_a_record_names_the_weights_of_the_teacher_and_they_must_not_change(opti
     uninstall("djip_ext.bench")
 
 
+def test_a_record_names_the_weights_it_started_from_and_they_must_not_change(
+    options: list,
+) -> None:
+    start = options[options.index("BENCH.TEACHER_CHECKPOINT") + 1]
+    cfg = load_cfg(None, [*options, "EXPERIMENT.NAME", "tuned", "BENCH.STUDENT_CHECKPOINT", start])
+    result = train(cfg)
+    assert result["start_hash"] == weight_hash(load_weights(build_model("resnet8", 20), start))
+    (Path(result["folder"]) / "result.json").unlink()
+    save_file(build_model("resnet8", 20).state_dict(), start)
+    with pytest.raises(DJIPError, match="another start_hash"):
+        train(cfg, resume=True)
+    assert "start_hash" not in train(load_cfg(None, [*options, "SOLVER.EPOCHS", 1]))
+
+
 def test_a_record_holds_the_base_that_lskd_standardises_for() -> None:
     def node(base: str) -> dict | None:
         return yaml.safe_load(
@@ -291,7 +305,7 @@ def test_a_kept_teacher_gives_nearly_the_students_of_a_live_one(
 ) -> None:
     options = [*options, "DISTILLER.TYPE", "RKD", "BENCH.VIEWS", 2]
     kept = train(load_cfg(None, [*options, "EXPERIMENT.NAME", "kept"]))
-    assert len(list((tmp_path / "teacher_cache").iterdir())) == 1
+    assert len(list((tmp_path / "teacher_cache").glob("*.safetensors"))) == 1
     monkeypatch.setattr(
         "djip_ext.bench.engine.run.cached_teacher", lambda teacher, *_: teacher
     )  # live, on the same views

@@ -133,6 +133,7 @@ def test_fit_says_what_the_distiller_will_read(
     [
         ("KD", 1.0, "temperature:1.3) do as much"),
         ("WTTM", 1.0, "with WTTM at T = 1 a lens is softening"),
+        ("KD", 1.5, "with KD at T = 1.5 a lens is softening"),
         ("KD", 2.0, "expect no gain: at T >= 2"),
         ("DKD", 1.0, "expect no gain with DKD"),
         ("DKD", 4.0, "expect no gain: at T >= 2"),
@@ -370,7 +371,13 @@ def test_every_setting_of_the_fit_has_a_flag(teacher: str) -> None:
         (["train", *TINY, "SOLVER.EPOCH", "3"], "EPOCH"),
         (["train", *TINY, "--djip-lens", "nowhere.safetensors"], "nowhere.safetensors"),
         (["train", *TINY, "--djip-lens", "identity"], "DISTILLER.TYPE is NONE"),
+        (["train", *TINY, "--djip-any-teacher"], "name it with --djip-lens"),
         (["fit", "--out", "lens.json", *TINY], "ends in .safetensors"),
+        (["fit", "--out", "a.safetensors", "--batch-size", "0"], "--batch-size is 0"),
+        (
+            ["fit", "--out", "a.safetensors", "--black-box", "--rounds", "3", "--lam-max", "2"],
+            "--lam-max, --rounds: the search of --black-box has no use",
+        ),
         (["train", "--data-root", "nodata"], "--data-root"),
         (["fit", "--out", "a.safetensors", *TINY], "TEACHER_CHECKPOINT"),
         (["inspect", "nowhere.safetensors"], "nowhere.safetensors"),

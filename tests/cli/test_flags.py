@@ -99,3 +99,13 @@ def test_a_setting_out_of_range_is_refused_before_anything_is_read(
     monkeypatch.setattr(train_lens, "read_task", lambda *_: pytest.fail("read the task"))
     with pytest.raises(ValueError, match="rounds is -1"):
         run_command(["fit", "--out", str(tmp_path / "a.safetensors"), "--rounds", "-1"])
+
+
+@pytest.mark.parametrize("name", ["reproduce", "tune"])
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_less_than_one_worker_is_refused(
+    name: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command(name).parse_args(["x.yaml", "--workers", number])
+    assert caught.value.code == 2 and "--workers" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What ``djip tune`` tries by default, and the command that it ends with; nothing is trained."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ import pytest
 from djip_ext.cli import tune
 from djip_ext.cli.main import command_parser
 from djip_ext.cli.tune import SOFT, Tuning, choice_text
-from djip_ext.errors import DJIPError
+from djip_ext.errors import Busy, DJIPError
 from djip_ext.experiments.arms import Arm
 from djip_ext.experiments.cost import Cost
 from djip_ext.experiments.plan import Step
 from djip_ext.experiments.statistics import Summary
 from djip_ext.experiments.tuning import Candidate, Choice
+from djip_ext.utils.files import claimed
 
 STUDENT = """
 DATASET: {TYPE: synthetic}
@@ -109,6 +111,42 @@ def test_what_full_students_leave_of_the_budget_buys_more_seeds() -> None:
     assert tuning("--budget", "7").affordable()["seeds"] == 6
     assert tuning("--budget", "40", "--seeds", "3").affordable()["seeds"] == 3
     assert tuning("--budget", "100000").affordable()["seeds"] == tune.MOST_SEEDS
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_choice_goes_on_for_its_own_configuration_and_images_alone(folder: Path) -> None:
+    images = [[{"sha256": "a"}, {"sha256": "b"}]]
+    first = tuning("--budget", "40").settings(images)
+    assert tuning("--budget", "40").settings(images) == first
+    with pytest.raises(DJIPError, match=r"asked for otherwise \(data\)"):
+        tuning("--budget", "40").settings([])
+    (folder / "kd.yaml").write_text(f"{STUDENT}\nBENCH: {{DEVICE: 'cuda:3'}}")
+    assert tuning("--budget", "40").settings(images) == first
+    (folder / "kd.yaml").write_text(f"{STUDENT}\nKD: {{LOSS: {{CE_WEIGHT: 0.5}}}}")
+    with pytest.raises(DJIPError, match=r"asked for otherwise \(KD.LOSS.CE_WEIGHT\)"):
+        tuning("--budget", "40").settings(images)
+
+
+@pytest.mark.usefixtures("priced")
+def test_a_choice_of_an_older_version_which_kept_less_goes_on(folder: Path) -> None:
+    found = tuning("--budget", "40")
+    kept = found.settings([])
+    for name in ("pair", "config", "data"):
+        del kept["asked"][name]
+    (found.out / "tune.json").write_text(json.dumps(kept))
+    assert tuning("--budget", "40").settings([]) == kept
+
+
+@pytest.mark.usefixtures("priced")
+def test_two_processes_do_not_decide_at_once_how_long_the_students_are() -> None:
+    found = tuning("--budget", "40")
+    with claimed(found.out / ".tune.lock", "the choice"), pytest.raises(Busy):
+        found.settings([])
+
+
+def test_choices_for_two_distillers_have_folders_of_their_own() -> None:
+    assert tuning().out == Path("output/tune/kd")
+    assert tuning("DISTILLER.TYPE", "DKD").out == Path("output/tune/dkd_kd")
 
 
 def test_the_command_has_teacher_lens_options_and_temperature_of_the_choice() -> None:

@@ -8,6 +8,7 @@ from test_report import record
 
 from djip_ext.cli.main import main
 from djip_ext.experiments.arm_costs import ArmCost, arm_costs, cost_lines
+from djip_ext.experiments.lenses import TableLens
 from djip_ext.experiments.runs import read_runs
 
 
@@ -57,3 +58,15 @@ def test_costs_come_from_the_runs_that_made_them(tmp_path: Path) -> None:
 def test_a_report_has_them(tmp_path: Path) -> None:
     main(["report", str(tree_of(tmp_path / "runs")), "--out", str(tmp_path / "out")])
     assert "| mcmi | 500 |  |  | 100 |" in (tmp_path / "out/table.md").read_text()
+
+
+def test_of_several_teachers_the_mean_counts(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    record(tree, "KD", "mcmi", 2, 70, lens="identity")
+    record(tree, "MCMI", "teachers/other", 0, 79, lens="none")
+    change(tree, "teachers/other", seconds=700)
+    other = next((tree / "teachers/other").rglob("seed-0")).relative_to(tree)
+    change(tree, "mcmi/**/seed-2", checkpoint=f"output/t/{other}/student_last.pth")
+    lenses = [TableLens("", "mcmi", "", {"seconds": seconds}, None) for seconds in (10, 20)]
+    cost = arm_costs(read_runs(tree), lenses)["mcmi"]
+    assert (cost.training, cost.fit) == (600.0, 15.0)

@@ -124,6 +124,35 @@ def test_another_fit_is_another_lens_file() -> None:
     assert file("--rounds 3") == file("--rounds 3") != file("--rounds 4")
 
 
+@pytest.mark.parametrize("path", ["fits/my.safetensors", "fit.safetensors", "fit-mild.safetensors"])
+def test_a_lens_file_may_be_called_as_a_fit_is(path: str) -> None:
+    JPEGLens(q=5.0).save(path)
+    steps = plan(arms={"lens": path})
+    assert {step.lens for step in steps if step.kind == "student"} == {path}
+    assert not [step for step in steps if step.kind == "lens"]
+
+
+@pytest.mark.parametrize("dataset", ["cifar100", "imagefolder"])
+def test_tables_that_are_not_fitted_are_measured_on_some_images_of_every_class(
+    dataset: str,
+) -> None:
+    options = {"all": {"DATASET.TYPE": dataset}}
+    lens = next(step for step in plan(options=options, arms={"jpeg": "jpeg:80"}) if step.makes)
+    # Those of a folder may be of a thousand classes; djip fit takes 25 of each by itself.
+    assert ("--images" in lens.flags) == (dataset == "cifar100")
+
+
+@pytest.mark.parametrize("name", ["regime_features", "regime_published", "regime_logits"])
+def test_lenses_of_the_tables_that_were_made_keep_their_names(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    steps = make_plan(load_table(f"results/cifar100/{name}.yaml"), "out")
+    names = [Path(step.makes).stem for step in steps if step.kind == "lens"]
+    assert names == ["vgg8-jpeg-2c8b7a"]
+    assert Path("results/cifar100/tables/regime_features/lenses/vgg8-jpeg-2c8b7a.json").exists()
+
+
 def test_a_run_is_done_when_its_record_says_so_and_refused_when_it_is_of_other_settings() -> None:
     step = next(step for step in plan() if step.name == "KD vgg13_vgg8, plain, seed 0")
     assert step.result() is None
@@ -134,6 +163,15 @@ def test_a_run_is_done_when_its_record_says_so_and_refused_when_it_is_of_other_s
     changed = next(step for step in plan(epochs=30) if step.name == "KD vgg13_vgg8, plain, seed 0")
     with pytest.raises(DJIPError, match=r"other settings: .*SOLVER.EPOCHS 60 \(now 30\)"):
         changed.result()
+
+
+def test_whether_a_run_is_done_is_seen_without_asking_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = next(step for step in plan() if step.name == "KD vgg13_vgg8, plain, seed 0")
+    folder = run_folder(step.cfg())
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(run_record(step.cfg())))
+    monkeypatch.setattr("djip_ext.bench.engine.record.code_version", lambda: 1 / 0)
+    assert step.result() is not None
 
 
 def test_options_are_stronger_than_the_short_form_of_epochs() -> None:
@@ -164,6 +202,49 @@ def test_what_another_teacher_made_is_never_taken_for_done() -> None:
             DJIPError, match=f"made with another teacher .{known}. than vgg13.pth is now"
         ):
             step.result()
+
+
+def test_what_went_on_from_another_network_is_never_taken_for_done() -> None:
+    def weights(value: float) -> str:
+        state = {"w": torch.full((2,), value)}
+        torch.save(state, "own.pth")
+        os.utime("own.pth", ns=(0, int(value)))
+        return weight_hash(state)
+
+    known = weights(1.0)
+    tuned = next(step for step in composed(teachers={"resnet32x4": "own.pth"}) if not step.lens)
+    assert tuned.settings().BENCH.STUDENT_CHECKPOINT == "own.pth"
+    record = run_folder(tuned.cfg()) / "result.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(run_record(tuned.cfg()) | {"start_hash": known}))
+    assert tuned.result() is not None
+    now = weights(2.0)
+    message = f"started from another network .{known}. than own.pth is now .{now}."
+    with pytest.raises(DJIPError, match=message):
+        tuned.result()
+    record.write_text(json.dumps(run_record(tuned.cfg())))  # as older versions left it
+    assert tuned.result() is not None
+
+
+def test_a_lens_of_other_settings_is_never_taken_for_done() -> None:
+    def step(**bench: object) -> Step:
+        content = yaml.safe_load((CONFIGS / "kd" / "vgg13_vgg8.yaml").read_text())
+        Path("kd.yaml").write_text(yaml.safe_dump(content | {"BENCH": bench}))
+        one = {"configs": "kd.yaml", "pairs": ["one"], "distillers": ["KD"], "options": {}}
+        return next(step for step in plan(**(one | {"arms": {"lens": "fit"}})) if step.makes)
+
+    first = step(FRACTION=0.5)
+    JPEGLens(q=5.0).save(first.makes)
+    record = Path(first.makes).with_suffix(".json")
+    record.write_text(json.dumps({"about": {}} | run_record(first.settings())))
+    assert first.result() is not None
+    assert step(FRACTION=0.5, EVAL_EVERY=7, DEVICE="cuda:3").result() is not None
+    half = {"FRACTION": 0.5}
+    for changed in ({}, half | {"HOLDOUT": 0.1}, half | {"PRECISION": "bfloat16"}):
+        with pytest.raises(DJIPError, match=r"fitted with other settings: BENCH\.\w+ \S+ \(now"):
+            step(**changed).result()
+    record.write_text(json.dumps({"about": {}}))  # as early versions left it
+    assert step().result() is not None
 
 
 def test_where_a_run_happens_does_not_make_it_another() -> None:
@@ -220,6 +301,7 @@ def test_a_lens_file_may_be_named_after_its_teacher() -> None:
         ({"distillers": ["MAGIC"]}, "MAGIC"),
         ({"distillers": ["CRD", "CRD"]}, "twice"),
         ({"arms": {"lens": "magic"}}, "arm lens"),
+        ({"arms": {"lens": "fit-mild"}}, "arm lens is 'fit-mild'; give identity"),
         ({"arms": {"a/b": "identity"}}, "a/b"),
         ({"arms": {"lens": "nowhere.safetensors"}}, "nowhere.safetensors"),
         ({"options": {"DKD": {}}}, "no section DKD"),
@@ -227,6 +309,8 @@ def test_a_lens_file_may_be_named_after_its_teacher() -> None:
         ({"pairs": ["no_such"]}, "no_such"),
         ({"teachers": TABLE["teachers"] | {"vgg13": "nowhere.pth"}}, "nowhere.pth"),
         ({"teachers": {}}, "download_ckpts"),
+        ({"teachers": {"vgg13": None}}, "teachers of vgg13 is None; it takes a checkpoint"),
+        ({"vary": {1: [2]}}, "vary cannot take 1; it takes KEY"),
         (
             {"teachers": {"resnet32x4": f"{CONFIGS}/vanilla/vgg13.yaml", "vgg13": "vgg13.pth"}},
             "trains vgg13",
@@ -328,6 +412,30 @@ def test_a_dry_run_prints_every_command_and_counts_its_passes(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     main(["reproduce", "t.yaml", "--dry-run", "--workers", "4"])
     assert threads == [2] and "with 4 workers" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("fit", "message"),
+    [
+        ("fit --start 'jpeg:70", "No closing quotation"),
+        ("fit --rounds ten", "invalid int value: 'ten'"),
+        ("fit --rounds", "expected one argument"),
+        ("fit --rond 3", "unrecognized arguments: --rond"),
+        ("fit --rounds -1", "rounds"),
+        ("fit --queries 2000", "--black-box; add it"),
+        ("fit --out mine.safetensors", "cannot have --out, --cfg"),
+        ("fit --data-roo /elsewhere", "cannot have --out, --cfg"),
+        ("fit BENCH.FRACTION 0.5", "KEY VALUE pairs"),
+    ],
+)
+def test_wrong_flags_of_a_fit_are_said_before_anything_runs(
+    fit: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("t.yaml").write_text(yaml.safe_dump(TABLE | {"arms": {"lens": fit}}, sort_keys=False))
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", "t.yaml", "--dry-run"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.startswith("error: arm lens is 'fit") and message in said
 
 
 def test_parameters_of_a_job_are_numbers_where_they_look_like_some() -> None:

@@ -13,7 +13,12 @@ import pytest
 import torch
 import yaml
 
+from djip_ext.cli import reproduce as command
+from djip_ext.errors import DJIPError
+from djip_ext.experiments.plan import make_plan
 from djip_ext.experiments.runs import collect, read_runs
+from djip_ext.experiments.scheduler import Outcome
+from djip_ext.experiments.table import load_table
 from djip_ext.lens.io import load_lens
 
 ROOT = Path(__file__).parents[2]
@@ -185,6 +190,21 @@ def test_ended_by_a_signal_it_takes_its_commands_along(tmp_path: Path) -> None:
         while True:  # until its group is empty
             os.killpg(process.pid, 0)
             time.sleep(0.01)
+
+
+def test_a_report_that_cannot_be_does_not_hide_which_command_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
+    table = load_table(tmp_path / "small.yaml")
+    steps = make_plan(table, str(tmp_path))
+    outcome = Outcome(here=[steps[-1]], failed=[steps[0]])
+    command.report(outcome, table, tmp_path)  # of a folder without runs
+    assert "no report: " in capsys.readouterr().out
+    with pytest.raises(DJIPError, match="1 commands failed; the first: teacher resnet8"):
+        command.finish(outcome, str(tmp_path))
+    with pytest.raises(DJIPError):  # nothing failed that would explain it
+        command.report(Outcome(here=[steps[-1]]), table, tmp_path)
 
 
 def _broken(folder: Path) -> list[Path]:

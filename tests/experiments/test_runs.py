@@ -138,6 +138,28 @@ def test_a_run_that_is_both_fresh_and_collected_is_refused(tree: Path, kept: Pat
         read_results(kept)
 
 
+@pytest.mark.parametrize("place", [".", "kept"])
+def test_runs_are_not_collected_into_their_own_folder(tree: Path, place: str) -> None:
+    with pytest.raises(DJIPError, match="lies in .* somewhere else"):
+        collect(tree, tree / place)
+    assert not list(tree.rglob("runs.csv"))
+
+
+def test_compared_arms_have_names_and_records_of_their_own(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arm = tree / f"plain/djip-identity/KD_run_{PAIR.student}"
+    with pytest.raises(SystemExit):
+        main(["compare", f"KD={arm}", f"KD={arm}"])
+    assert "two arms are called 'KD'" in capsys.readouterr().err
+    (arm / "seed-0/result.json").write_text("{")
+    with pytest.raises(DJIPError, match="seed-0/result.json is not the record of a run"):
+        read_arm(arm)
+    (arm / "seed-0").rename(arm / "seed-x")
+    with pytest.raises(DJIPError, match="seed-x/result.json is not the record of a run"):
+        read_arm(arm)
+
+
 def test_nothing_to_collect_is_said(tmp_path: Path) -> None:
     with pytest.raises(DJIPError, match="nothing to collect"):
         collect(tmp_path, tmp_path / "kept")

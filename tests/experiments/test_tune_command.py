@@ -128,6 +128,7 @@ def test_a_budget_that_is_too_small_names_one_that_is_not(home: Path) -> None:
         (["--arm", "plain=identity"], "none called plain"),
         (["--arm", "lens"], "NAME=SOURCE"),
         (["--arm", "lens=fit --rond 3"], "unrecognized arguments: --rond"),
+        (["--arm", "lens=fit --out x.safetensors"], "cannot have --out"),
         (["--seeds", "2"], "at least 3"),
         (["--temperatures", "1,x"], "'1,x' is no list of positive numbers"),
         (["BENCH.HOLDOUT", "0.1"], "BENCH.HOLDOUT is set by djip tune itself"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from djip_ext import DJIPError, DJIPTeacher, FitSettings, JPEGLens, fit_lens
+from djip_ext.fit.checkpoint import LAST_DIGITS, ImageSums
 from djip_ext.fit.loop import default_start
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.measurement import measure
@@ -298,6 +299,72 @@ def test_a_checkpoint_of_another_quantizer_batch_size_or_set_is_refused(tmp_path
         )
 
 
+class Margin(Teacher):
+    """Does not see the first column of an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., 1:])
+
+
+def test_other_images_of_equal_cross_entropy_are_refused(tmp_path: Path) -> None:
+    path, how = tmp_path / "fit.pth", {"mean": MEAN, "std": STD, **QUICK, "rounds": 1}
+    others = [
+        (torch.cat([image[..., :1].flip(2), image[..., 1:]], -1), label) for image, label in data()
+    ]
+    first = fit_lens(Margin(), data(), CLASSES, checkpoint=path, **how)
+    assert fit_lens(Margin(), others, CLASSES, **how).before.ce == first.before.ce
+    with pytest.raises(DJIPError, match="begun on other images"):
+        fit_lens(Margin(), others, CLASSES, checkpoint=path, **how)
+    assert fit_lens(Margin(), data()[::-1], CLASSES, checkpoint=path, **how).history
+    state = torch.load(path, weights_only=True)
+    del state["images"]  # as an older version wrote it: what it lacks counts as equal
+    torch.save(state, path)
+    assert fit_lens(Margin(), others, CLASSES, checkpoint=path, **how).history
+
+
+def test_other_labels_of_equal_cross_entropy_are_refused(tmp_path: Path) -> None:
+    teacher, path = Teacher(), tmp_path / "fit.pth"
+    nn.init.zeros_(teacher.fc.weight)
+    nn.init.zeros_(teacher.fc.bias)
+    how = {"mean": MEAN, "std": STD, "checkpoint": path, **QUICK, "rounds": 0}
+    fit_lens(teacher, data(), CLASSES, **how)
+    others = [(image, label.clamp(max=1)) for image, label in data()]
+    with pytest.raises(DJIPError, match="begun on other images"):
+        fit_lens(teacher, others, CLASSES, **how)
+
+
+def test_images_are_known_again_in_any_order_and_batches() -> None:
+    images = torch.cat([image for image, _ in data()])
+
+    def sums(images: Tensor, batch: int) -> Tensor:
+        found = ImageSums()
+        assert all(found(part) is part for part in images.split(batch))
+        return found.total()
+
+    known = sums(images, 8)
+    torch.testing.assert_close(sums(images.flip(0), 5), known, rtol=1e-12, atol=1e-12)
+    images[3, 0, 0, 0] += 1 / (255 * STD[0])  # one pixel, by one level
+    assert (sums(images, 8) - known).abs().max() > 0.1 * LAST_DIGITS * len(images)
+    images[3] = images[4]
+    assert (sums(images, 8) - known).abs().max() > 10 * LAST_DIGITS * len(images)
+
+
+class Noisy(TensorDataset):
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = super().__getitem__(index)
+        return image + 0.1 * torch.randn_like(image), label
+
+
+def test_a_fit_on_augmented_images_resumes_whatever_was_drawn_before(tmp_path: Path) -> None:
+    x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        loader = DataLoader(Noisy(x, labels), 8, shuffle=True)
+        found.append(fit(loader, rounds=1, checkpoint=tmp_path / "fit.pth"))
+    assert found[0].before.ce == found[1].before.ce
+
+
 def test_a_fit_leaves_the_callers_random_numbers_and_the_loader_as_they_were() -> None:
     x, labels = (torch.cat(parts) for parts in zip(*data(), strict=True))
     loader = DataLoader(
@@ -421,7 +488,9 @@ def as_the_last_version_wrote_it(checkpoint: Path, optimizer: str) -> None:
         "before",
         "centres",
         "best",
+        "images",
     }
+    del state["images"]
     assert set(state["best"]) == {"rank", "index", "tables", "measured"}
     assert set(state["before"]) == {"cmi", "ce", "accuracy"}
     assert set(state["before"]["cmi"]) == {"total", "per_class", "gamma", "centres", "counts"}

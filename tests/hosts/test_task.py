@@ -137,6 +137,15 @@ assert (task.train.images.numpy() == dataset.pixels[[0, 3, 6, 9]]).all()
     assert status == 0, output
 
 
+def test_images_in_the_hosts_memory_are_taken_whole_whatever_the_limit(checkout: Path) -> None:
+    status, output = reading(
+        checkout,
+        limit=4,
+        code="assert len(task.train.labels) == len(task.test.labels) == 10",
+    )
+    assert status == 0, output
+
+
 @pytest.mark.parametrize(
     "yaml, reason",
     [

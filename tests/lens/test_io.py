@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def test_failing_move_leaves_the_old_lens_and_no_partial_file(
 def test_full_disk_leaves_the_old_lens_and_no_partial_file(tmp_path: Path, lens: JPEGLens) -> None:
     path = save_lens(lens, tmp_path / "a.lens")
     old = path.read_bytes()
-    (tmp_path / f".a.lens.{os.getpid()}.partial").symlink_to("/dev/full")
+    own = f"{socket.gethostname()}.{os.getpid()}"
+    (tmp_path / f".a.lens.{own}.partial").symlink_to("/dev/full")
     with pytest.raises(DJIPError, match="No space left"):
         save_lens(JPEGLens(9.0), path)
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["a.lens"]

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
+from djip_ext.metrics import softening
 from djip_ext.metrics.cmi import ClassStatistics, conditional_mutual_information
-from djip_ext.metrics.softening import entropy_among_others, measure_softening
+from djip_ext.metrics.softening import FACTORS, entropy_among_others, measure_softening
 
 
 def network() -> nn.Module:
@@ -77,6 +78,29 @@ def test_a_lens_that_divides_the_logits_equals_that_temperature(
 ) -> None:
     found = measure_softening(network(), batches(), 5, lambda image: image / divided, temperature)
     assert found.factor == pytest.approx(divided, rel=0.01)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_factor_is_that_of_the_slow_entropies(temperature: float) -> None:
+    teacher = network()
+    found = measure_softening(teacher, batches(), 5, lambda image: 0.7 * image, temperature)
+    logits = teacher(torch.cat([image for image, _ in batches()])).detach()
+    slow = {factor: slow_entropy(logits, factor * temperature) for factor in FACTORS}
+    expected = softening._factor_of(slow_entropy(0.7 * logits, temperature), slow)
+    assert found.factor == pytest.approx(expected, rel=1e-6)
+
+
+def test_class_statistics_are_kept_for_both_sides_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(ClassStatistics):
+        def __init__(self, *arguments: float) -> None:
+            made.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(softening, "ClassStatistics", Counted)
+    measure_softening(network(), batches(), 5, torch.square)
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("divided", [0.1, 100.0])

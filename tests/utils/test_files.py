@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from filelock import FileLock
 
 from djip_ext import DJIPError
 from djip_ext.errors import Busy
-from djip_ext.utils.files import atomic_write, claimed, write_json
+from djip_ext.utils.files import atomic_write, claimed, taking_turns, write_json
 
 FULL = Path("/dev/full")
 
@@ -123,3 +124,24 @@ def test_a_lock_on_a_file_that_was_deleted_meanwhile_does_not_count(
         assert len(tries) == 2 and path.exists()
         with pytest.raises(Busy), claimed(path, "the run"):
             pass
+
+
+def test_who_comes_second_waits_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "answers/a.lock"
+    order = []
+
+    def second() -> None:
+        with taking_turns(path, "the answers"):
+            order.append("second")
+
+    with taking_turns(path, "the answers"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive()
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "waiting for another process, which makes the answers" in capsys.readouterr().out

@@ -99,7 +99,18 @@ CFG = CfgNode(
     }
 )
 
+# the smallest value of settings that would fail later, and without their name
+LEAST = {
+    "SOLVER.BATCH_SIZE": 1,
+    "DATASET.TEST.BATCH_SIZE": 1,
+    "DATASET.NUM_WORKERS": 0,
+    "BENCH.EVAL_EVERY": 1,
+    "BENCH.VIEWS": 0,
+}
+
 NO_NUMBER_DEPENDS_ON = (
+    # every loader yields the same batches however many workers read
+    "DATASET.NUM_WORKERS",
     "BENCH.DATA_ROOT",
     "BENCH.DOWNLOAD",
     "BENCH.CUDA_GRAPH",
@@ -145,8 +156,8 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
     """Take the defaults, then the YAML file at ``path``, then ``KEY VALUE`` pairs.
 
     Raises:
-        DJIPError: no such file, not YAML, an unknown key, or a value of the wrong type; the message
-            names it.
+        DJIPError: no such file, not YAML, an unknown key, or a value of the wrong type or below
+            its least; the message names it.
     """
     cfg = CFG.clone()
     try:
@@ -171,8 +182,10 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
         raise DJIPError(
             f"{where}: {reason}; the keys are listed in djip_ext/bench/engine/cfg.py"
         ) from error
-    if cfg.BENCH.EVAL_EVERY < 1:
-        raise DJIPError(f"BENCH.EVAL_EVERY is {cfg.BENCH.EVAL_EVERY}; it must be at least 1")
+    values = _flat(cfg)
+    for key, least in LEAST.items():
+        if values[key] < least:
+            raise DJIPError(f"{key} is {values[key]}; it must be at least {least}")
     return cfg
 
 

@@ -35,7 +35,7 @@ from djip_ext.ops.dct import (
 )
 from djip_ext.ops.quantizer import hard_quantize
 from djip_ext.utils.distributed import say
-from djip_ext.utils.files import atomic_write
+from djip_ext.utils.files import atomic_write, taking_turns
 from djip_ext.utils.networks import autocast, logits_of
 
 QUALITIES = tuple(range(0, 101, 5))
@@ -148,6 +148,13 @@ def coded_teacher(
     Raises:
         DJIPError: the file is damaged, the teacher gives NaN, the disk is full.
     """
+    with taking_turns(path.with_suffix(".lock"), "the choice of qualities"):
+        choice = _whole_choice(teacher, loader, path, precision)
+    return CodedTeacher(teacher, choice, Normalisation(loader.data.mean, loader.data.std))
+
+
+def _whole_choice(teacher: nn.Module, loader: DeviceLoader, path: Path, precision: str) -> Tensor:
+    """The choice (views, N) at ``path``, with what it lacked."""
     choice = _kept(path, loader)
     if len(choice) < loader.views:
         passes = CANDIDATES * (loader.views - len(choice)) * loader.num_images
@@ -165,7 +172,7 @@ def coded_teacher(
             temporary.write_bytes(content)
 
         atomic_write(path, write)
-    return CodedTeacher(teacher, choice, Normalisation(loader.data.mean, loader.data.std))
+    return choice
 
 
 def _kept(path: Path, loader: DeviceLoader) -> Tensor:

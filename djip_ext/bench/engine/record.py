@@ -41,11 +41,26 @@ def run_record(cfg: CfgNode) -> dict[str, Any]:
 
     ``code`` and ``environment`` may differ when the run is resumed.
     """
+    return {"config": used_config(cfg), "code": code_version(), "environment": _environment()}
+
+
+def used_config(cfg: CfgNode) -> str:
+    """The nodes of ``cfg`` that its run reads, as YAML."""
     kind = cfg.DISTILLER.TYPE
     base = cfg.get(kind, {}).get("BASE", "")  # LSKD reads its base's node as well
     read = (*SHARED_NODES, kind, base, cfg.BENCH.ADVERSARIAL)
     used = CfgNode({name: node for name, node in cfg.items() if name in read})
-    return {"config": used.dump(), "code": code_version(), "environment": _environment()}
+    text: str = used.dump()
+    return text
+
+
+def start_record(cfg: CfgNode, student: nn.Module) -> dict[str, str]:
+    """``start_hash``, of the weights in ``BENCH.STUDENT_CHECKPOINT``; nothing without them.
+
+    Args:
+        student: before its training.
+    """
+    return {"start_hash": weight_hash(student)} if cfg.BENCH.STUDENT_CHECKPOINT else {}
 
 
 def lens_record(teacher: nn.Module | None) -> dict[str, Any]:

@@ -35,6 +35,8 @@ from djip_ext.bench.engine.record import (
     run_folder,
     run_name,
     run_record,
+    start_record,
+    used_config,
 )
 from djip_ext.bench.engine.teacher_cache import answers_key, cached_teacher
 from djip_ext.bench.engine.trainer import trainer_dict
@@ -59,6 +61,7 @@ __all__ = [
     "run_record",
     "scaled_as",
     "train",
+    "used_config",
 ]
 
 
@@ -174,6 +177,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     data = {"train": train_loader.data.fingerprint(), "test": test_loader.data.fingerprint()}
     behind = getattr(distiller, "teacher", None)
     record = run_record(cfg) | {"data": data} | lens_record(behind)
+    record |= start_record(cfg, distiller.student)
     if behind is not None and cfg.BENCH.ANSWERS:
         behind = BlackBox(behind, cfg.BENCH.ANSWERS)
         distiller.teacher = behind

@@ -3,7 +3,8 @@
 It is for huge, slow or paid teachers.  With ``BENCH.VIEWS K`` the loader takes K fixed
 augmentations of each image in turn, the same for all seeds.  The teacher's logits (K x N x C) and
 pooled features (K x N x D), float16, are computed once, kept in a file, and shared by every run
-with the same teacher, lens and images.  Methods that need feature maps cannot use it.
+with the same teacher, lens and images, also by those that start together.  Methods that need
+feature maps cannot use it.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from djip_ext.bench.engine.coded_teacher import CodedTeacher
 from djip_ext.errors import DJIPError
 from djip_ext.lens.io import weight_hash
 from djip_ext.utils.distributed import say
-from djip_ext.utils.files import atomic_write
+from djip_ext.utils.files import atomic_write, taking_turns
 from djip_ext.utils.networks import autocast
 
 ON_A_GPU = 500  # images that are asked at once there: a student's batch would leave it idle
@@ -94,12 +95,14 @@ def cached_teacher(
     """
     path = folder / f"{answers_key(teacher, loader, precision)}.safetensors"
     if not path.exists():
-        answers = save(_ask(teacher, loader, precision))
+        with taking_turns(path.with_suffix(".lock"), "the teacher's answers"):
+            if not path.exists():  # or the one before us has paid
+                answers = save(_ask(teacher, loader, precision))
 
-        def write(temporary: Path) -> None:
-            temporary.write_bytes(answers)
+                def write(temporary: Path) -> None:
+                    temporary.write_bytes(answers)
 
-        atomic_write(path, write)
+                atomic_write(path, write)
     try:
         kept = load_file(path)
         on_device = {name: values.to(loader.device) for name, values in kept.items()}
