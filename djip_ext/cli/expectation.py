@@ -1,6 +1,6 @@
 """What a lens has done for students so far: the line with which ``djip fit`` ends.
 
-From the tables of results/when_it_helps.md: CIFAR-100, a saturated teacher, 5 % of the images.
+From the tables of results/when_it_helps.md: CIFAR-100, saturated teachers, students that overfit.
 """
 
 from djip_ext.bench.engine.answers import NEED_FEATURES
@@ -40,6 +40,7 @@ def expectation(distiller: str, temperature: float | None, equal: float | None =
         return f"expect little with DIST: no gain of a lens shows; temperature:2 gained 2 {WHERE}"
     same = "" if equal is None else f" (here temperature:{equal:.3g})"
     return (
-        f"with {distiller} at T = {temperature:g} a lens is softening: the plain teacher's logits "
-        f"divided so that they have this entropy{same} do as much, temperature:2 more {WHERE}"
+        f"with {distiller} at T = {temperature:g} a lens helps a student that overfits, by "
+        f"softening: the plain teacher's logits divided so that they have this entropy{same} do as "
+        f"much, temperature:2 more {WHERE}"
     )

@@ -38,7 +38,7 @@ for table in fewshot13 controls full regime_fifth regime_sharp regime_sure tune_
   $djip report $table
 done
 for table in regime_vgg8 regime_vgg8_cpu regime_soft regime_logits regime_logits_cpu regime_published regime_features regime_dkd \
-             regime_20 regime_100 regime_vgg13 res32x4 res32x4_sharp; do
+             regime_20 regime_100 regime_overfit regime_vgg13 res32x4 res32x4_sharp; do
   $djip report $table --baseline plain
 done
 $djip report rivals --baseline plain
@@ -50,6 +50,7 @@ $djip audit audit --out audit/report
 $djip report audit_defences
 $djip audit audit_defences --out audit_defences/report
 
-# the picture of results/when_it_helps.md, "What orders the gains", from these reports
+# two pictures of results/when_it_helps.md, from these reports
 python=$(dirname "$(command -v "$djip")")/python
 (cd ../../.. && "$python" results/cifar100/regime_entropy.py > results/cifar100/tables/regime_soft/report/entropy.md)
+(cd ../../.. && "$python" results/cifar100/regime_overfitting.py > results/cifar100/tables/regime_overfit/report/overfitting.md)

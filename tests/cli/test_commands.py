@@ -132,8 +132,8 @@ def test_fit_says_what_the_distiller_will_read(
     ("distiller", "temperature", "words"),
     [
         ("KD", 1.0, "temperature:1.3) do as much"),
-        ("WTTM", 1.0, "with WTTM at T = 1 a lens is softening"),
-        ("KD", 1.5, "with KD at T = 1.5 a lens is softening"),
+        ("WTTM", 1.0, "with WTTM at T = 1 a lens helps a student that overfits"),
+        ("KD", 1.5, "with KD at T = 1.5 a lens helps a student that overfits"),
         ("KD", 2.0, "expect no gain: at T >= 2"),
         ("DKD", 1.0, "expect no gain with DKD"),
         ("DKD", 4.0, "expect no gain: at T >= 2"),
