@@ -65,12 +65,12 @@ def add_scheduler_arguments(parser: argparse.ArgumentParser) -> None:
 
 def benchmark_cfg(args: argparse.Namespace) -> CfgNode:
     """The configuration that those arguments describe; raises DJIPError when they are wrong."""
-    options = list(args.options)
+    flags = []
     if args.data_root:
-        options += ["BENCH.DATA_ROOT", args.data_root]
+        flags += ["BENCH.DATA_ROOT", args.data_root]
     if getattr(args, "seed", None) is not None:
-        options += ["BENCH.SEED", args.seed]
-    return load_cfg(args.cfg, options)
+        flags += ["BENCH.SEED", args.seed]
+    return load_cfg(args.cfg, [*flags, *args.options])
 
 
 def add_fit_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from djip_ext.cli import train_lens
 from djip_ext.cli.main import COMMANDS, command_parser, run_command
-from djip_ext.cli.options import fit_settings
+from djip_ext.cli.options import benchmark_cfg, fit_settings
 from djip_ext.fit.settings import FitSettings
 from djip_ext.hosts.activation import add_flags
+
+CONFIG = Path(__file__).parents[2] / "configs/cifar100/kd/res32x4_res8x4.yaml"
 
 
 def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -109,3 +111,12 @@ def test_less_than_one_worker_is_refused(
     with pytest.raises(SystemExit) as caught:
         command(name).parse_args(["x.yaml", "--workers", number])
     assert caught.value.code == 2 and "--workers" in capsys.readouterr().err
+
+
+def test_pairs_are_stronger_than_flags() -> None:
+    words = ["--cfg", str(CONFIG), "--data-root", "a", "--seed", "1"]
+    train = command("train")
+    cfg = benchmark_cfg(train.parse_args(words))
+    assert (cfg.BENCH.DATA_ROOT, cfg.BENCH.SEED) == ("a", 1)
+    cfg = benchmark_cfg(train.parse_args([*words, "BENCH.DATA_ROOT", "b", "BENCH.SEED", "2"]))
+    assert (cfg.BENCH.DATA_ROOT, cfg.BENCH.SEED) == ("b", 2)
