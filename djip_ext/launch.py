@@ -63,7 +63,11 @@ def _launch(flags: argparse.Namespace) -> None:
     shown: list[Any] = []
     if lens is not None and _evaluates(script):
         shown = _put_before_vanilla(flags.host, lens, flags.djip_any_teacher)
-    run_script(flags.script, flags.arguments)
+    try:
+        run_script(flags.script, flags.arguments)
+    except SystemExit as end:
+        if end.code not in (None, 0) or {"-h", "--help"} & set(flags.arguments):
+            raise
     if lens is not None and not (shown or teachers_behind_lens(flags.host)):
         raise DJIPError(
             f"{script} ended without building a distiller of {flags.host}: the lens was never used"

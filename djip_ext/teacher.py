@@ -74,7 +74,9 @@ class DJIPTeacher(nn.Module):
 
     djip_fingerprint: Tensor
     _watch: Watch | None = None
-    _is_new = False  # until the first call; also of objects that were pickled before there was one
+    # one True until the first call, in a list that DataParallel's replicas share; also of objects
+    # that were pickled before there was one
+    _is_new: Sequence[bool] = ()
 
     def __init__(
         self,
@@ -111,7 +113,7 @@ class DJIPTeacher(nn.Module):
         self.register_buffer(
             FINGERPRINT, torch.frombuffer(bytearray(digest), dtype=torch.uint8), persistent=False
         )
-        self._is_new = True
+        self._is_new = [True]
         self._watch = watch(teacher) if self.djip_lens is not None else None
         self.eval()
 
@@ -127,9 +129,13 @@ class DJIPTeacher(nn.Module):
         """What the teacher sees of normalised images (B, 3, H, W): normalised again, same dtype.
 
         Parts of the teacher may be run on what this returns.
+
+        Raises:
+            DJIPError: ``x`` is no batch of floating-point images.
         """
         if self.djip_lens is None:
             return x
+        check_image(x)
         return prepared(self.djip_normalisation.through(self.djip_lens, x))
 
     def look(self, x: Tensor) -> Tensor:
@@ -182,7 +188,8 @@ class DJIPTeacher(nn.Module):
 
     def _check_first_images(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """Check the range of the first images; the teacher's logits for a few without the lens."""
-        self._is_new = False
+        if isinstance(self._is_new, list):
+            self._is_new.clear()
         if self.djip_lens is None:
             return None
         name = None

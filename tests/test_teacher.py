@@ -307,6 +307,25 @@ def test_data_parallel_replica_answers_alike(network: Network, images: Tensor, c
     assert torch.equal(replica(images)[0], teacher(images)[0])
 
 
+def test_replicas_share_what_was_checked(
+    network: Network, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+    monkeypatch.setattr("djip_ext.teacher.check_range", lambda *_: checked.append(1))
+    teacher = DJIPTeacher(network, lens(), MEAN, STD)
+    for _ in range(2):  # DataParallel makes new ones in every step
+        teacher._replicate_for_data_parallel()._check_first_images((images,), {})
+        assert not teacher._is_new
+    teacher(images)
+    assert checked == [1, 1]  # by the replicas themselves, which were told to; not by forward
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "image"])
+def test_apply_lens_takes_normalised_images_alone(network: Network, wrong: Any) -> None:
+    with pytest.raises(DJIPError):
+        DJIPTeacher(network, lens(), MEAN, STD).apply_lens(wrong)
+
+
 # ---- checkpoints
 
 

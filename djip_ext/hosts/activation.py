@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from djip_ext.errors import DJIPError
-from djip_ext.hosts.registry import count_teachers, install
+from djip_ext.hosts.registry import count_teachers, install, teachers_behind_lens
 from djip_ext.hosts.seeding import pass_seed_on, seed
 from djip_ext.hosts.spawn import follow_spawn
 from djip_ext.hosts.workarounds import WORKAROUNDS, Host, apply_workarounds
@@ -81,7 +81,8 @@ def activate(
     if flags.seed is not None:
         tag.append(f"seed-{flags.seed}")
     again = functools.partial(_activate_spawned, flags, package, script, arguments)
-    follow_spawn(again, functools.partial(count_teachers, package))
+    built = functools.partial(teachers_behind_lens, package)
+    follow_spawn(again, built, functools.partial(count_teachers, package))
     host = Host(package, script, "/".join(tag), "--resume" in arguments)
     lines = apply_workarounds(host, flags.no_workaround)
     if lens is not None:

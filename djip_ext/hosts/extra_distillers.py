@@ -52,7 +52,8 @@ def _pretrain_before_training(package: str) -> Callable[[], None]:
     @functools.wraps(train)
     def pretrain_and_train(self: Any, resume: bool = False, *args: Any, **kwargs: Any) -> Any:
         distiller = getattr(self.distiller, "module", self.distiller)
-        if hasattr(distiller, "pretrain") and not resume:
+        ours = type(distiller).__module__.startswith("djip_ext.")
+        if ours and hasattr(distiller, "pretrain") and not resume:
             distiller.pretrain(self.train_loader)
         return train(self, resume, *args, **kwargs)
 

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -32,6 +32,7 @@ class _Installation:
     originals: dict[str, Any]  # the registry as it was
     remove_additions: Callable[[], None]
     teachers: int = 0  # how many have been put behind the lens
+    elsewhere: list[Callable[[], int]] = field(default_factory=list)  # in processes of their own
 
 
 _INSTALLED: dict[str, _Installation] = {}  # by package
@@ -94,13 +95,16 @@ def uninstall(package: str = "mdistiller") -> None:
 
 def teachers_behind_lens(package: str) -> int:
     """How many teachers have been put behind the lens since it was installed in ``package``."""
-    return _INSTALLED[package].teachers if package in _INSTALLED else 0
+    installation = _INSTALLED.get(package)
+    if installation is None:
+        return 0
+    return installation.teachers + sum(count() for count in installation.elsewhere)
 
 
-def count_teachers(package: str, number: int) -> None:
-    """Note that ``number`` teachers were put behind the lens, in processes of their own."""
+def count_teachers(package: str, count: Callable[[], int]) -> None:
+    """Count the teachers too that processes of their own put behind the lens: ``count()``."""
     if package in _INSTALLED:
-        _INSTALLED[package].teachers += number
+        _INSTALLED[package].elsewhere.append(count)
 
 
 def find_registry(package: str) -> dict[str, Any]:
@@ -211,13 +215,14 @@ def _normalisation(
     if dataset in NORMALISATIONS:
         mean, std = NORMALISATIONS[dataset]
         return mean, std
-    if "mean" in about:
+    if "mean" in about and (not dataset or about.get("dataset", dataset) == dataset):
         return about["mean"], about["std"]
     if isinstance(lens, str):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # never used: the images pass untouched
     raise DJIPError(
         f"DATASET.TYPE is '{dataset}', whose normalisation is unknown, and the lens does not say; "
-        "fit it with fit_lens or djip fit"
+        "fit one on it with fit_lens or djip fit, set cfg.BENCH.MEAN and cfg.BENCH.STD, or wrap "
+        "the teacher by DJIPTeacher(teacher, lens, mean, std)"
     )
 
 
@@ -268,6 +273,7 @@ def _with_lens(
         teacher = args[1] if len(args) > 1 else kwargs.get("teacher")
         cfg = args[2] if len(args) > 2 else kwargs.get("cfg")
         if cfg is None:  # called as (student) or (student, cfg)
+            _check_no_plain_teacher(args, kwargs)
             return build(*args, **kwargs)
         amplified = put_behind(teacher, lens, cfg, any_teacher)
         installation.teachers += 1
@@ -276,6 +282,16 @@ def _with_lens(
         return build(*args, **{**kwargs, "teacher": amplified})
 
     return build_with_lens
+
+
+def _check_no_plain_teacher(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise DJIPError for a call with a second network that the lens would not be put before."""
+    networks = [part for part in (*args, *kwargs.values()) if isinstance(part, nn.Module)]
+    if len(networks) > 1 and not any(isinstance(part, DJIPTeacher) for part in networks):
+        raise DJIPError(
+            "this benchmark builds its distillers without a cfg in the third place; "
+            "wrap the teacher by DJIPTeacher(teacher, lens, mean, std)"
+        )
 
 
 def _refused(name: str, build: Any) -> Any:

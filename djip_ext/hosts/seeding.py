@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import operator
 import random
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class _Seeds:
 
     number: int
     first: int | None = None
+    kept: bool = False  # whether a seed that is no number was left to the script
 
     def instead_of(self, chosen: int) -> int:
         """What a generator is seeded with where the script chose ``chosen``."""
@@ -60,6 +62,17 @@ class _Seeds:
                 )
         return (chosen - self.first + self.number) % NUMBERS
 
+    def keep(self, name: str, chosen: Any) -> None:
+        """Say, the first time, that generator ``name`` keeps ``chosen``, which is no integer."""
+        if not self.kept and torch.utils.data.get_worker_info() is None:
+            self.kept = True
+            print(
+                f"djip: the script calls {name} with {chosen!r}, which is no integer; "
+                "this seed stays the script's own, whatever --seed asks",
+                file=sys.stderr,
+                flush=True,
+            )
+
 
 def pass_seed_on(number: int) -> None:
     """Let a script that seeds itself seed with ``number`` instead, and say so once.
@@ -72,10 +85,11 @@ def pass_seed_on(number: int) -> None:
     seeds = _Seeds(number)
     for module_name, name in SEEDING:
         module = importlib.import_module(module_name)
-        setattr(module, name, _passing_on(getattr(module, name), seeds))
+        passing_on = _passing_on(getattr(module, name), seeds, f"{module_name}.{name}")
+        setattr(module, name, passing_on)
 
 
-def _passing_on(function: Callable[..., Any], seeds: _Seeds) -> Callable[..., Any]:
+def _passing_on(function: Callable[..., Any], seeds: _Seeds, name: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def seed_instead(*args: Any, **kwargs: Any) -> Any:
         caller = sys._getframe(1).f_globals.get("__name__", "")
@@ -84,8 +98,11 @@ def _passing_on(function: Callable[..., Any], seeds: _Seeds) -> Callable[..., An
         chosen = args[0] if args else next(iter(kwargs.values()), None)
         if chosen is None:  # a number that nobody knows
             return function(seeds.number)
-        if not hasattr(chosen, "__index__"):  # a text or an array
+        try:
+            number = operator.index(chosen)
+        except TypeError:  # a text, a float or an array
+            seeds.keep(name, chosen)
             return function(*args, **kwargs)
-        return function(seeds.instead_of(chosen.__index__()), *args[1:])
+        return function(seeds.instead_of(number), *args[1:])
 
     return seed_instead

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from djip_ext.bench.dataset.imageset import ImageSet
@@ -18,6 +19,9 @@ from djip_ext.errors import DJIPError, first_line
 from djip_ext.hosts.extra_distillers import module_name
 from djip_ext.hosts.offline import no_downloads
 from djip_ext.hosts.workarounds import Host, apply_workarounds
+
+# transforms, by their names in torchvision, after which an image has the pixels it had before
+PLAIN = {"ToTensor", "ToImage", "ToDtype", "PILToTensor", "ConvertImageDtype", "Normalize"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,9 @@ def read_host(
 
     Args:
         checkout: folder of mdistiller or of a fork; its ``package`` is imported.
-        limit: of images that the host keeps in files (ImageNet) read at most this many of each
-            set, spread evenly over it: they are then held in memory.  Sets that the host itself
-            holds in memory are taken whole.
+        limit: of images that the host keeps in files (ImageNet), or that its test transform
+            resizes, read at most this many of each set, spread evenly over it: they are then held
+            in memory.  Sets that the host itself holds in memory are taken whole.
         options: keys and values in turn that override the file.
 
     Raises:
@@ -89,10 +93,15 @@ def _configuration(package: str, cfg_path: str | Path, options: Sequence[str]) -
     try:
         cfg.merge_from_file(str(cfg_path))
         cfg.merge_from_list(list(options))
-    except (KeyError, ValueError, AssertionError) as error:
-        raise DJIPError(
-            f"{cfg_path}: {error.args[0] if error.args else error}; is it a file of this host?"
-        ) from error
+    except (
+        KeyError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+        TypeError,
+        yaml.YAMLError,
+    ) as error:
+        raise DJIPError(f"{cfg_path}: {first_line(error)}; is it a file of this host?") from error
     return cfg
 
 
@@ -172,18 +181,20 @@ def _images(
 ) -> ImageSet:
     """The images of ``dataset`` as bytes.
 
-    They are its own array where it has one, all of it, else each of ``limit`` images through the
-    test ``transform``.
+    They are its own array, all of it, where it has one that the test ``transform`` only scales,
+    else each of ``limit`` images through that.
     """
     count = len(dataset)
     names = tuple(map(str, getattr(dataset, "classes", ())))
-    if hasattr(dataset, "data") and hasattr(dataset, "targets"):
+    steps = {type(step).__name__ for step in getattr(transform, "transforms", [])}
+    if steps <= PLAIN and hasattr(dataset, "data") and hasattr(dataset, "targets"):
         images = torch.as_tensor(dataset.data)
         labels = torch.as_tensor(dataset.targets)
         return ImageSet(images, labels, num_classes, mean, std, names)
     if not limit:
         raise DJIPError(
-            f"the host reads its {count} images from files; say how many to fit on with --images"
+            f"the host prepares its {count} images one by one, from files or by its transform; say "
+            "how many to fit on with --images"
         )
     chosen = torch.linspace(0, count - 1, min(limit, count)).long()
     augmented = dataset.transform

@@ -6,6 +6,7 @@ the host's files; it says in one line what it did, or stops with what the user h
 """
 
 import functools
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -137,7 +138,9 @@ def without_wandb(host: Host) -> str | None:
 
     _before_freeze(switch_off)
     if "wandb" not in sys.modules and importlib.util.find_spec("wandb") is None:
-        sys.modules["wandb"] = types.ModuleType("wandb")
+        stand_in = types.ModuleType("wandb")
+        stand_in.__spec__ = importlib.machinery.ModuleSpec("wandb", None)  # for find_spec
+        sys.modules["wandb"] = stand_in
     return "Weights & Biases is off"
 
 

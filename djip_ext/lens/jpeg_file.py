@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 LARGEST_STEP = 255  # of a baseline JPEG file
 SUBSAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # Pillow's numbers
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes; 65535 is white
 
 
 def jpeg_tables(q: Tensor) -> list[list[int]]:
@@ -46,7 +45,9 @@ def read_jpeg_tables(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, ob
 
     See :meth:`djip_ext.lens.jpeg_lens.JPEGLens.from_jpeg`.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from djip_ext.inputs.pixel_modes import UNREADABLE
 
     path = Path(path)
     try:
@@ -56,7 +57,9 @@ def read_jpeg_tables(path: str | os.PathLike[str]) -> tuple[Tensor, dict[str, ob
                     f"{path} is a {image.format} file; only JPEG files carry quantization tables"
                 )
             luma, chroma, about = _read(image, path)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except DJIPError:
+        raise
+    except UNREADABLE as error:
         raise DJIPError(
             f"{path} cannot be read as a JPEG file ({first_line(error)}); check the path"
         ) from error
@@ -104,19 +107,14 @@ def open_rgb(path: str | os.PathLike[str]) -> Image:
     """
     from PIL import Image, ImageOps
 
+    from djip_ext.inputs.pixel_modes import UNREADABLE, to_rgb
+
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-        if image.mode in SIXTEEN_BITS:
-            image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        if image.mode in ("I", "F"):
-            raise DJIPError(
-                f"{path} holds numbers of unknown scale (mode {image.mode}); save it with 8 bits"
-            )
-        return image.convert("RGB")
-    except DJIPError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:  # a broken PNG is a SyntaxError
+            image.format = file.format  # a transposed copy has none
+        return to_rgb(image)
+    except (*UNREADABLE, ValueError) as error:
         raise DJIPError(
             f"{path} cannot be read as an image ({first_line(error)}); replace or remove it"
         ) from error

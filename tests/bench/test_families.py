@@ -15,6 +15,7 @@ from djip_ext.bench.dataset.image_sets import load_image_sets
 from djip_ext.bench.distillers import distiller_dict
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.run import build_teacher, load_weights
+from djip_ext.bench.models import families
 from djip_ext.bench.models.classifier import Classifier
 from djip_ext.bench.models.families import build, input_spec, torchvision_state
 from djip_ext.errors import DJIPError
@@ -119,6 +120,27 @@ def test_a_range_that_the_benchmark_cannot_prepare_is_refused(tmp_path: Path) ->
         input_spec(hf_folder(tmp_path, weights=False, do_rescale=False))
 
 
+def mobilevit_processor(folder: Path, **processor: object) -> str:
+    transformers = pytest.importorskip("transformers")
+    transformers.MobileViTConfig().save_pretrained(folder)
+    transformers.MobileViTImageProcessor(**processor).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+def test_a_network_that_takes_blue_before_red_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DJIPError, match="blue before red"):
+        input_spec(mobilevit_processor(tmp_path))
+
+
+def test_an_image_processor_that_does_not_normalise_by_default_is_followed(tmp_path: Path) -> None:
+    spec = input_spec(mobilevit_processor(tmp_path, do_flip_channel_order=False))
+    assert (spec.mean, spec.std, spec.size) == ((0.0,) * 3, (1.0,) * 3, (256, 256))
+
+
+def test_an_image_processors_nearest_pixel_is_kept(tmp_path: Path) -> None:
+    assert input_spec(hf_folder(tmp_path, weights=False, resample=0)).interpolation == "nearest"
+
+
 def test_a_missing_image_processor_is_named_with_the_cure(tmp_path: Path) -> None:
     name = hf_folder(tmp_path)
     (tmp_path / "tinyvit" / "preprocessor_config.json").unlink()
@@ -165,6 +187,27 @@ def test_what_was_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     )
     load_image_sets(load_cfg(None, ["DATASET.TYPE", "synthetic", "DISTILLER.TEACHER", TORCHVISION]))
     assert "synthetic's own 32x32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_torchvision_network_that_scales_its_images_does_so(
+    pretrained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import googlenet
+
+    state = googlenet(init_weights=False).state_dict()
+    monkeypatch.setattr(families, "torchvision_state", lambda *_: state)
+    model = build("torchvision:googlenet", 1000, pretrained=pretrained)
+    assert model.network.transform_input is True
+    assert torch.equal(model.network.fc.bias, state["fc.bias"]) == pretrained
+
+
+def test_a_torchvision_vit_has_the_image_size_of_its_weights() -> None:
+    for name, side in (("vit_b_16", 224), ("ViT_B_16@IMAGENET1K_SWAG_E2E_V1", 384)):
+        with torch.device("meta"):
+            model = build(f"torchvision:{name}", 7)
+        assert model.network.image_size == side
+        assert input_spec(f"torchvision:{name}").size == (side, side)
 
 
 def test_a_classifier_gives_the_bare_networks_logits_and_the_input_of_its_last_layer() -> None:
@@ -214,6 +257,26 @@ def test_a_network_without_a_last_linear_layer_gives_logits_only() -> None:
     logits, features = model(torch.randn(1, 3, 64, 64))
     assert logits.shape == (1, 7)
     with pytest.raises(DJIPError, match="gives logits;"):
+        features["pooled_feat"]
+
+
+class Uncalled(nn.Module):
+    """Uses the weights of its last linear layer without calling it, or calls it by keyword."""
+
+    def __init__(self, keyword: bool) -> None:
+        super().__init__()
+        self.head, self.keyword = nn.Linear(3, 5), keyword
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = x.mean((2, 3))
+        return self.head(input=pooled) if self.keyword else pooled @ self.head.weight.T
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_a_network_that_does_not_call_its_last_layer_gives_logits_only(keyword: bool) -> None:
+    logits, features = Classifier(Uncalled(keyword), "own", 5)(torch.randn(2, 3, 4, 4))
+    assert logits.shape == (2, 5)
+    with pytest.raises(DJIPError, match="own gives logits;"):
         features["pooled_feat"]
 
 
@@ -357,17 +420,22 @@ def test_a_missing_library_is_named_with_its_extra(
     [
         "torchvision:nosuch",
         "torchvision:resnet18@V9",
+        "torchvision:fcn_resnet50",
         "timm:nosuch",
+        "timm:resnet50.nosuchtag",
         "jax:resnet",
         "timm:",
         "resnetty",
     ],
 )
 def test_an_unknown_network_is_refused_by_name(name: str) -> None:
-    if name.startswith("timm:n"):
+    if name.startswith("timm:"):
         pytest.importorskip("timm")
-    with pytest.raises(DJIPError, match=name.rpartition(":")[2].partition("@")[0] or name):
+    match = name.rpartition(":")[2].partition("@")[0] or name
+    with pytest.raises(DJIPError, match=match):
         teacher(name, 5)
+    with pytest.raises(DJIPError, match=match):
+        input_spec(name)
 
 
 def test_a_fresh_hugging_face_student_has_the_classes_of_the_data(tmp_path: Path) -> None:

@@ -332,6 +332,17 @@ def test_a_lens_fitted_with_a_host_keeps_the_scale_that_it_found_there() -> None
         put_behind(nn.Identity(), lens, cfg)
 
 
+def test_the_scale_of_another_data_set_is_not_taken() -> None:
+    lens = JPEGLens(40.0, window=5)
+    lens.metadata = {"dataset": "cifar100", "mean": (0.5, 0.5, 0.5), "std": (0.1, 0.1, 0.1)}
+    cfg = types.SimpleNamespace(DATASET=types.SimpleNamespace(TYPE="flowers"))
+    with pytest.raises(DJIPError, match=r"cfg.BENCH.MEAN and cfg.BENCH.STD, or wrap"):
+        put_behind(nn.Identity(), lens, cfg, any_teacher=True)
+    cfg.BENCH = types.SimpleNamespace(MEAN=(0.1, 0.2, 0.3), STD=(0.2, 0.2, 0.2))
+    put_behind(nn.Identity(), lens, cfg, any_teacher=True)
+    put_behind(nn.Identity(), lens, types.SimpleNamespace(), any_teacher=True)  # no data set named
+
+
 @pytest.fixture
 def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """The registry of a host of its own, whose distillers are what they were built with."""
@@ -364,6 +375,20 @@ def test_whatever_follows_the_teacher_is_passed_on(
     )
     assert args[1].djip_teacher is teacher and teachers_behind_lens("tiny") == 1
     assert (args[2:], kwargs) == (((), {"cfg": cfg, "num_data": 7}) if keywords else ((cfg, 7), {}))
+
+
+def test_a_teacher_without_a_cfg_is_refused(registry: dict[str, Any]) -> None:
+    student, teacher, cfg = nn.Flatten(), nn.Flatten(), types.SimpleNamespace()
+    for args, kwargs in [
+        ((student, teacher), {}),
+        ((student, teacher), {"config": cfg}),
+        ((), {"model_s": student, "model_t": teacher}),
+    ]:
+        with pytest.raises(DJIPError, match="without a cfg in the third place; wrap the teacher"):
+            registry["KD"](*args, **kwargs)
+    wrapped = DJIPTeacher(teacher, "identity", (0.5,) * 3, (0.5,) * 3)
+    assert registry["KD"](student, wrapped) == ((student, wrapped), {})
+    assert registry["KD"](student, cfg) == ((student, cfg), {})
 
 
 def test_several_teachers_are_refused(registry: dict[str, Any]) -> None:

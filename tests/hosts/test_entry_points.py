@@ -142,10 +142,24 @@ def test_the_launcher_puts_the_lens_before_what_eval_evaluates(
     assert status == 0 and f"changed {changed}" in output
 
 
-def test_a_lens_that_is_never_used_is_an_error(checkout: Path) -> None:
-    (checkout / "tools/own.py").write_text("print('done')")
+@pytest.mark.parametrize("end", ["", "sys.exit(0)", "sys.exit()"])
+def test_a_lens_that_is_never_used_is_an_error(end: str, checkout: Path) -> None:
+    (checkout / "tools/own.py").write_text(f"import sys\nprint('done')\n{end}")
     status, output = launched(checkout, "--djip-lens", "identity", "tools/own.py")
     assert status == 2 and "the lens was never used" in output
+
+
+@pytest.mark.parametrize(
+    "script, argument, expected",
+    [("tools/own.py", "", 3), ("tools/own.py", "--help", 0), ("tools/used.py", "", 0)],
+)
+def test_a_script_that_exits_keeps_its_status(
+    script: str, argument: str, expected: int, checkout: Path
+) -> None:
+    (checkout / "tools/own.py").write_text("import sys\nsys.exit(3 * ('--help' not in sys.argv))")
+    (checkout / "tools/used.py").write_text(TRAIN + "    sys.exit(0)\n")
+    status, output = launched(checkout, "--djip-lens", "identity", script, argument)
+    assert status == expected and "never used" not in output, output
 
 
 @pytest.mark.parametrize(
@@ -283,6 +297,14 @@ def test_wandb_is_off_unless_its_workaround_is(checkout: Path) -> None:
             checkout, "--no-workaround", "wandb", "--no-workaround", "folders", "tools/train.py"
         )[1]
     )
+
+
+def test_what_stands_in_for_wandb_can_be_looked_for(checkout: Path) -> None:
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    text = "from importlib.util import find_spec\nimport wandb\nprint(find_spec('wandb').name)"
+    status, output = scripted(checkout, text)
+    assert status == 0, output
 
 
 def test_a_finished_run_is_not_written_over_unless_the_workaround_is_off(checkout: Path) -> None:

@@ -128,3 +128,27 @@ def test_the_workers_of_a_loader_keep_numbers_of_their_own(tmp_path: Path) -> No
 
     status, output = forked(tmp_path, run)
     assert status == 0, output
+
+
+@pytest.mark.parametrize(
+    "call, draw",
+    [
+        ("np.random.seed(np.array([1, 2]))", "np.random.rand()"),
+        ("np.random.seed([1, 2])", "np.random.rand()"),
+        ("random.seed(1.5)", "random.random()"),
+    ],
+)
+def test_a_seed_that_is_no_integer_stays_and_is_spoken_of_once(
+    call: str, draw: str, tmp_path: Path
+) -> None:
+    def run() -> None:
+        space = {"__name__": "__main__", "np": np, "random": random}
+        exec(call, space)
+        plain = eval(draw, space)
+        pass_seed_on(5)
+        exec(f"{call}; {call}", space)
+        assert eval(draw, space) == plain
+
+    status, output = forked(tmp_path, run)
+    assert status == 0, output
+    assert output.count("which is no integer; this seed stays the script's own") == 1, output

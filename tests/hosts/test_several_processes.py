@@ -98,6 +98,16 @@ if __name__ == "__main__":
 """
 )
 
+IDLE = """
+import torch.multiprocessing as mp
+
+def idle(rank):
+    print("idle", flush=True)
+
+if __name__ == "__main__":
+    mp.spawn(idle, nprocs=2)
+"""
+
 pytestmark = [
     pytest.mark.skipif(
         not torch.distributed.is_available(), reason="this torch has no torch.distributed"
@@ -224,3 +234,13 @@ def test_a_process_that_the_script_spawns_has_the_lens_too(entry: str, checkout:
     assert status == 0, output
     spawned = torch.load(checkout / "student-0-of-1")
     assert close(spawned, alone(checkout, "lens.safetensors"))
+
+
+def test_spawned_processes_that_build_no_distiller_do_not_count(checkout: Path) -> None:
+    script = checkout / "tools/idle.py"
+    script.write_text(IDLE)
+    status, output = forked(
+        checkout, lambda: launch(["--host", "host", "--djip-lens", "identity", str(script)])
+    )
+    assert output.count("idle\n") == 2, output
+    assert status == 2 and "the lens was never used" in output, output

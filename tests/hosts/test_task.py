@@ -51,10 +51,11 @@ class Files(Stored):
         return self.transform(self.hidden.data[i]), i
 
 def get_dataset(cfg):
-    kind = {"cifar100": Stored, "files": Files}[cfg.DATASET.TYPE]
+    kind = {"cifar100": Stored, "files": Files, "resized": Stored}[cfg.DATASET.TYPE]
     erase = transforms.RandomErasing(p=1.0)
     augment = transforms.Compose([transforms.ToTensor(), erase, normalize])
-    plain = transforms.Compose([transforms.ToTensor(), normalize])
+    resize = [transforms.Resize(8)] if cfg.DATASET.TYPE == "resized" else []
+    plain = transforms.Compose([transforms.ToTensor(), *resize, normalize])
     return DataLoader(kind(augment)), DataLoader(kind(plain)), 10, 10
 """
 CFG = """
@@ -68,7 +69,7 @@ def checkout(tmp_path: Path) -> Path:
     files = {
         "host/__init__.py": "",
         "host/distillers/__init__.py": "",
-        "host/models.py": MODELS + "files_model_dict = cifar_model_dict\n",
+        "host/models.py": MODELS + "files_model_dict = resized_model_dict = cifar_model_dict\n",
     }
     files |= {
         "host/dataset.py": DATASET,
@@ -146,10 +147,28 @@ def test_images_in_the_hosts_memory_are_taken_whole_whatever_the_limit(checkout:
     assert status == 0, output
 
 
+def test_stored_images_that_the_host_resizes_are_read_as_its_teacher_sees_them(
+    checkout: Path,
+) -> None:
+    status, output = reading(
+        checkout,
+        "DATASET: {TYPE: resized}",
+        limit=4,
+        code="""
+for part in (task.train, task.test):
+    assert part.images.shape == (4, 8, 8, 3) and part.labels.tolist() == [0, 3, 6, 9]
+""",
+    )
+    assert status == 0, output
+
+
 @pytest.mark.parametrize(
     "yaml, reason",
     [
         ("DATASET: {TYPE: files}", "with --images"),
+        ("DATASET: {TYPE: resized}", "with --images"),
+        ("[1, 2]", "own.yaml: "),
+        ("a: [1", "own.yaml: "),
         ("DISTILLER: {TEACHER: untrained}", "no checkpoint for 'untrained'"),
         ("DISTILLER: {TEACHER: lost}", "host/lost.pth is missing; fetch its checkpoints"),
         ("DISTILLER: {TEACHER: other}", "no teacher 'other'"),

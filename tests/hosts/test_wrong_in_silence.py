@@ -5,18 +5,20 @@ import importlib
 import inspect
 import os
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import tensorboardX  # noqa: F401  (here once, not in every fork)
 import torch
-import yacs.config  # noqa: F401
 from helpers.forks import forked
 from tiny_host import launched, write_checkout
 from torch import nn
+from yacs.config import CfgNode
 
 from djip_ext import JPEGLens
 from djip_ext.hosts.activation import add_flags
+from djip_ext.hosts.extra_distillers import add_missing
 from djip_ext.hosts.registry import takes_teacher
 from djip_ext.launch import main as launch
 from djip_ext.launch import run_script
@@ -198,6 +200,36 @@ def test_in_python_a_distiller_without_a_teacher_is_built_as_ever(checkout: Path
 
     status, output = forked(checkout, run)
     assert status == 0, output
+
+
+@pytest.mark.parametrize("module, pretrains", [("host.distillers", False), ("djip_ext.x", True)])
+def test_only_our_own_methods_are_pretrained(
+    module: str, pretrains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Distiller:
+        called = False
+
+        def pretrain(self, loader: object) -> None:
+            self.called = True
+
+    Distiller.__module__ = module
+
+    class BaseTrainer:
+        distiller, train_loader = Distiller(), ()
+
+        def train(self, resume: bool = False) -> None: ...
+
+    engine = {"cfg": {"CFG": CfgNode({})}, "trainer": {"BaseTrainer": BaseTrainer}}
+    for name in ("tiny", "tiny.engine"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    for name, contents in engine.items():
+        part = types.ModuleType(f"tiny.engine.{name}")
+        part.__dict__.update(contents)
+        monkeypatch.setitem(sys.modules, part.__name__, part)
+    remove = add_missing("tiny", {})
+    BaseTrainer().train()
+    remove()
+    assert BaseTrainer.distiller.called is pretrains
 
 
 @pytest.mark.parametrize("logs", [True, False])

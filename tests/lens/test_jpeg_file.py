@@ -166,3 +166,11 @@ def test_images_are_read_upright_and_at_their_scale(tmp_path: Path) -> None:
     with pytest.raises(DJIPError, match=r"e\.png cannot be read"):
         open_rgb(tmp_path / "e.png")
     assert io.BytesIO(content).read(4) == b"\x89PNG"
+
+
+def test_a_huge_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "a.jpg", photograph(40, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for read in (open_rgb, JPEGLens.from_jpeg):
+        with pytest.raises(DJIPError, match=r"a\.jpg cannot be read"):
+            read(path)

@@ -1,5 +1,6 @@
 """CIFAR-100 from its official files."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.errors import DJIPError, first_line
 from djip_ext.lens.normalisation import NORMALISATIONS
+from djip_ext.utils.files import taking_turns
 
 
 def load_cifar100(root: str | Path, train: bool, download: bool = False) -> ImageSet:
@@ -20,8 +22,10 @@ def load_cifar100(root: str | Path, train: bool, download: bool = False) -> Imag
     from torchvision.datasets import CIFAR100  # slow to import
 
     place = Path(root).resolve()
+    turn = taking_turns(place / ".cifar100.lock", "CIFAR-100") if download else nullcontext()
     try:
-        data = CIFAR100(root, train=train, download=download)
+        with turn:
+            data = CIFAR100(root, train=train, download=download)
     except OSError as error:  # URLError among them
         raise DJIPError(
             f"CIFAR-100 cannot be fetched or read ({first_line(error)}); put cifar-100-python into "

@@ -36,16 +36,17 @@ class Classifier(nn.Module):
         return logits, cast(Features, features)
 
     def _logits_and_pooled(self, x: Tensor) -> "tuple[Tensor, _PooledOnly]":
-        kept: dict[str, Tensor] = {}
         if self.head is None:
             return self._logits(x), _PooledOnly(self.name)
         head = self.network.get_submodule(self.head)
-        hook = head.register_forward_pre_hook(lambda _, inputs: kept.update(pooled_feat=inputs[0]))
+        seen: list[Tensor] = []  # stays empty where the weights are used without such a call
+        hook = head.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
         try:
             logits = self._logits(x)
         finally:
             hook.remove()
-        return logits, _PooledOnly(self.name, kept if kept["pooled_feat"].dim() == 2 else {})
+        kept = {"pooled_feat": seen[-1]} if seen and seen[-1].dim() == 2 else {}
+        return logits, _PooledOnly(self.name, kept)
 
     def _logits(self, x: Tensor) -> Tensor:
         try:

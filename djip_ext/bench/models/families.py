@@ -103,18 +103,14 @@ def torchvision_weights(network: str) -> tuple[str, Any]:
     from torchvision import models
 
     network, _, version = network.partition("@")
+    network = network.lower()  # as torchvision does
+    see = "see torchvision.models.list_models(module=torchvision.models)"
+    if network not in models.list_models(module=models):  # the rest are no classifiers in float32
+        raise DJIPError(f"torchvision has no classifier '{network}'; {see}")
     try:
-        known = models.get_model_weights(network)
-        return network, known[version or "DEFAULT"]
-    except (ValueError, KeyError) as error:
-        what = (
-            f"weights '{version}' of {network}"
-            if isinstance(error, KeyError)
-            else f"network '{network}'"
-        )
-        raise DJIPError(
-            f"torchvision has no {what}; see torchvision.models.list_models()"
-        ) from error
+        return network, models.get_model_weights(network)[version or "DEFAULT"]
+    except KeyError as error:
+        raise DJIPError(f"torchvision has no weights '{version}' of {network}; {see}") from error
 
 
 def torchvision_state(network: str, download: bool) -> dict[str, Tensor]:
@@ -151,30 +147,52 @@ def _torchvision_spec(network: str, download: bool) -> InputSpec:
     )
 
 
+def _torchvision_options(name: str, weights: Any) -> dict[str, Any]:
+    """What torchvision's own builder sets for its weights, and what a file of weights needs too."""
+    if name in ("googlenet", "inception_v3"):
+        # they scale their images themselves; the second is the default, said to avoid a warning
+        return {"transform_input": True, "init_weights": True}
+    if name.startswith("vit_"):
+        return {"image_size": weights.meta["min_size"][0]}
+    return {}
+
+
 def _torchvision_build(
     network: str, num_classes: int, pretrained: bool, download: bool
 ) -> nn.Module:
     from torchvision import models
 
     name, weights = torchvision_weights(network)
-    model: nn.Module
-    if not pretrained:
-        model = models.get_model(name, num_classes=num_classes)
-        return model
-    _check_classes(f"torchvision:{network}", len(weights.meta["categories"]), num_classes)
-    model = models.get_model(name)
-    model.load_state_dict(torchvision_state(network, download))
+    if pretrained:
+        _check_classes(f"torchvision:{network}", len(weights.meta["categories"]), num_classes)
+    options = _torchvision_options(name, weights)
+    model: nn.Module = models.get_model(name, num_classes=num_classes, **options)
+    if pretrained:
+        model.load_state_dict(torchvision_state(network, download))
     return model
 
 
 # --- timm: any name of timm.list_models(pretrained=True), with or without its tag ---
 
 
-def _timm_spec(network: str, download: bool) -> InputSpec:
+def _timm_config(network: str) -> Any:
+    """timm's description of the published weights that ``network[.TAG]`` names."""
     timm = _library("timm", "timm")
-    config = timm.get_pretrained_cfg(network) if timm.is_model(network) else None
+    try:
+        config = timm.get_pretrained_cfg(network) if timm.is_model(network) else None
+    except RuntimeError as error:  # an unknown tag
+        name = network.partition(".")[0]
+        raise DJIPError(
+            f"timm has no '{network}' ({first_line(error)}); see timm.list_pretrained('{name}.*')"
+        ) from error
     if config is None:
         raise DJIPError(f"timm has no network '{network}'; see timm.list_models('*{network[:6]}*')")
+    return config
+
+
+def _timm_spec(network: str, download: bool) -> InputSpec:
+    timm = _library("timm", "timm")
+    config = _timm_config(network)
     data = timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict())
     _, height, width = data["input_size"]
     whole = data["crop_mode"] == "squash"
@@ -192,13 +210,12 @@ def _timm_spec(network: str, download: bool) -> InputSpec:
 
 def _timm_build(network: str, num_classes: int, pretrained: bool, download: bool) -> nn.Module:
     timm = _library("timm", "timm")
-    if not timm.is_model(network):
-        raise DJIPError(f"timm has no network '{network}'; see timm.list_models('*{network[:6]}*')")
+    config = _timm_config(network)
     model: nn.Module
     if not pretrained:
         model = timm.create_model(network, num_classes=num_classes)
         return model
-    _check_classes(f"timm:{network}", timm.get_pretrained_cfg(network).num_classes, num_classes)
+    _check_classes(f"timm:{network}", config.num_classes, num_classes)
     if not download:
         raise _no_weights(f"timm:{network}", "timm fetches them")
     try:
@@ -220,10 +237,10 @@ RESAMPLE = {
 }  # PIL's numbers
 
 
-def _hf_spec(network: str, download: bool) -> InputSpec:
+def _hf_processor(network: str, download: bool) -> dict[str, Any]:
     transformers = _library("transformers", "hf")
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
+        processor: dict[str, Any] = transformers.AutoImageProcessor.from_pretrained(
             network, local_files_only=not download
         ).to_dict()
     except (OSError, ValueError, ImportError) as error:
@@ -232,6 +249,16 @@ def _hf_spec(network: str, download: bool) -> InputSpec:
             "BENCH.MEAN, BENCH.STD and BENCH.INPUT_SIZE yourself, or add BENCH.DOWNLOAD True for a "
             "hub id"
         ) from error
+    return processor
+
+
+def _check_pixels(network: str, processor: dict[str, Any]) -> None:
+    """Refuse what the benchmark cannot prepare."""
+    if processor.get("do_flip_channel_order"):
+        raise DJIPError(
+            f"hf:{network} takes blue before red (do_flip_channel_order), the benchmark gives red, "
+            "green, blue; take another network"
+        )
     factor = processor.get("rescale_factor", 1 / 255)
     if (
         not processor.get("do_rescale", True)
@@ -242,13 +269,19 @@ def _hf_spec(network: str, download: bool) -> InputSpec:
             f"hf:{network} takes pixels in a range other than [0, 1]; set BENCH.MEAN, BENCH.STD "
             "and BENCH.INPUT_SIZE yourself"
         )
+
+
+def _hf_spec(network: str, download: bool) -> InputSpec:
+    processor = _hf_processor(network, download)
+    _check_pixels(network, processor)
     mean: Sequence[float] = (0, 0, 0)
     std: Sequence[float] = (1, 1, 1)
-    if processor.get("do_normalize", True):
+    if processor.get("do_normalize"):  # to_dict leaves out a class's own None, which means no
         mean = processor["image_mean"]
         std = processor["image_std"]
     size, resize = _hf_size(network, processor)
-    interpolation = RESAMPLE[int(processor.get("resample") or 2)]
+    resample = processor.get("resample")
+    interpolation = RESAMPLE[2 if resample is None else int(resample)]
     return InputSpec(
         triple(mean),
         triple(std),
