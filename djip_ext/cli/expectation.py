@@ -6,7 +6,7 @@ From the tables of results/when_it_helps.md: CIFAR-100, saturated teachers, stud
 from djip_ext.bench.engine.answers import NEED_FEATURES
 
 NO_GAIN_FROM = 2.0
-"""The distiller's T from which no lens has helped a student."""
+"""The distiller's T from which no lens has helped a student, but for DIST's."""
 
 WHERE = "(results/when_it_helps.md)"
 
@@ -26,18 +26,21 @@ def expectation(distiller: str, temperature: float | None, equal: float | None =
         return f"expect no gain with LSKD: it divides the scale of the logits away {WHERE}"
     if temperature is None:
         return ""
+    if distiller == "DIST":
+        return (
+            "expect little with DIST: no gain of a lens shows at tau = 1, a point at tau = 4, as "
+            f"much as JPEG's; temperature:2 gained 2 at both {WHERE}"
+        )
     if temperature >= NO_GAIN_FROM:
         return (
-            f"expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student so far, "
-            f"nor has JPEG {WHERE}"
+            f"expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student of "
+            f"{distiller} so far, nor has JPEG {WHERE}"
         )
     if distiller == "DKD":
         return (
             "expect no gain with DKD: it reads what the teacher says of the other classes, which "
             f"a lens leaves as sharp as it was; temperature:2 gained 3 points {WHERE}"
         )
-    if distiller == "DIST":
-        return f"expect little with DIST: no gain of a lens shows; temperature:2 gained 2 {WHERE}"
     same = "" if equal is None else f" (here temperature:{equal:.3g})"
     return (
         f"with {distiller} at T = {temperature:g} a lens helps a student that overfits, by "

@@ -138,6 +138,7 @@ def test_fit_says_what_the_distiller_will_read(
         ("DKD", 1.0, "expect no gain with DKD"),
         ("DKD", 4.0, "expect no gain: at T >= 2"),
         ("DIST", 1.0, "expect little with DIST"),
+        ("DIST", 4.0, "expect little with DIST"),
         ("LSKD", None, "expect no gain with LSKD"),
         ("AT", None, "that reads features"),
     ],
