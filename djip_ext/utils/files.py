@@ -92,18 +92,14 @@ def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         yield
         return
     lock = FileLock(path)
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-        while not _names(path, lock):
-            lock.release()
+    with _making(path):
+        try:
             lock.acquire(blocking=False)
-    except Timeout as error:
-        raise Busy(f"another process is at work on {what}; wait for it or stop it") from error
-    except OSError as error:
-        raise DJIPError(
-            f"cannot lock {path}: {error.strerror or error}; choose another place"
-        ) from error
+            while not _names(path, lock):
+                lock.release()
+                lock.acquire(blocking=False)
+        except Timeout as error:
+            raise Busy(f"another process is at work on {what}; wait for it or stop it") from error
     try:
         yield
     finally:
@@ -125,21 +121,28 @@ def taking_turns(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         DJIPError: the file cannot be made.
     """
     lock = FileLock(path)
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with _making(path):
         try:
             lock.acquire(blocking=False)
         except Timeout:
             say(f"waiting for another process, which makes {what}")
             lock.acquire()
-    except OSError as error:
-        raise DJIPError(
-            f"cannot lock {path}: {error.strerror or error}; choose another place"
-        ) from error
     try:
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _making(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make the folder of the lock file ``path``; what the system refuses is a DJIPError."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DJIPError(
+            f"cannot lock {path}: {error.strerror or error}; choose another place"
+        ) from error
 
 
 def _names(path: str | os.PathLike[str], lock: BaseFileLock) -> bool:

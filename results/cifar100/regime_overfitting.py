@@ -8,7 +8,6 @@ saturated teachers; the overfitting of a setting is the accuracy of its plain st
 (augmented) training images less that on test images, in points, at the last epoch.
 """
 
-import csv
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -18,12 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import matplotlib  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from regime_entropy import TABLES, rows  # noqa: E402
 
 from djip_ext.experiments.report import markdown_table  # noqa: E402
 from djip_ext.experiments.statistics import summarise  # noqa: E402
 from djip_ext.plots.style import FAINT, GOAL, LENS, PLAIN, STYLE, save_figure  # noqa: E402
 
-TABLES = Path("results/cifar100/tables")
 SETTINGS = {  # table -> its student and images
     "regime_vgg8_cpu": "resnet8, 5 %",
     "regime_overfit": "vgg8, 20 %",
@@ -53,12 +52,6 @@ def setting(table: str, name: str) -> Setting:
             if row["distiller"] == "KD"]  # fmt: skip
     report = rows(TABLES / table / "report" / "table.csv")
     return Setting(summarise(gaps).mean, name, {row["arm"]: row for row in report})
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file."""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def gain(row: dict[str, str]) -> tuple[float, float]:
