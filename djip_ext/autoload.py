@@ -2,7 +2,7 @@
 
 Importing takes ``--djip-lens LENS``, ``--djip-any-teacher``, ``--djip-seed N`` and
 ``--djip-no-workaround NAME`` out of ``sys.argv``, wherever they stand, and puts the lens in place.
-Without ``--djip-lens`` and ``--djip-seed`` nothing changes at all.
+Without any of the first three nothing changes at all.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def in_one_line() -> None:
 def main() -> None:
     """Do what the flags in ``sys.argv`` ask for; end the process when that cannot be."""
     flags = take_flags(sys.argv)
-    if flags.djip_lens is None and flags.seed is None:
+    if flags.djip_lens is None and flags.seed is None and not flags.djip_any_teacher:
         return
     try:
         package = benchmark()

@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.evaluation import evaluate_teacher
-from djip_ext.cli.train import check_any_teacher
+from djip_ext.hosts.activation import check_any_teacher
 from djip_ext.hosts.registry import put_behind
 from djip_ext.lens.io import lens_name, read_lens
 from djip_ext.teacher import DJIPTeacher

@@ -6,6 +6,7 @@ from djip_ext.bench.engine.run import behind_lens, train
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.cli.options import add_benchmark_arguments, benchmark_cfg
 from djip_ext.errors import DJIPError
+from djip_ext.hosts.activation import check_any_teacher
 from djip_ext.hosts.registry import install, uninstall
 from djip_ext.lens.io import lens_name, read_lens
 
@@ -35,12 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted run, to the same numbers"
     )
-
-
-def check_any_teacher(args: argparse.Namespace) -> None:
-    """Raise DJIPError for ``--djip-any-teacher`` without a lens, which would run without one."""
-    if args.djip_any_teacher and not args.djip_lens:
-        raise DJIPError("--djip-any-teacher is about a lens; name it with --djip-lens")
 
 
 def run(args: argparse.Namespace) -> None:

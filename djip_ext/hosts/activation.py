@@ -56,6 +56,12 @@ def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
     )
 
 
+def check_any_teacher(flags: argparse.Namespace) -> None:
+    """Raise DJIPError for ``--djip-any-teacher`` without a lens, which would run without one."""
+    if flags.djip_any_teacher and not flags.djip_lens:
+        raise DJIPError("--djip-any-teacher is about a lens; name it with --djip-lens")
+
+
 def activate(
     flags: argparse.Namespace, package: str, script: Path, arguments: list[str], quiet: bool = False
 ) -> JPEGLens | str | None:
@@ -68,7 +74,7 @@ def activate(
     Raises:
         DJIPError: as :func:`~djip_ext.hosts.registry.install` and
             :func:`~djip_ext.hosts.workarounds.apply_workarounds` do; another lens or seed is
-            active in this process.
+            active in this process; ``--djip-any-teacher`` without a lens.
     """
     lens: JPEGLens | str | None = flags.djip_lens
     if isinstance(lens, str):
@@ -77,6 +83,7 @@ def activate(
     if os.getpid() in _ACTIVE:
         _check_same(_ACTIVE[os.getpid()], (name, flags.seed))
         return lens
+    check_any_teacher(flags)
     tag = [] if lens is None else [f"djip-{name}"]
     if flags.seed is not None:
         tag.append(f"seed-{flags.seed}")

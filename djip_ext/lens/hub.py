@@ -85,7 +85,14 @@ def from_pretrained(name: str | os.PathLike[str], **where: Any) -> JPEGLens:
 
 def push_to_hub(lens: JPEGLens, repository: str, how: dict[str, Any], **meant_for: Any) -> str:
     """Upload ``lens``; returns the address of the commit."""
-    address = HubLens(lens, **meant_for).push_to_hub(repository, config=_config(lens), **how)
+    hub_lens = HubLens(lens, **meant_for)
+    try:
+        address = hub_lens.push_to_hub(repository, config=_config(lens), **how)
+    except Exception as error:  # no network, no token, no right to write, a misspelt name
+        raise DJIPError(
+            f"the lens was not uploaded to {repository} ({first_line(error)}); check the name, the "
+            "network and the token (hf auth login)"
+        ) from error
     return str(address)
 
 

@@ -185,7 +185,7 @@ class JPEGLens(nn.Module):
             how: ``private``, ``token``, ``branch`` ... of huggingface_hub's ``push_to_hub``.
 
         Raises:
-            DJIPError: huggingface_hub is not installed.
+            DJIPError: huggingface_hub is not installed, or the Hub did not take it.
         """
         from djip_ext.lens.hub import push_to_hub
 

@@ -175,6 +175,7 @@ def test_a_script_that_exits_keeps_its_status(
             "there is no workaround 'nonsense'; the workarounds are path",
         ),
         (["--seed", "-1", "tools/train.py"], "--seed is -1"),
+        (["--djip-any-teacher", "tools/train.py"], "--djip-any-teacher is about a lens"),
         (
             ["--host", "elsewhere", "--djip-lens", "identity", "tools/train.py"],
             "cannot import elsewhere.distillers",
@@ -218,6 +219,15 @@ def test_the_added_line_takes_the_flag_wherever_it_stands(argv: list[str], check
     assert (
         checkout / "output/project" / f"djip-{lens_id(JPEGLens(40.0, window=5))}" / "name/latest"
     ).exists()
+
+
+def test_the_added_line_refuses_the_lens_flag_without_a_lens(checkout: Path) -> None:
+    def run() -> None:
+        sys.path.insert(0, str(checkout))
+        run_script("tools/patched.py", ["--djip-any-teacher"])
+
+    status, output = forked(checkout, run)
+    assert status == 1 and "error: --djip-any-teacher is about a lens" in output
 
 
 def test_the_added_line_does_nothing_without_the_flag(checkout: Path) -> None:

@@ -84,6 +84,8 @@ def test_mistakes_are_one_line(
         JPEGLens.from_pretrained(tmp_path)
     with pytest.raises(DJIPError, match="none came from the Hub"):
         JPEGLens.from_pretrained("someone/missing", cache_dir=tmp_path, local_files_only=True)
+    with pytest.raises(DJIPError, match="was not uploaded to someone/lens"):
+        lens.push_to_hub("someone/lens", token="")
     (tmp_path / "file").touch()
     with pytest.raises(DJIPError, match="cannot write"):
         lens.save_pretrained(tmp_path / "file")
