@@ -16,6 +16,7 @@ from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.distillers import distiller_dict, methods
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.run import train
+from djip_ext.bench.engine.trainer import BaseTrainer
 from djip_ext.bench.models import cifar_model_dict
 from djip_ext.fit.loop import default_start
 from djip_ext.lens.initial_tables import mean_magnitude, random_tables, sensitivity
@@ -131,14 +132,20 @@ def test_a_fit_ends_with_the_same_lens_and_resumes(variant: str, tmp_path: Path)
         "progress": False,
     }
     expected = fit_lens(Teacher(), batches(), 3, **how).lens.q
+    rows: list[object] = []
+
+    def break_off(row: object) -> None:
+        rows.append(row)
+        if len(rows) == 2:
+            raise KeyboardInterrupt
+
     with pretend_gpu():
-        for _ in range(2):
-            lens = fit_lens(
-                Teacher().to(GPU), batches(), 3, checkpoint=tmp_path / "fit.pth", **how
-            ).lens
-            torch.testing.assert_close(
-                lens.q.detach().cpu(), expected.detach(), rtol=1e-3, atol=1e-3
-            )
+        there = {"checkpoint": tmp_path / "fit.pth", "log": break_off, **how}
+        with pytest.raises(KeyboardInterrupt):
+            fit_lens(Teacher().to(GPU), batches(), 3, **there)
+        lens = fit_lens(Teacher().to(GPU), batches(), 3, **there).lens
+        assert len(rows) > 2
+        torch.testing.assert_close(lens.q.detach().cpu(), expected.detach(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_starts_that_look_at_images_look_there() -> None:
@@ -214,22 +221,33 @@ def test_a_student_is_trained_there_and_resumes(
         "DISTILLER.STUDENT",
         "resnet8",
     ]
-    options += [
-        "DISTILLER.TYPE",
-        kind,
-        "BENCH.TEACHER_CHECKPOINT",
-        str(weights),
-        "LOG.PREFIX",
-        str(tmp_path),
-        "BENCH.DEVICE",
-        str(GPU),
-        *more,
-    ]
+    options += ["DISTILLER.TYPE", kind, "BENCH.TEACHER_CHECKPOINT", str(weights), *more]
+    real = BaseTrainer.train_epoch
+
+    def weights_on(device: torch.device, break_off: bool) -> dict[str, Tensor]:
+        def broken_off(self: BaseTrainer, epoch: int) -> dict[str, float]:
+            if epoch == 2:
+                raise KeyboardInterrupt
+            return real(self, epoch)
+
+        where = ["LOG.PREFIX", str(tmp_path / device.type), "BENCH.DEVICE", str(device)]
+        cfg = load_cfg(None, [*options, *where, "SOLVER.EPOCHS", 2])
+        if break_off:
+            with monkeypatch.context() as broken:
+                broken.setattr(BaseTrainer, "train_epoch", broken_off)
+                with pytest.raises(KeyboardInterrupt):
+                    train(cfg)
+        result = train(cfg, resume=break_off)
+        assert result["epochs"] == 2
+        path = Path(result["folder"]) / "student_last.pth"
+        return torch.load(path, weights_only=True)["model"]
+
     install(default_start(), "djip_ext.bench")
     try:
+        expected = weights_on(torch.device("cpu"), break_off=False)
         with pretend_gpu():
-            train(load_cfg(None, [*options, "SOLVER.EPOCHS", 1]))
-            result = train(load_cfg(None, [*options, "SOLVER.EPOCHS", 1]), resume=True)
+            found = weights_on(GPU, break_off=True)
     finally:
         uninstall("djip_ext.bench")
-    assert result["epochs"] == 1
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].cpu(), value, rtol=1e-2, atol=1e-3)

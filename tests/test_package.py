@@ -45,9 +45,14 @@ print(sorted({heavy} & set(sys.modules)))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", ("lens.jpeg_lens", "metrics.cmi"))
-def test_docstring_examples_run(name: str) -> None:
-    results = doctest.testmod(importlib.import_module(f"djip_ext.{name}"))
+PACKAGE = Path(djip_ext.__file__).parent
+WITH_EXAMPLES = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>>" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)
+def test_docstring_examples_run(path: Path) -> None:
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    results = doctest.testmod(importlib.import_module(name))
     assert results.attempted > 0 and results.failed == 0
 
 

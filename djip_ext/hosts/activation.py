@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from djip_ext.errors import DJIPError
 from djip_ext.hosts.registry import count_teachers, install, teachers_behind_lens
@@ -14,7 +15,18 @@ from djip_ext.hosts.workarounds import WORKAROUNDS, Host, apply_workarounds
 from djip_ext.lens.io import lens_name, read_lens
 from djip_ext.lens.jpeg_lens import JPEGLens
 
-_ACTIVE: dict[int, tuple[str, int | None]] = {}  # process -> name of the lens, seed
+NO_LENS = "no lens"
+
+
+class _Active(NamedTuple):
+    """What an entry point asked for."""
+
+    lens: str
+    seed: int | None
+    any_teacher: bool
+
+
+_ACTIVE: dict[int, _Active] = {}  # process -> what holds there
 
 
 def add_flags(parser: argparse.ArgumentParser, prefix: str) -> None:
@@ -79,9 +91,10 @@ def activate(
     lens: JPEGLens | str | None = flags.djip_lens
     if isinstance(lens, str):
         lens = read_lens(lens)
-    name = "no lens" if lens is None else lens_name(lens)
+    name = NO_LENS if lens is None else lens_name(lens)
+    asked = _Active(name, flags.seed, flags.djip_any_teacher)
     if os.getpid() in _ACTIVE:
-        _check_same(_ACTIVE[os.getpid()], (name, flags.seed))
+        _check_same(_ACTIVE[os.getpid()], asked)
         return lens
     check_any_teacher(flags)
     tag = [] if lens is None else [f"djip-{name}"]
@@ -101,22 +114,26 @@ def activate(
     if os.environ.get("RANK", "0") == "0" and not quiet:
         print("\n".join(lines), file=sys.stderr, flush=True)
     if tag:
-        _ACTIVE[os.getpid()] = (name, flags.seed)
+        _ACTIVE[os.getpid()] = asked
     return lens
 
 
-def _check_same(active: tuple[str, int | None], asked: tuple[str, int | None]) -> None:
+def _check_same(active: _Active, asked: _Active) -> None:
     """Raise DJIPError when the second entry point asks for what the first has not done."""
-    (lens, number), (other_lens, other_number) = active, asked
-    if other_lens not in ("no lens", lens):
+    if asked.lens not in (NO_LENS, active.lens):
         raise DJIPError(
-            f"the launcher has put {lens} before the teacher, the script's own --djip-lens asks "
-            f"for {other_lens}; give one of the two"
+            f"the launcher has put {active.lens} before the teacher, the script's own --djip-lens "
+            f"asks for {asked.lens}; give one of the two"
         )
-    if other_number not in (None, number):
+    if asked.seed not in (None, active.seed):
         raise DJIPError(
-            f"the launcher's seed is {number}, the script's own --djip-seed {other_number}; "
+            f"the launcher's seed is {active.seed}, the script's own --djip-seed {asked.seed}; "
             "give one of the two"
+        )
+    if asked.any_teacher and not active.any_teacher:
+        raise DJIPError(
+            f"the launcher has put {active.lens} before the teacher, the script's own "
+            "--djip-any-teacher comes too late; give it to the launcher, with --djip-lens"
         )
 
 

@@ -217,7 +217,13 @@ class JPEGLens(nn.Module):
             image: pixels in [0, 255]; with ``gain`` and ``offset`` normalised images.
             gain, offset: three numbers each: ``gain x + offset``, by channel, are the pixels of x.
                 The result is then normalised in the same way, all in one kernel.
+
+        Raises:
+            DJIPError: an image batch of another shape or scale; one of ``gain`` and ``offset``
+                without the other.
         """
+        if (gain is None) != (offset is None):
+            raise DJIPError("a lens takes gain and offset together, or neither for pixels")
         if gain is None or offset is None:
             self._check(image)
             gain = (1.0, 1.0, 1.0)

@@ -76,8 +76,11 @@ def soft_quantize(
 def hard_quantize(z: Tensor, q: Tensor | float, max_index: int) -> Tensor:
     """Round ``z`` to the nearest of the multiples -L q .. L q; not differentiable.
 
-    The limit of :func:`soft_quantize` for alpha -> infinity.
+    The limit of :func:`soft_quantize` for alpha -> infinity. The steps get no gradient: what
+    autograd sees of them here is the last factor alone, n in place of n - z / q.
     """
+    if isinstance(q, Tensor) and q.requires_grad:
+        q = q.detach()
     return torch.round(z / q).clamp(-max_index, max_index) * q
 
 

@@ -4,8 +4,10 @@ Every run is a fork of the test's process.
 """
 
 import atexit
+import importlib
 import importlib.util
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 import yacs.config  # noqa: F401
 from helpers.forks import forked
 
-from djip_ext import JPEGLens
+from djip_ext import DJIPError, JPEGLens
 from djip_ext.hosts.workarounds import WORKAROUNDS
 from djip_ext.launch import main as launch
 from djip_ext.launch import run_script
@@ -219,6 +221,22 @@ def test_the_added_line_takes_the_flag_wherever_it_stands(argv: list[str], check
     assert (
         checkout / "output/project" / f"djip-{lens_id(JPEGLens(40.0, window=5))}" / "name/latest"
     ).exists()
+
+
+def test_the_added_line_finds_the_registry_and_refuses_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    benchmark = importlib.import_module("djip_ext.autoload").benchmark
+    del sys.modules["djip_ext.autoload"]  # the other tests' scripts import it anew
+    assert benchmark() == "mdistiller"
+    for name in ("one", "two"):
+        registry = types.SimpleNamespace(distiller_dict={})
+        monkeypatch.setitem(sys.modules, f"{name}.distillers", registry)
+        if name == "one":
+            assert benchmark() == "one"
+    with pytest.raises(DJIPError, match="one, two all have a distiller_dict"):
+        benchmark()
 
 
 def test_the_added_line_refuses_the_lens_flag_without_a_lens(checkout: Path) -> None:

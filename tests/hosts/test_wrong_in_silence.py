@@ -98,6 +98,8 @@ def test_any_teacher_silences_the_check(checkout: Path) -> None:
         (["--djip-lens", "lens.safetensors"], ["--djip-lens", "identity"], "give one"),
         (["--seed", "1"], ["--djip-lens", "lens.safetensors"], "no lens before the teacher"),
         (["--seed", "1"], ["--djip-seed", "2"], "the launcher's seed is 1"),
+        (["--seed", "1"], ["--djip-any-teacher"], "comes too late"),
+        (["--djip-lens", "lens.safetensors"], ["--djip-any-teacher"], "comes too late"),
         (["--djip-lens", "lens.safetensors"], ["--djip-lens", "lens.safetensors"], ""),
         (["--djip-lens", "lens.safetensors", "--seed", "1"], ["--djip-seed", "1"], ""),
     ],

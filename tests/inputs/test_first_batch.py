@@ -80,6 +80,25 @@ def test_a_teacher_that_looks_is_asked_once_more_and_left_as_it_was(
     assert capsys.readouterr().err == ""
 
 
+def test_asking_once_more_draws_nothing(image: Tensor) -> None:
+    class Draws(Network):
+        def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+            return super().forward(x, scale) + torch.rand(())
+
+    answers, states = [], []
+    for calls in (2, 1):
+        torch.manual_seed(1)
+        network = Draws()
+        teacher = behind(network)
+        if calls == 1:
+            teacher._is_new.clear()  # as if it had seen its first images
+        torch.manual_seed(2)
+        answers.append(teacher(image))
+        states.append(torch.get_rng_state())
+        assert network.calls == calls
+    assert torch.equal(*answers) and torch.equal(*states)
+
+
 def test_it_is_not_asked_where_that_would_leave_traces(image: Tensor) -> None:
     network = Network()
     teacher = behind(network)

@@ -35,6 +35,7 @@ def test_one_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
             assert "\n" not in str(error)
             continue
         assert torch.equal(found.q, whole.q) and settings_of(found) == settings_of(whole)
+        assert found.metadata == json.loads(json.dumps(whole.metadata))
     tables = 2 * 64 * 4
     assert refused > tables + 0.9 * (len(content) - 8 - tables)
 

@@ -9,8 +9,14 @@ from helpers import reference
 from PIL import Image
 from torch import Tensor, nn
 
-from djip_ext import DJIPError
-from djip_ext.lens.initial_tables import mean_magnitude, sensitivity, standard_jpeg
+from djip_ext import DJIPError, JPEGLens
+from djip_ext.lens.initial_tables import (
+    mean_magnitude,
+    random_tables,
+    sensitivity,
+    standard_jpeg,
+)
+from djip_ext.lens.io import lens_id
 from djip_ext.ops.dct import coefficients_to_rgb, rgb_to_coefficients
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -36,6 +42,12 @@ def test_standard_tables_are_those_in_pillow_s_files(quality: int) -> None:
 def test_refuses_a_quality_outside_1_to_100(quality: int) -> None:
     with pytest.raises(DJIPError, match="quality"):
         standard_jpeg(quality)
+
+
+def test_random_tables_are_log_normal_about_their_median() -> None:
+    logs = torch.stack([(random_tables(8.0, seed) / 8.0).log() for seed in range(50)])
+    assert logs.mean() == pytest.approx(0, abs=0.05) and logs.std() == pytest.approx(1, abs=0.05)
+    assert lens_id(JPEGLens(random_tables(8.0, 0), kappa=5.0)) == "96ec63cb"  # runs are filed so
 
 
 def test_mean_magnitude_equals_the_average_over_all_blocks() -> None:

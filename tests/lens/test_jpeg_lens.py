@@ -13,6 +13,8 @@ from torch import Tensor
 
 from djip_ext import DJIPError, JPEGLens
 from djip_ext.lens.initial_tables import standard_jpeg
+from djip_ext.ops import fused
+from djip_ext.ops.curves import no_buffers
 from djip_ext.ops.dct import block_idct
 
 
@@ -196,11 +198,31 @@ def test_pixels_are_not_clamped() -> None:
     assert seen.min() < -1 and seen.max() > 256
 
 
-def test_autocast_and_low_precision_images_are_computed_in_float32() -> None:
-    image, lens = images(1, 3, 16, 16).bfloat16(), JPEGLens(3.0)
+def test_gain_and_offset_come_together() -> None:
+    image = torch.randn(1, 3, 8, 8)
+    for one in ({"gain": (60.0,) * 3}, {"offset": (120.0,) * 3}):
+        with pytest.raises(DJIPError, match="gain and offset together"):
+            JPEGLens(3.0)(image, **one)
+
+
+@pytest.mark.parametrize("buffers", [True, False])  # those of a CPU; autocast leaves them alone
+@pytest.mark.parametrize("hard", [False, True])
+def test_autocast_and_low_precision_images_are_computed_in_float32(
+    hard: bool, buffers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not buffers:
+        monkeypatch.setattr(fused, "_chunks", lambda x: iter([(slice(None), no_buffers)]))
+    image, lens = images(1, 3, 16, 16).bfloat16(), JPEGLens(3.0, hard=hard)
+    pixels = image.float().requires_grad_()
+    wanted = (lens.q, pixels)
+    plain = lens(pixels)
+    weight = torch.randn_like(plain)
+    slopes = () if hard else torch.autograd.grad(plain, wanted, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        seen = lens(image)
-    assert seen.dtype == torch.float32 and torch.equal(seen, lens(image.float()))
+        assert torch.equal(lens(image), plain) and lens(image).dtype == torch.float32
+        seen = lens(pixels)
+        found = () if hard else torch.autograd.grad(seen, wanted, weight)
+    assert all(torch.equal(a, b) for a, b in zip(found, slopes, strict=True))
 
 
 def test_memory_layout_does_not_matter() -> None:

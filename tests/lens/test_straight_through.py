@@ -10,7 +10,7 @@ from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.lens.straight_through import StraightThroughLens, straight_through_quantize
 
-GAIN, OFFSET = (255.0,) * 3, (0.0,) * 3
+GAIN, OFFSET = (51.0, 76.5, 63.75), (127.5, 102.0, 76.5)  # pixels = gain x + offset
 
 
 def reference(z, q, max_index):
@@ -46,13 +46,22 @@ def test_a_shared_step_gathers_the_gradients_of_its_coefficients():
 @pytest.mark.parametrize("size", [(16, 24), (13, 9)])
 def test_it_shows_what_the_hard_lens_shows_and_lets_the_gradient_through(size):
     tables = 3 + 40 * torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(1))
-    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    pixels = 255 * torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    gain, offset = torch.tensor(GAIN).view(3, 1, 1), torch.tensor(OFFSET).view(3, 1, 1)
+    image = (pixels - offset) / gain
     soft = JPEGLens(tables)
     seen = StraightThroughLens(soft)(image, gain=GAIN, offset=OFFSET)
-    hard = JPEGLens(tables, hard=True)(image, gain=GAIN, offset=OFFSET)
-    assert torch.allclose(seen, hard, atol=2e-5)
+    hard = JPEGLens(tables, hard=True)(pixels)
+    torch.testing.assert_close(gain * seen + offset, hard, atol=2e-3, rtol=0)
     seen.square().sum().backward()
     assert soft.q.grad.abs().sum() > 0
+
+
+def test_it_computes_in_float32_under_autocast():
+    lens, image = StraightThroughLens(JPEGLens(3.0)), torch.randn(1, 3, 16, 16)
+    plain = lens(image, gain=GAIN, offset=OFFSET)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lens(image, gain=GAIN, offset=OFFSET), plain)
 
 
 def test_the_gradient_of_the_image_is_that_of_the_identity():

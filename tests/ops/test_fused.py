@@ -185,10 +185,17 @@ def test_the_compiled_kernel_equals_the_eager_one() -> None:
     q, x = tables() + 2, torch.rand(3, 3, 16, 16) * 255
     results = []
     for lens in (JPEGLens(q, kappa=5.0), JPEGLens(q, kappa=5.0).compile()):
-        seen = lens(x)
-        results.append((seen.detach(), torch.autograd.grad(seen.square().mean(), lens.q)[0]))
-    torch.testing.assert_close(results[1][0], results[0][0], atol=5e-4, rtol=0)
-    torch.testing.assert_close(results[1][1], results[0][1], atol=1e-4, rtol=1e-3)
+        loss = lens(x).square().mean()  # x needs no gradient: the forward pass keeps dQ/dq
+        (by_q_alone,) = torch.autograd.grad(loss, lens.q)
+        seen = lens(image := x.clone().requires_grad_())
+        results.append(
+            (seen, by_q_alone, *torch.autograd.grad(seen.square().sum(), (lens.q, image)))
+        )
+    eager, compiled = ([part.detach() for part in result] for result in results)
+    torch.testing.assert_close(compiled[0], eager[0], atol=5e-4, rtol=0)
+    torch.testing.assert_close(compiled[1], eager[1], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(compiled[2], eager[2], atol=1e-4 * x.numel(), rtol=1e-3)
+    torch.testing.assert_close(compiled[3], eager[3], atol=0.1, rtol=1e-3)
 
 
 def test_what_inference_mode_left_behind_serves_training() -> None:

@@ -305,6 +305,11 @@ def test_slope_in_z_spans_the_derived_range(kappa: float, highest: float, lowest
     ) and slope.min().item() == pytest.approx(lowest, rel=0.03)
 
 
+def test_hard_quantizer_gives_its_steps_no_gradient() -> None:
+    q = torch.full((4,), 2.0, requires_grad=True)
+    assert not hard_quantize(torch.tensor([0.4, 2.6, 7.2, -3.1]), q, 10).requires_grad
+
+
 def test_hard_quantizer_rounds_to_multiples_and_saturates() -> None:
     z = torch.tensor([0.9, 1.1, -3.4, 100.0, -100.0])
     assert hard_quantize(z, 2.0, 10).tolist() == [0.0, 2.0, -4.0, 20.0, -20.0]

@@ -7,7 +7,7 @@ from helpers.together import together
 from torch import nn
 
 from djip_ext import DJIPError, conditional_mutual_information
-from djip_ext.metrics import measure_softening
+from djip_ext.metrics import cmi_spectrum, measure_softening
 from djip_ext.utils.distributed import by_first, in_step, mean_all, processes, rank, sum_all
 
 BODY = """
@@ -31,6 +31,9 @@ pixels = logits[:, None, None].expand(-1, 3, -1, -1)
 mine = [(pixels[rank()::processes()], labels[rank()::processes()])]
 soft = measure_softening(Read(), mine, 4, lambda z: z.square())
 answer['softening'] = [*soft.cmi, *soft.entropy, *soft.others, soft.factor]
+
+from djip_ext.metrics import measure_spectrum
+answer['spectrum'] = list(measure_spectrum(Read(), mine, 4, temperatures=(1, 4)).items())
 
 batches = share(data(images=IMAGES))
 answer['batches'] = len(batches)
@@ -107,6 +110,14 @@ def test_alone_every_function_is_the_identity() -> None:
         (processes(), rank()) == (1, 0) and sum_all(value) is value and mean_all(value, 7) is value
     )
     assert list(in_step([4, 5])) == [4, 5] and by_first(lambda: "x") == "x"
+
+
+def test_the_spectrum_of_two_processes_is_that_of_one(
+    answers: list[dict], logits_and_labels: tuple
+) -> None:
+    whole = cmi_spectrum(*logits_and_labels, 4, (1, 4))
+    first, second = (dict(map(tuple, answer["spectrum"])) for answer in answers)
+    assert first == second == {t: pytest.approx(cmi, rel=1e-6) for t, cmi in whole.items()}
 
 
 def test_class_statistics_of_two_processes_are_those_of_one(

@@ -4,15 +4,20 @@ import errno
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
+from PIL import Image
 
 from djip_ext import DJIPError
 from djip_ext.errors import Busy
-from djip_ext.utils.files import atomic_write, claimed, taking_turns, write_json
+from djip_ext.lens.jpeg_file import write_jpeg
+from djip_ext.utils import files
+from djip_ext.utils.files import atomic_write, claimed, taking_turns, write_csv, write_json
 
 FULL = Path("/dev/full")
 
@@ -24,18 +29,41 @@ def test_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"n": 2} and os.listdir(path.parent) == ["record.json"]
 
 
+def picture(path: Path, grey: int) -> Path:
+    return write_jpeg(Image.new("RGB", (8, 8), (grey,) * 3), torch.ones(2, 8, 8), path, "none")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, n: write_json(path, {"n": n}),
+        lambda path, n: write_csv(path, [{"n": n}]),
+        picture,
+    ],
+)
 def test_refused_move_leaves_the_old_file_and_no_partial_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Callable[[Path, int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_json(tmp_path / "record.json", {"n": 1})
+    path = write(tmp_path / "record", 1)
+    old = path.read_bytes()
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(DJIPError, match=f"cannot write {path}: Permission denied"):
-        write_json(path, {"n": 2})
-    assert json.loads(path.read_text()) == {"n": 1} and os.listdir(tmp_path) == ["record.json"]
+        write(path, 200)
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["record"]
+
+
+@pytest.mark.parametrize("lock", [claimed, taking_turns])
+def test_a_lock_that_cannot_be_made_is_one_line(lock: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DJIPError, match="cannot lock [^\n]+; choose another place$"),
+        lock(tmp_path / "file" / "a.lock", "the run"),
+    ):
+        raise AssertionError("held")
 
 
 def test_any_other_exception_passes_and_leaves_no_partial_file(tmp_path: Path) -> None:
@@ -127,10 +155,11 @@ def test_a_lock_on_a_file_that_was_deleted_meanwhile_does_not_count(
 
 
 def test_who_comes_second_waits_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "answers/a.lock"
-    order = []
+    order, said, waits = [], [], threading.Event()
+    monkeypatch.setattr(files, "say", lambda text: (said.append(text), waits.set()))
 
     def second() -> None:
         with taking_turns(path, "the answers"):
@@ -139,9 +168,8 @@ def test_who_comes_second_waits_and_says_so(
     with taking_turns(path, "the answers"):
         thread = threading.Thread(target=second)
         thread.start()
-        thread.join(0.3)
-        assert thread.is_alive()
+        assert waits.wait(60) and order == []
         order.append("first")
     thread.join()
     assert order == ["first", "second"]
-    assert "waiting for another process, which makes the answers" in capsys.readouterr().out
+    assert said == ["waiting for another process, which makes the answers"]
