@@ -99,8 +99,8 @@ def fit_black_box(
     start.
 
     Raises:
-        DJIPError: as :func:`djip_ext.fit_lens`; a budget below two passes; several processes; SciPy
-            without COBYQA.
+        DJIPError: as :func:`djip_ext.fit_lens`; a budget below two passes, or below what the
+            checkpoint holds; several processes; SciPy without COBYQA.
     """
     if settings.goal == "shield":
         raise DJIPError(
@@ -138,6 +138,12 @@ def fit_black_box(
         }
         if checkpoint is not None and Path(checkpoint).exists():
             search.known = _read(checkpoint, identity)
+            asked = len(search.known["rows"]) * images
+            if asked > budget:
+                raise DJIPError(
+                    f"{checkpoint} holds {asked} queries already, and the budget is {budget}; "
+                    f"allow at least {asked}, or delete the file to start afresh"
+                )
         search.budget = budget
         bar = tqdm(
             total=budget, desc="asking the teacher", unit="query", disable=not progress, leave=True
@@ -294,7 +300,7 @@ class _Search:
         """Stage 1: ln q of tables whose gain is near g*; ``None`` when no factor reaches it.
 
         Where these tables lie below the accuracy floor, a smaller factor that meets the floor is
-        taken instead, if one in the band does.
+        taken instead, within the band if one does.
         """
         low, high = self.settings.cmi_gain
         ln_start = self.start.log()

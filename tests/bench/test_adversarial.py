@@ -1,6 +1,5 @@
 """TALD and BSS: their parts against slow references, whom they move, and their runs."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -254,14 +253,24 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 @both
-def test_the_teacher_s_lens_is_before_adversarial_images_too(name: str, options: list[Any]) -> None:
+def test_the_teacher_s_lens_is_before_adversarial_images_too(
+    name: str, options: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, through = [], JPEGLens.forward
+
+    def forward(self: JPEGLens, image: Tensor, **scale: Any) -> Tensor:
+        seen.append(len(image))
+        return through(self, image, **scale)
+
+    monkeypatch.setattr(JPEGLens, "forward", forward)
     extra = ["BENCH.ADVERSARIAL", name, "BENCH.VIEWS", 1, "SOLVER.EPOCHS", 2]
     install(JPEGLens(q=9.0, kappa=5.0), "djip_ext.bench", any_teacher=True)
     try:
         result = run([*options, *extra, "BSS.WEIGHT", 9.0], "lens")
     finally:
         uninstall("djip_ext.bench")
-    assert result["adversarial_teacher_passes"] > 0 and math.isfinite(result["last_acc"])
+    views = 40  # the kept answers; only adversarial images reach the living teacher
+    assert sum(seen) - views == result["adversarial_teacher_passes"] > 0
 
 
 def test_a_hard_lens_is_refused(options: list[Any]) -> None:

@@ -1,5 +1,7 @@
 """Image sets and loaders: what a batch holds, where its randomness comes from, and clear errors."""
 
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,23 @@ def test_an_epoch_depends_on_seed_and_number_alone() -> None:
 
     assert torch.equal(epoch(1, 3), epoch(1, 3, before=2))
     assert not torch.equal(epoch(1, 3), epoch(1, 4)) and not torch.equal(epoch(1, 3), epoch(2, 3))
+
+
+@pytest.mark.parametrize("how", [{}, {"shuffle": True}, {"augment": True, "views": 2}])
+def test_shares_of_all_processes_make_up_every_batch(how: dict[str, int]) -> None:
+    data = replace(images(11), labels=torch.arange(11))
+
+    def batches(rank: int, processes: int) -> list[dict[int, torch.Tensor]]:
+        loader = DeviceLoader(data, 5, shard=(rank, processes), **how)
+        return [dict(zip(batch[1].tolist(), batch[0], strict=True)) for batch in loader]
+
+    first, second = batches(0, 2), batches(1, 2)
+    assert [len(share) for share in first] == [3, 3, 1]
+    assert [len(share) for share in second] == [2, 2]  # an empty one is left out
+    for whole, *shares in zip_longest(batches(0, 1), first, second, fillvalue={}):
+        both = shares[0] | shares[1]
+        assert both.keys() == whole.keys()
+        assert all(torch.equal(both[label], image) for label, image in whole.items())
 
 
 def test_views_are_shared_by_seeds_and_repeat() -> None:

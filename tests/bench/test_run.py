@@ -1,5 +1,6 @@
 """Runs and what they leave: checkpoints, records, kept teachers, paired comparison."""
 
+import copy
 import csv
 import functools
 import json
@@ -68,6 +69,32 @@ def test_a_run_leaves_its_record(options: list, tmp_path: Path) -> None:
     for name in ("student_last.pth", "student_best.pth"):
         load_weights(build_model("resnet8", 20), folder / name)
     assert list((folder / "train.events").iterdir()) and not list(folder.glob(".*partial"))
+
+
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_the_best_student_is_that_of_the_first_best_epoch(
+    broken_off: bool, options: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    students, accuracies = [], iter([30.0, 50.0, *[KeyboardInterrupt] * broken_off, 50.0])
+
+    def evaluate(student: torch.nn.Module, *_: object) -> dict[str, float]:
+        accuracy = next(accuracies)
+        if accuracy is KeyboardInterrupt:
+            raise accuracy
+        students.append(copy.deepcopy(student.state_dict()))
+        return {"test_acc": accuracy}
+
+    monkeypatch.setattr("djip_ext.bench.engine.trainer.evaluate", evaluate)
+    cfg = load_cfg(None, [*options, "EXPERIMENT.NAME", "run"])
+    if broken_off:
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg)
+    result = train(cfg, resume=broken_off)
+    assert (result["best_epoch"], result["best_acc"]) == (2, 50.0)
+    for name, student in (("best", students[1]), ("last", students[2])):
+        path = Path(result["folder"], f"student_{name}.pth")
+        saved = torch.load(path, weights_only=True)["model"]
+        torch.testing.assert_close(saved, student, rtol=0, atol=0)
 
 
 def test_a_record_names_the_weights_of_the_teacher_and_they_must_not_change(options: list) -> None:

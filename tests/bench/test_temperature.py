@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from djip_ext.bench.dataset import image_sets as dataset
 from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.bench.distillers import kd
 from djip_ext.bench.engine.run import build_model
 from djip_ext.cli.main import main
 from djip_ext.errors import DJIPError
@@ -132,28 +133,30 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_its_runs_lie_in_a_folder_of_their_own_and_learn_from_the_divided_logits(
-    options: list[str], tmp_path: Path
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def loss(lens: str, *more: str) -> float:
+    read: list[Tensor] = []
+    real = kd.kd_loss
+
+    def noted(z_s: Tensor, z_t: Tensor, temperature: float) -> Tensor:
+        read.append(z_t)
+        return real(z_s, z_t, temperature)
+
+    monkeypatch.setattr(kd, "kd_loss", noted)
+
+    def logits(lens: str, views: str) -> Tensor:
+        read.clear()
+        more = ["BENCH.VIEWS", views, "EXPERIMENT.NAME", f"views-{views}"]
         main(["train", "--djip-lens", lens, *options, *more])
         name = lens.replace(":", "-")
-        result = json.loads(
-            (tmp_path / "distill" / f"djip-{name}" / "kd" / "seed-0" / "result.json").read_text()
-        )
+        folder = tmp_path / "distill" / f"djip-{name}" / f"views-{views}" / "seed-0"
+        result = json.loads((folder / "result.json").read_text())
         assert result["lens"] == name and result["about_lens"] == {}
-        return float(
-            (tmp_path / "distill" / f"djip-{name}" / "kd" / "seed-0" / "log.csv")
-            .read_text()
-            .splitlines()[1]
-            .split(",")[2]
-        )
+        return torch.cat(read)
 
-    assert loss("identity") != loss("temperature:2")
+    torch.testing.assert_close(logits("temperature:2", "2"), logits("identity", "2") / 2)
     assert len(list((tmp_path / "teacher_cache").glob("*.safetensors"))) == 2
-    first = loss(
-        "temperature:4", "BENCH.VIEWS", "0"
-    )  # fresh views are augmented anew: another number, but the same kind
-    assert first == first
+    torch.testing.assert_close(logits("temperature:4", "0"), logits("identity", "0") / 4)
 
 
 def test_an_arm_of_a_table_may_be_a_temperature(

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ import yaml
 
 from djip_ext import load_lens
 from djip_ext.bench.dataset import image_sets
+from djip_ext.bench.dataset.image_sets import make_loader
 from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.bench.engine.cfg import load_cfg
+from djip_ext.bench.engine.networks import build_teacher
 from djip_ext.bench.engine.run import build_model
 from djip_ext.cli import demo, train_lens
 from djip_ext.cli.expectation import expectation
@@ -21,6 +26,8 @@ from djip_ext.cli.main import main, run_command
 from djip_ext.fit.record import parse_record
 from djip_ext.fit.settings import FitSettings
 from djip_ext.hosts.task import HostTask
+from djip_ext.lens.initial_tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
+from djip_ext.lens.jpeg_lens import Q_MAX, Q_MIN
 
 TINY = [
     "DATASET.TYPE",
@@ -288,26 +295,26 @@ def test_a_fit_that_was_stopped_before_its_first_round_is_not_taken_for_the_one_
     assert load_lens("a.safetensors").metadata["fit"]["lr"] == 0.3
 
 
-@pytest.mark.parametrize("start", ["6", "jpeg:70", "magnitude", "sensitivity:20", "random:9"])
+STARTS: dict[str, Callable[..., torch.Tensor]] = {
+    "6": lambda network, *images: torch.full((2, 8, 8), 6.0),
+    "jpeg:70": lambda network, *images: standard_jpeg(70),
+    "magnitude": lambda network, *images: mean_magnitude(*images),
+    "sensitivity:20": lambda network, *images: sensitivity(network, *images, q_max=20.0),
+    "random:9": lambda network, *images: random_tables(9.0, seed=3),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
 def test_every_start_is_measured_with_no_rounds(start: str, teacher: str) -> None:
-    run_command(
-        [
-            "fit",
-            "--out",
-            "a.safetensors",
-            "--rounds",
-            "0",
-            "--start",
-            start,
-            "--alpha",
-            "5",
-            *TINY,
-            "BENCH.TEACHER_CHECKPOINT",
-            teacher,
-        ]
-    )
+    options = [*TINY, "BENCH.DEVICE", "cpu", "BENCH.TEACHER_CHECKPOINT", teacher]
+    flags = ["--rounds", "0", "--start", start, "--alpha", "5", "--seed", "3"]
+    run_command(["fit", "--out", "a.safetensors", *flags, *options])
     lens = load_lens("a.safetensors")
     assert lens.alpha == 5 and lens.kappa is None and lens.metadata["start"] == start
+    data = make_synthetic(2, 0)
+    network = build_teacher(load_cfg(None, options), data.num_classes).eval()
+    q = STARTS[start](network, make_loader(data, 40), data.mean, data.std)
+    torch.testing.assert_close(lens.q.detach(), q.clamp(Q_MIN, Q_MAX), rtol=1e-3, atol=0.0)
 
 
 def test_every_setting_of_the_fit_has_a_flag(teacher: str) -> None:
@@ -426,12 +433,16 @@ def test_a_full_disk_leaves_the_old_lens(
     ]
     run_command(command)
     before = Path("a.safetensors").read_bytes()
+    move = os.replace
 
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+    def full(source: str, target: str) -> None:
+        if str(target).endswith(".safetensors"):
+            raise OSError(28, "No space left on device")
+        move(source, target)
 
-    monkeypatch.setattr("os.fsync", full)  # of our files and of TensorBoard's
-    assert "No space left" in refused(capsys, *command, "--start", "9")
+    monkeypatch.setattr("os.replace", full)
+    said = refused(capsys, *command, "--start", "9")
+    assert "cannot write a.safetensors: No space left" in said
     assert Path("a.safetensors").read_bytes() == before and not list(Path().glob(".*partial"))
 
 

@@ -1,18 +1,18 @@
 """fit, train and inspect on an ImageFolder, with networks of several libraries."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.folders import hf_folder, make_folders
-from helpers.together import environments
+from helpers.together import run_together
 
 from djip_ext import load_lens
 from djip_ext.bench.engine.run import build_model
 from djip_ext.bench.engine.trainer import BaseTrainer
+from djip_ext.cli import train_lens
 from djip_ext.cli.main import run_command
 
 SOLVER = ["SOLVER.EPOCHS", "1", "SOLVER.BATCH_SIZE", "8", "SOLVER.LR", "0.01"]
@@ -151,6 +151,18 @@ def test_an_interrupted_student_on_a_folder_resumes_to_the_same_numbers(data: li
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
 
 
+def test_a_finished_fit_is_not_resumed(
+    data: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    torch.save({"model": build_model("resnet8", 5).state_dict()}, "teacher.pth")
+    command = ["fit", "--out", "a.safetensors", "--rounds", "0", *data, "BENCH.INPUT_SIZE", "16"]
+    command += ["DISTILLER.TEACHER", "resnet8", "BENCH.TEACHER_CHECKPOINT", "teacher.pth"]
+    run_command(command)
+    monkeypatch.setattr(train_lens, "fit_lens", None)
+    run_command([*command, "--resume"])
+    assert "a.safetensors is finished" in capsys.readouterr().out
+
+
 def test_two_processes_fit_the_lens_of_one_and_only_the_first_writes_and_prints(
     data: list[str], tmp_path: Path
 ) -> None:
@@ -174,14 +186,16 @@ def test_two_processes_fit_the_lens_of_one_and_only_the_first_writes_and_prints(
     command += ["DISTILLER.TEACHER", "resnet8", "BENCH.TEACHER_CHECKPOINT", "teacher.pth"]
     run_command([*command, "--out", "one.safetensors"])
     python = [sys.executable, "-m", "djip_ext", *command, "--out", "two.safetensors"]
-    started = [
-        subprocess.Popen(python, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=e)
-        for e in environments(2)
-    ]
-    printed = [process.communicate(timeout=200) for process in started]
-    assert [process.returncode for process in started] == [0, 0], printed
-    assert "lens" in printed[0][0] and printed[1] == ("", "")
+    ended = run_together(python, 2)
+    assert [process.returncode for process in ended] == [0, 0], ended
+    assert "lens" in ended[0].stdout and ended[1].stdout == ""
+    bars = ["fitting the lens" in process.stderr for process in ended]
+    assert bars == [True, False]
     one, two = load_lens("one.safetensors"), load_lens("two.safetensors")
+    alone, shared = (json.loads(Path(f"{n}.json").read_text())["history"] for n in ("one", "two"))
+    assert alone[1]["q_high"] != alone[0]["q_high"]  # row 1 is behind tables that were fitted
+    for key in ("cmi", "ce", "q_low", "q_high"):
+        assert [row[key] for row in shared] == pytest.approx([r[key] for r in alone], rel=1e-3)
     torch.testing.assert_close(two.q, one.q, rtol=1e-3, atol=0)
     assert (two.metadata["processes"], two.metadata["images"], one.metadata["images"]) == (
         2,

@@ -1,8 +1,9 @@
 """``djip ARGUMENTS`` on forty images, its commands forked instead of started anew, for speed.
 
-With ``ON`` in the environment, the first write of a file whose path ends like that goes wrong
-half-way: ``HOW=kill`` kills the whole process group with signal 9, ``HOW=full`` says that the disk
-is full.  ``PER_CLASS`` images of each class are generated, two unless it says otherwise.
+With ``ON`` in the environment, a command's first write of a file whose path ends like that, after
+``SKIP`` of them that go well, goes wrong half-way: ``HOW=kill`` kills the whole process group with
+signal 9, ``HOW=full`` says that the disk is full.  ``PER_CLASS`` images of each class are
+generated, two unless it says otherwise.
 """
 
 import fnmatch
@@ -55,7 +56,11 @@ class Forked:
 
 def replace(source: str, target: str) -> None:
     """``os.replace``, which every write of ours ends with."""
-    if "ON" in os.environ and fnmatch.fnmatch(str(target), f"*{os.environ['ON']}"):
+    if (
+        "ON" in os.environ
+        and fnmatch.fnmatch(str(target), f"*{os.environ['ON']}")
+        and not next(to_skip, False)
+    ):
         os.truncate(source, os.path.getsize(source) // 2)
         if os.environ["HOW"] == "kill":
             os.killpg(0, signal.SIGKILL)
@@ -64,6 +69,7 @@ def replace(source: str, target: str) -> None:
 
 
 PER_CLASS = int(os.environ.get("PER_CLASS", "2"))
+to_skip = iter([True] * int(os.environ.get("SKIP", "0")))
 move, os.replace = os.replace, replace
 image_sets.make_synthetic = lambda per_class, seed: make_synthetic(PER_CLASS, seed)
 scheduler.start_process = Forked

@@ -83,9 +83,9 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
-def label(tree: Path, epsilon: float, seed: int, accuracy: float) -> None:
+def label(tree: Path, epsilon: float, seed: int, accuracy: float, pair: Pair = PAIR) -> None:
     """A student from labels alone, as the plan of a table has it."""
-    record(tree, "LS", f"labels{epsilon}", seed, accuracy, lens="none")
+    record(tree, "LS", f"labels{epsilon}", seed, accuracy, pair=pair, lens="none")
     folder = next(path for path in tree.rglob(f"seed-{seed}") if f"labels{epsilon}" in str(path))
     result = json.loads((folder / "result.json").read_text())
     config = result["config"].replace(f"labels{epsilon}/djip-none", "labels")
@@ -107,6 +107,18 @@ def test_the_bar_is_the_best_smoothing_and_every_attack_is_paired_with_it(tree: 
     assert ce.verdict.startswith("distillable: KD gains 11.00 ± 0.00")
     assert safe.verdict == "undistillable by these 2 attacks"
     assert safe.accuracy is None and pair.teacher != "none"
+
+
+def test_the_bar_is_of_the_same_student_and_data_and_of_all_seeds(tree: Path) -> None:
+    label(tree, 0.7, 0, 99.0)
+    for epsilon, other in (
+        (0.8, Pair(PAIR.dataset, PAIR.teacher, "vgg8")),
+        (0.9, Pair("imagefolder", PAIR.teacher, PAIR.student)),
+    ):
+        for seed in range(3):
+            label(tree, epsilon, seed, 90.0, other)
+    ((_, (bar, _)),) = read_audit(tree).items()
+    assert (bar.name, bar.tried) == ("LS,LS.EPSILON=0.4", 2)
 
 
 def test_without_a_bar_the_cure_is_named(tmp_path: Path) -> None:

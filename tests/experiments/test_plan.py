@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from yacs.config import CfgNode
 
 from djip_ext.bench.engine.run import run_folder, run_record
 from djip_ext.cli import reproduce, train, train_lens
@@ -44,9 +45,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("vgg13.pth").touch()
 
 
-def plan(**changes: object) -> list[Step]:
+def plan(data_root: str = "", **changes: object) -> list[Step]:
     Path("t.yaml").write_text(yaml.safe_dump(TABLE | changes, sort_keys=False))
-    return make_plan(load_table("t.yaml"), "out")
+    return make_plan(load_table("t.yaml"), "out", data_root)
+
+
+def parsed(step: Step) -> CfgNode:
+    """What the command of ``step`` will read its settings as."""
+    parser = argparse.ArgumentParser()
+    (train_lens if step.kind == "lens" else train).add_arguments(parser)
+    args, rest = parser.parse_known_args(step.words[1:])
+    args.options += rest
+    assert args.resume
+    if step.kind == "lens":
+        args.seed = None
+    return benchmark_cfg(args)
 
 
 def test_a_plan_has_every_command_once_in_the_order_of_need() -> None:
@@ -69,14 +82,24 @@ def test_a_plan_has_every_command_once_in_the_order_of_need() -> None:
 
 def test_every_command_parses_to_the_settings_that_the_plan_believes_in() -> None:
     for step in plan():
-        parser = argparse.ArgumentParser()
-        (train_lens if step.kind == "lens" else train).add_arguments(parser)
-        args, rest = parser.parse_known_args(step.words[1:])
-        args.options += rest
-        assert args.resume
-        if step.kind == "lens":
-            args.seed = None
-        assert benchmark_cfg(args) == step.settings()
+        assert parsed(step) == step.settings()
+
+
+def test_every_command_reads_the_images_of_the_data_root() -> None:
+    steps = plan(
+        data_root="my data",
+        configs=f"{CONFIGS}/fewshot/{{distiller}}_{{pair}}.yaml",
+        pairs=["wrn_16_2_resnet8"],
+        distillers=["KD"],
+        arms={"tuned": {"teacher": f"{CONFIGS}/cmim/wrn_16_2.yaml", "before": "jpeg:80"}},
+        teachers={"wrn_16_2": f"{CONFIGS}/vanilla/wrn_16_2.yaml"},
+        seeds=1,
+        bar={"LS.EPSILON": [0.1]},
+        options={},
+    )
+    assert [step.kind for step in steps] == ["teacher", "teacher", "lens", "student", "student"]
+    for step in steps:
+        assert parsed(step).BENCH.DATA_ROOT == step.settings().BENCH.DATA_ROOT == "my data"
 
 
 def test_options_and_epochs_reach_the_commands_that_they_are_for() -> None:

@@ -1,17 +1,21 @@
 """Whole tables as real processes: killed, out of disk, two at once, on a cluster; same numbers."""
 
+import contextlib
 import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from djip_ext.cli import reproduce as command
 from djip_ext.errors import DJIPError
@@ -135,16 +139,23 @@ PHASES += ["teacher_cache/*", "lens/*/kd_*/latest.pth", "plain/*/at_*/result.jso
 
 
 def test_killed_in_any_phase_it_ends_with_the_same_numbers(
-    tmp_path: Path, whole: tuple[str, dict[str, object]]
+    tmp_path: Path, whole: tuple[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    half_done: dict[Path, dict[str, float]] = {}
     for phase in PHASES:
+        monkeypatch.setenv("SKIP", str(int(phase.endswith(".pth"))))  # a run has a first epoch
         status, _, errors = reproduce(tmp_path, on=phase, how="kill")
         assert status == -9, f"{phase} was not reached: {errors}"
         assert not _broken(tmp_path)
+        if phase.endswith(".pth"):
+            (path,) = (p for p in tmp_path.rglob("*.pth") if fnmatch(str(p), f"*{phase}"))
+            (half_done[path],) = _history(path)
     status, out, errors = reproduce(tmp_path)
     assert status == 0, errors
     assert "done already" in out  # what was finished between two kills is not done twice
     assert numbers(tmp_path) == whole[1]
+    for path, first in half_done.items():  # and what was begun went on: equal to its seconds
+        assert _history(path)[0] == first, path
 
 
 def test_a_full_disk_stops_what_needs_it_and_the_rest_follows(
@@ -178,18 +189,22 @@ def test_two_processes_share_one_table(
 
 
 def test_ended_by_a_signal_it_takes_its_commands_along(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(TABLE, sort_keys=False))
+    long = TABLE | {"options": {"all": ALL, "teacher": {"SOLVER.EPOCHS": 10_000}}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(long, sort_keys=False))
     process = djip(tmp_path, "reproduce", "small.yaml")
-    log = tmp_path / "output/small/logs/teacher-resnet8.log"
-    while not log.exists():  # the first command has begun
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.terminate()
-    assert process.wait(timeout=60) == 128 + 15
-    with pytest.raises(ProcessLookupError):
-        while True:  # until its group is empty
-            os.killpg(process.pid, 0)
+    run = tmp_path / "output/small/teachers/resnet8/seed-0"
+    try:
+        while not (run / "log.csv").exists():  # the first command has trained an epoch
+            assert process.poll() is None, process.communicate()
             time.sleep(0.01)
+        assert (run / ".lock").exists()
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + 15
+        with FileLock(run / ".lock", timeout=30):  # no command holds it any more
+            assert not list(tmp_path.rglob("result.json"))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_report_that_cannot_be_does_not_hide_which_command_failed(
@@ -205,6 +220,14 @@ def test_a_report_that_cannot_be_does_not_hide_which_command_failed(
         command.finish(outcome, str(tmp_path))
     with pytest.raises(DJIPError):  # nothing failed that would explain it
         command.report(Outcome(here=[steps[-1]]), table, tmp_path)
+
+
+def _history(checkpoint: Path) -> list[dict[str, float]]:
+    """The rows of a run or a fit; a fit that has ended has a record instead of a checkpoint."""
+    record = checkpoint.with_name(checkpoint.name.replace(".fit.pth", ".json"))
+    if record != checkpoint and record.exists():
+        return json.loads(record.read_text())["history"]
+    return torch.load(checkpoint, weights_only=True)["history"]
 
 
 def _broken(folder: Path) -> list[Path]:

@@ -4,12 +4,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from djip_ext.errors import Busy, DJIPError
 from djip_ext.experiments import scheduler as engine
-from djip_ext.experiments.scheduler import cluster_start, run_plan
+from djip_ext.experiments.scheduler import _ClusterJob, cluster_start, run_plan
 from djip_ext.utils.files import claimed
 
 
@@ -169,3 +170,15 @@ def test_a_cluster_without_submitit_or_with_a_wrong_parameter_is_one_line(
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(DJIPError, match="pip install"):
         cluster_start("local", str(tmp_path), {})
+
+
+def test_a_job_that_the_cluster_kills_has_failed_and_one_under_way_can_be_ended() -> None:
+    def killed() -> int:
+        raise RuntimeError("out of time")
+
+    ended: list[str] = []
+    lost = SimpleNamespace(done=lambda: True, result=killed)
+    going = SimpleNamespace(done=lambda: False, result=killed, cancel=lambda: ended.append("it"))
+    assert (_ClusterJob(lost).poll(), _ClusterJob(going).poll()) == (1, None)
+    _ClusterJob(going).terminate()
+    assert ended == ["it"]

@@ -14,8 +14,9 @@ import torch
 from helpers.textures import CLASSES, MEAN, STD, Teacher, data
 from torch import Tensor
 
-from djip_ext import ClosedTeacher, DJIPError, FitResult, JPEGLens, fit_lens
+from djip_ext import ClosedTeacher, DJIPError, FitResult, FitSettings, JPEGLens, fit_lens
 from djip_ext.fit import black_box
+from djip_ext.inputs.batches import Batches
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.measurement import measure
 
@@ -45,7 +46,7 @@ def test_the_search_reaches_the_band_and_then_pays_less_at_equal_cmi() -> None:
         gain = result.after.cmi.total - result.before.cmi.total
         return result.after.ce - result.before.ce - lam * gain
 
-    assert longer.history[: len(first.history)] != [] and price(longer) < price(first)
+    assert price(longer) < price(first)
 
 
 def test_the_chosen_lens_measures_what_the_result_says() -> None:
@@ -93,6 +94,35 @@ def test_what_no_factor_reaches_ends_with_the_nearest() -> None:
     assert result.after.cmi.total == max(row["cmi"] for row in result.history)
 
 
+def test_tables_above_the_accuracy_floor_are_preferred_to_any_in_the_band() -> None:
+    how = {"cmi_gain": (0.02, 0.04)}
+    free, strict = search(**how), search(**how, max_accuracy_drop=0.0)
+    assert free.in_band and free.after.accuracy < free.before.accuracy
+    assert strict.after.accuracy == strict.before.accuracy and not strict.in_band
+
+
+def test_the_factor_is_lowered_to_the_accuracy_floor_and_points_below_it_cost() -> None:
+    finder = black_box._Search(
+        Teacher(),
+        Batches([], CLASSES, MEAN, STD),
+        1,
+        CLASSES,
+        Normalisation(MEAN, STD),
+        JPEGLens(q=10.0),
+        FitSettings(cmi_gain=(0.2, 0.4), max_accuracy_drop=5.0),
+    )
+
+    def ask(ln_q: Tensor) -> dict[str, float]:
+        factor = float(ln_q.exp().mean()) / 10
+        return {"cmi": factor**2 / 100, "ce": factor**3 / 1000, "accuracy": 100 - factor}
+
+    finder.ask, finder.rows = ask, [{"cmi": 0.0, "ce": 0.0, "accuracy": 100.0}]
+    found = ask(finder.find_factor())
+    assert 0.2 <= found["cmi"] < 0.26 and found["accuracy"] >= 95  # 94.5 at the middle of the band
+    three_below = finder.cost(found | {"accuracy": 92.0}) - finder.cost(found)
+    assert three_below == pytest.approx(3 * 0.02 * finder.rate)
+
+
 def test_a_start_above_the_band_comes_down() -> None:
     result = search(lens=JPEGLens(q=255.0, kappa=5.0))
     assert result.in_band and float(result.lens.q.detach().median()) < 200
@@ -136,6 +166,14 @@ def test_a_search_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
     assert torch.equal(result.lens.q, search(queries=21 * IMAGES).lens.q)
 
 
+def test_a_budget_below_what_a_checkpoint_holds_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "fit.pth"
+    whole = search(queries=7 * IMAGES, checkpoint=place)
+    with pytest.raises(DJIPError, match="holds 168 queries .* 144; allow at least 168"):
+        search(queries=6 * IMAGES, checkpoint=place)
+    assert torch.equal(search(queries=7 * IMAGES, checkpoint=place).lens.q, whole.lens.q)
+
+
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "fit.pth"
     search(checkpoint=place)
@@ -162,6 +200,9 @@ def test_mistakes_are_refused_before_anything_is_asked(monkeypatch: pytest.Monke
         search(never, queries=30)
     with pytest.raises(DJIPError, match="queries is the budget"):
         fit_lens(Teacher(), data(), CLASSES, mean=MEAN, std=STD, queries=100)
+    with monkeypatch.context() as two, pytest.raises(DJIPError, match="asks from one process"):
+        two.setattr(black_box, "processes", lambda: 2)
+        search(never)
     monkeypatch.setitem(__import__("sys").modules, "scipy.optimize", None)
     with pytest.raises(DJIPError, match=r"djip_ext\[blackbox\]"):
         search(never)

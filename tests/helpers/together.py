@@ -2,11 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,19 +25,32 @@ with joined():
 """
 
 
-def environments(count: int) -> list[dict[str, str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def run_together(command: list[str], count: int) -> list["subprocess.CompletedProcess[str]"]:
+    """Run ``command`` in ``count`` processes of one group; how each of them ended, by rank."""
+    # This process keeps the group's store, as torchrun does: nobody can take the port in between.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "WORLD_SIZE": str(count),
     }
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen(command, env=shared | {"RANK": rank, "LOCAL_RANK": rank}, **pipes)
+        for rank in map(str, range(count))
+    ]
+    try:
+        printed = [process.communicate(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     return [
-        shared | {"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        for rank in range(count)
+        subprocess.CompletedProcess(command, process.returncode, *texts)
+        for process, texts in zip(started, printed, strict=True)
     ]
 
 
@@ -55,12 +69,8 @@ def together(folder: Path, count: int, body: str) -> list[dict[str, Any]]:
         PROLOGUE.format(tests=str(Path(__file__).parents[1]))
         + "".join(f"    {line}\n" for line in lines)
     )
-    started = [
-        subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, text=True, env=e)
-        for e in environments(count)
-    ]
-    errors = [process.communicate(timeout=200)[1] for process in started]
-    assert all(process.returncode == 0 for process in started), "\n".join(
-        error[-2000:] for error in errors
+    ended = run_together([sys.executable, str(script)], count)
+    assert all(process.returncode == 0 for process in ended), "\n".join(
+        process.stderr[-2000:] for process in ended
     )
     return [json.loads((folder / f"answer-{rank}.json").read_text()) for rank in range(count)]
