@@ -146,11 +146,14 @@ class Step:
         return bool(self.lens_file) and not Path(self.lens_file).exists()
 
     def epochs_done(self) -> int:
-        """Rows of an unfinished run's log; 0 for a lens and for a run that has not begun."""
+        """Rows of an unfinished run's log; 0 for a lens and for a run that would begin anew."""
         if self.kind == "lens" or self.lacks_its_lens():
             return 0
-        log = run_folder(self.cfg()) / "log.csv"
-        return max(0, len(log.read_text().splitlines()) - 1) if log.exists() else 0
+        folder = run_folder(self.cfg())
+        log = folder / "log.csv"
+        if not (log.exists() and (folder / "latest.pth").exists()):
+            return 0
+        return max(0, len(log.read_text().splitlines()) - 1)
 
 
 def finished_run(cfg: CfgNode) -> dict[str, Any] | None:

@@ -288,6 +288,8 @@ def test_a_students_folder_is_named_after_its_lens_once_there_is_one() -> None:
     assert run_folder(step.cfg()) == folder
     folder.mkdir(parents=True)
     (folder / "log.csv").write_text("epoch\n1\n2\n")
+    assert step.epochs_done() == 0  # it would begin anew
+    (folder / "latest.pth").touch()
     assert step.epochs_done() == 2
 
 

@@ -167,10 +167,9 @@ def test_two_processes_of_torchrun_train_the_student_of_one(checkout: Path) -> N
     start = [
         "-m",
         "torch.distributed.run",
+        "--standalone",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        free_port(),
         "-m",
         "djip_ext.launch",
     ]
