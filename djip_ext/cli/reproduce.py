@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from djip_ext.bench.dataset.image_sets import load_run_sets
+from djip_ext.bench.models.closed import is_closed
 from djip_ext.cli import train_lens
 from djip_ext.cli.options import add_scheduler_arguments, fit_settings
 from djip_ext.cli.report import write_report
@@ -224,6 +225,9 @@ def dry_run(steps: list[Step], workers: int) -> None:
     print(
         f"in all: {_cost(whole)} of one worker{several} on this machine as busy as it was just now"
     )
+    teachers = {step.settings().DISTILLER.TEACHER for step in steps}
+    for teacher in sorted(filter(is_closed, teachers)):
+        print(f"passes of {teacher} are queries, and its own time is not in the hours")
 
 
 def _cost(cost: Cost) -> str:

@@ -33,6 +33,7 @@ from djip_ext.fit.loop import FitResult, default_start, fit_lens
 from djip_ext.fit.record import describe
 from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
 from djip_ext.hosts.task import HostTask, read_host
+from djip_ext.inputs.closed_teacher import is_closed
 from djip_ext.lens.initial_tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
 from djip_ext.lens.io import lens_id, load_lens
 from djip_ext.lens.jpeg_lens import JPEGLens
@@ -211,7 +212,7 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
         "processes": processes(),
         "code": code_version(),
     }
-    known = needs_teacher(cfg.DISTILLER.TYPE) and not args.host and not args.black_box
+    known = needs_teacher(cfg.DISTILLER.TYPE) and not args.host and not fitting.is_sparing
     temperature = distiller_temperature(cfg) if known else None
     if temperature is not None:
         result.lens.metadata["at_distiller"] = {
@@ -338,6 +339,11 @@ class Fitting:
     black_box: bool = False
     queries: int | None = None
 
+    @property
+    def is_sparing(self) -> bool:
+        """Whether every query of the teacher counts, so that none is sent but for the fit."""
+        return self.black_box or is_closed(self.task.teacher)
+
     def fit(self, start: JPEGLens, loader: Loader, out: Path, first: bool) -> FitResult:
         """Fit from ``start``, with a checkpoint and TensorBoard events beside ``out``."""
         events: Any = SummaryWriter(str(out.with_suffix(".events"))) if first else nullcontext()
@@ -364,9 +370,10 @@ class Fitting:
     def measure(self, result: FitResult) -> Measured:
         """Measure on all training images, where these are in memory, and on the test images.
 
-        Not with ``--black-box``: the budget of queries is the fit's alone.
+        Not with ``--black-box``, whose budget of queries is the fit's alone, nor with a closed
+        teacher.
         """
-        if self.black_box:
+        if self.is_sparing:
             return Measured(self.part, result.before, result.after, None, None)
         lens = self.transform(result.lens)
         train, test = self.task.train, self.task.test
@@ -423,7 +430,7 @@ class Fitting:
     ) -> JPEGLens:
         """Write lens and record, with ``run`` in it; return the lens as others will read it."""
         one_class = None
-        if not self.black_box:
+        if not self.is_sparing:
             one_class = most_raised_class(
                 self.task.teacher,
                 measured.seen,

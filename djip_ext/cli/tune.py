@@ -18,6 +18,7 @@ from yacs.config import CfgNode
 from djip_ext.bench.dataset.image_sets import load_run_sets
 from djip_ext.bench.engine.run import used_config
 from djip_ext.bench.engine.temperature import TEMPERATURE_KEYS, distiller_temperature
+from djip_ext.bench.models.closed import is_closed
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.cli.options import add_benchmark_arguments, add_scheduler_arguments, benchmark_cfg
 from djip_ext.cli.report import write_report
@@ -126,18 +127,17 @@ def run(args: argparse.Namespace) -> None:
     report(tuning, choose(scores, tuning.baseline), settings)
 
 
-def default_arms() -> dict[str, Arm]:
+def default_arms(closed: bool = False) -> dict[str, Arm]:
     """A fitted lens, JPEG, and a softer teacher without a lens.
+
+    Before a ``closed`` teacher there is no lens: a fit would spend queries that nobody has named.
 
     At T = 1 JPEG of this quality gained 1.6 points and halved logits 2.7
     (results/when_it_helps.md, "A less sure teacher"); a fit costs more than all students together,
     so that there is one.
     """
-    return {
-        "lens": Arm("fit"),
-        "jpeg": Arm("jpeg:87"),
-        "softer": Arm("temperature:2"),
-    }
+    lens = {} if closed else {"lens": Arm("fit")}
+    return lens | {"jpeg": Arm("jpeg:87"), "softer": Arm("temperature:2")}
 
 
 def read_temperatures(text: str) -> list[float]:
@@ -151,13 +151,16 @@ def read_temperatures(text: str) -> list[float]:
     return found
 
 
-def read_arms(words: Iterable[str], path: str | None, key: str | None) -> dict[str, Arm]:
+def read_arms(
+    words: Iterable[str], path: str | None, key: str | None, closed: bool = False
+) -> dict[str, Arm]:
     """The arms of ``--arm`` and ``--arms``, the default ones without either; plain goes first.
 
     An arm of the file that is the plain teacher and nothing else is left out: it is the baseline.
 
     Args:
         key: of the temperature, which no arm may set.
+        closed: whether the teacher is, as :func:`default_arms` asks.
 
     Raises:
         DJIPError: words or a file that are no arms, or a name twice.
@@ -180,7 +183,7 @@ def read_arms(words: Iterable[str], path: str | None, key: str | None) -> dict[s
                 )
             arms[name] = arm
     if not words and path is None:
-        arms |= default_arms()
+        arms |= default_arms(closed)
     for name, arm in arms.items():
         check_fit_flags(name, arm.before)
     return arms
@@ -208,7 +211,7 @@ class Tuning:
                 f"--temperatures: {cfg.DISTILLER.TYPE} has no temperature to try; it goes with "
                 f"{', '.join(TEMPERATURE_KEYS)}"
             )
-        self.arms = read_arms(args.arm, args.arms, self.key)
+        self.arms = read_arms(args.arm, args.arms, self.key, is_closed(cfg.DISTILLER.TEACHER))
         self.options = dict(zip(args.options[::2], args.options[1::2], strict=True))
         check_options(self.options, self.arms)
         self.baseline = Candidate(PLAIN, own)
@@ -375,6 +378,11 @@ def _check_numbers(args: argparse.Namespace, cfg: CfgNode) -> None:
         raise DJIPError(
             f"--budget {args.budget} must be positive, --seeds {seeds} at least "
             f"{DECISIVE_PAIRS} and --holdout {args.holdout} within (0, 1)"
+        )
+    if is_closed(cfg.DISTILLER.TEACHER) and not cfg.BENCH.VIEWS:
+        raise DJIPError(
+            f"{cfg.DISTILLER.TEACHER} would be asked anew in every epoch of every student; give "
+            "BENCH.VIEWS K, which asks K times for each image and keeps the answers"
         )
     checkpoint = cfg.BENCH.TEACHER_CHECKPOINT
     if checkpoint and not Path(checkpoint).is_file():

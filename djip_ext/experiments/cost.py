@@ -1,7 +1,8 @@
 """What the steps of a plan cost: passes through teachers and students, and seconds.
 
 Passes are counted, seconds are those of this machine, from a short measurement.  A pass is one
-image through a network; a student's pass includes its way back.
+image through a network; a student's pass includes its way back.  A closed teacher is not asked: its
+passes are queries, and its own time is not among the seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
@@ -29,9 +30,9 @@ from djip_ext.bench.engine.run import build_distiller, build_model, resolve_devi
 from djip_ext.bench.engine.teacher_cache import CachedTeacher
 from djip_ext.bench.engine.temperature import TEMPERATURE_KEYS, distiller_temperature
 from djip_ext.bench.engine.trainer import evaluate, trainer_dict
+from djip_ext.bench.models.closed import is_closed
 from djip_ext.bench.models.families import is_family
 from djip_ext.bench.teacherless import needs_teacher
-from djip_ext.errors import DJIPError
 from djip_ext.experiments.plan import IMAGES, Step
 from djip_ext.fit.batch import batch_of
 from djip_ext.fit.black_box import PASSES
@@ -133,6 +134,8 @@ class Estimate:
         if flags.black_box:  # nothing is asked beyond the budget
             queries = PASSES * count if flags.queries is None else flags.queries
             return Cost(queries, 0, queries * self._per_answer(cfg, train))
+        if is_closed(cfg.DISTILLER.TEACHER):  # tables that are measured without and behind them
+            return Cost(2 * count, 0, 2 * count * self._per_answer(cfg, train))
         passes = fit_passes(count, flags.rounds)
         measured = _passes_after_fit(cfg, count, train, test)
         batch = batch_of(count) if flags.batch_size is None else flags.batch_size
@@ -316,28 +319,32 @@ def _random_answers(teacher: nn.Module, loader: Loader, num_classes: int) -> Cac
     with torch.no_grad():
         _, features = teacher(next(iter(loader))[0][:1])
     count = loader.num_images
-    kept = {
-        "logits": torch.randn(1, count, num_classes),
-        "pooled_feat": torch.randn(1, count, features["pooled_feat"].shape[1]),
-    }
+    kept = {"logits": torch.randn(1, count, num_classes)}
+    if "pooled_feat" in features:  # a closed teacher has none
+        kept["pooled_feat"] = torch.randn(1, count, features["pooled_feat"].shape[1])
     return CachedTeacher({name: values.to(loader.device) for name, values in kept.items()}, "")
 
 
+class _Unasked(nn.Module):
+    """In the place of a closed teacher: answers of its size."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        brightness = image.mean((1, 2, 3))[:, None]
+        return brightness * torch.arange(self.num_classes, device=image.device), {}
+
+
 def random_teacher(cfg: CfgNode, data: LabelledImages) -> nn.Module:
-    """The teacher of ``cfg`` with random weights.
+    """The teacher of ``cfg`` with random weights; a stand-in for a closed one.
 
     Its batch normalisation has the statistics of noise, without which the numbers of a deep one
     explode.
-
-    Raises:
-        DJIPError: a closed teacher, whose time only its answers would tell.
     """
-    if cfg.DISTILLER.TEACHER.startswith("closed:"):
-        raise DJIPError(
-            f"{cfg.DISTILLER.TEACHER} cannot be priced without being asked; djip tune and djip "
-            "reproduce --dry-run take no closed teacher (djip fit, djip train and djip reproduce "
-            "do)"
-        )
+    if is_closed(cfg.DISTILLER.TEACHER):
+        return _Unasked(data.num_classes)
     teacher = build_model(cfg.DISTILLER.TEACHER, data.num_classes, cfg.DATASET.TYPE)
     teacher = teacher.to(cfg.BENCH.DEVICE).to(memory_format=torch.channels_last)
     for module in teacher.modules():

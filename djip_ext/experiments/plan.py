@@ -17,6 +17,7 @@ from djip_ext.bench.dataset.image_sets import FOLDERS
 from djip_ext.bench.engine.cfg import differing_settings, load_cfg
 from djip_ext.bench.engine.run import behind_lens, read_weights, run_folder, used_config
 from djip_ext.bench.models import cifar_model_dict
+from djip_ext.bench.models.closed import is_closed
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm, is_fit
@@ -494,6 +495,12 @@ def _lens(
         return None, path
     options = [*_checkpoint(trained), *table.settings("all", "lens")]
     flags = _fit_flags(source, load_cfg(config, options).DATASET.TYPE)
+    descends = "--black-box" not in flags and "--rounds 0" not in " ".join(flags)
+    if is_closed(teacher) and descends:
+        raise DJIPError(
+            f"arm {arm}: {teacher} is closed and has no gradient; fit its lens with "
+            "'fit --black-box --queries N'"
+        )
     # Another fit is another file: a table that was edited never takes the old lens for the new one.
     name = hashlib.sha256(json.dumps([flags, options]).encode()).hexdigest()[:6]
     path = str(Path(out, "lenses", f"{file_name(teacher)}-{arm}-{name}.safetensors"))

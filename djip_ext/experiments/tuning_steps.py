@@ -12,6 +12,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from djip_ext.bench.models.closed import is_closed
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm
 from djip_ext.experiments.cost import Estimate
@@ -26,11 +27,12 @@ HOLDOUT = "BENCH.HOLDOUT"
 
 @dataclass(frozen=True)
 class Price:
-    """Seconds of one worker, by kind of command."""
+    """Seconds of one worker, by kind of command, and queries of a closed teacher."""
 
     teachers: float
     lenses: float
     students: float
+    queries: int = 0
 
     @property
     def total(self) -> float:
@@ -39,7 +41,10 @@ class Price:
 
     def __str__(self) -> str:
         parts = {"teachers": self.teachers, "lenses": self.lenses, "students": self.students}
-        return ", ".join(f"{name} {value:.0f} s" for name, value in parts.items() if value)
+        words = [f"{name} {value:.0f} s" for name, value in parts.items() if value]
+        if self.queries:
+            words.append(f"at most {self.queries:,} queries of the closed teacher")
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -150,10 +155,13 @@ class TuningSteps:
         by_candidate = self.students(seeds, epochs)
         steps = with_needs(itertools.chain.from_iterable(by_candidate.values()))
         sums = {"teacher": 0.0, "lens": 0.0, "student": 0.0}
+        queries = 0
         for step, cost in zip(steps, estimate(steps), strict=True):
             if cost.seconds:  # nothing where it is finished already
                 sums[step.kind] += start + cost.seconds
-        return Price(sums["teacher"], sums["lens"], sums["student"])
+            if cost.teacher and is_closed(step.settings().DISTILLER.TEACHER):
+                queries += cost.teacher
+        return Price(sums["teacher"], sums["lens"], sums["student"], queries)
 
 
 def with_needs(steps: Iterable[Step]) -> list[Step]:

@@ -9,6 +9,7 @@ from djip_ext import load_lens
 from djip_ext.bench.dataset import image_sets
 from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.cli.main import main, run_command
+from djip_ext.lens.initial_tables import standard_jpeg
 
 IMAGES = 40
 TINY = ["DATASET.TYPE", "synthetic", "SOLVER.EPOCHS", "2", "SOLVER.BATCH_SIZE", "20"]
@@ -74,6 +75,13 @@ def test_a_closed_teacher_is_fitted_within_its_budget_and_distilled(
     assert asked() == 2 * IMAGES
     run_command([*train, "BENCH.SEED", "1"])  # another student, the same answers
     assert asked() == 2 * IMAGES
+
+
+def test_tables_are_measured_on_the_images_of_a_fit_alone(capsys: pytest.CaptureFixture) -> None:
+    run_command([*FIT, "--start", "jpeg:60", "--rounds", "0"])
+    lens = load_lens("lens.safetensors")
+    assert asked() == 2 * IMAGES and torch.equal(lens.q, standard_jpeg(60))
+    assert "test set" not in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture) -> None:

@@ -16,7 +16,6 @@ from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.engine.cfg import load_cfg
 from djip_ext.bench.engine.run import run_folder
 from djip_ext.cli import train_lens
-from djip_ext.errors import DJIPError
 from djip_ext.experiments import cost
 from djip_ext.experiments.cost import (
     Cost,
@@ -24,7 +23,6 @@ from djip_ext.experiments.cost import (
     Times,
     data_key,
     fit_passes,
-    random_teacher,
     time_fit,
     time_training,
 )
@@ -251,7 +249,12 @@ def test_other_images_are_other_data(other: str) -> None:
     assert len(keys) == 2
 
 
-def test_a_closed_teacher_is_not_asked_for_a_price() -> None:
-    cfg = load_cfg(None, ["DISTILLER.TEACHER", "closed:service.py:teacher"])
-    with pytest.raises(DJIPError, match="closed:service.py:teacher cannot be priced"):
-        random_teacher(cfg, make_synthetic(2, 0))
+@pytest.mark.parametrize(
+    ("flags", "queries"), [("--rounds 0", 2 * 20), ("--black-box --queries 100", 100)]
+)
+def test_the_queries_of_a_closed_teacher_are_counted(
+    flags: str, queries: int, tmp_path: Path
+) -> None:
+    closed = "DISTILLER.TYPE KD DISTILLER.TEACHER closed:service.py:teacher"
+    (priced,) = Estimate()([fit(tmp_path, f"--images 20 {flags}", closed)])
+    assert priced.teacher == queries
