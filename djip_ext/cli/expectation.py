@@ -29,7 +29,7 @@ def expectation(distiller: str, temperature: float | None, equal: float | None =
     if distiller == "DIST":
         return (
             "expect little with DIST: no gain of a lens shows at tau = 1, a point at tau = 4, as "
-            f"much as JPEG's; temperature:2 gained 2 at both {WHERE}"
+            f"much as JPEG's; temperature:2 gained 2 to 3 {WHERE}"
         )
     if temperature >= NO_GAIN_FROM:
         return (
