@@ -23,12 +23,14 @@ from djip_ext.experiments.report import markdown_table  # noqa: E402
 from djip_ext.experiments.statistics import summarise  # noqa: E402
 from djip_ext.plots.style import FAINT, GOAL, LENS, PLAIN, STYLE, save_figure  # noqa: E402
 
-SETTINGS = {  # table -> its student and images
-    "regime_vgg8_cpu": "resnet8, 5 %",
-    "regime_overfit": "vgg8, 20 %",
-    "regime_vgg13": "vgg8, all",
-    "regime_20": "resnet8, 20 %",
-    "regime_100": "resnet8, all",
+SETTINGS = {  # table -> its student, images and crops of each
+    "regime_vgg8_cpu": "resnet8, 5 %, 16 crops",
+    "regime_overfit": "vgg8, 20 %, 1 crop",
+    "regime_overfit_crops": "vgg8, 20 %, 16 crops",
+    "regime_20_short": "resnet8, 20 %, 16 crops",
+    "regime_vgg13": "vgg8, all, 8 crops",
+    "regime_20": "resnet8, 20 %, 8 crops",
+    "regime_100": "resnet8, all, 2 crops",
 }
 ARMS = {  # arm -> its name, colour and mark
     "temperature": ("teacher's logits / 2", PLAIN, "D"),
@@ -60,12 +62,13 @@ def gain(row: dict[str, str]) -> tuple[float, float]:
 
 
 def draw(axes: Axes, found: list[Setting]) -> None:
-    """Gains with their intervals against overfitting, an arm a colour."""
+    """Gains with their intervals, an arm a colour; settings in the order of their overfitting."""
     axes.axhline(0, color=FAINT, linewidth=1, zorder=0)
     for place, (arm, (name, colour, mark)) in enumerate(ARMS.items()):
-        gains = [gain(one.arms[arm]) for one in found]
+        there = [(x, one) for x, one in enumerate(found) if arm in one.arms]
+        gains = [gain(one.arms[arm]) for _, one in there]
         axes.errorbar(
-            [one.overfitting + 0.7 * (place - 1) for one in found],  # side by side
+            [x + 0.18 * (place - 1) for x, _ in there],  # side by side
             [mean for mean, _ in gains],
             [half_width for _, half_width in gains],
             label=name,
@@ -76,20 +79,10 @@ def draw(axes: Axes, found: list[Setting]) -> None:
             elinewidth=1.2,
             capsize=3,
         )
-    top = axes.get_ylim()[1]
-    for one in found:
-        axes.annotate(
-            one.name.replace(", ", "\n"),
-            (one.overfitting, top),
-            (0, 2),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=7.5,
-        )
-    axes.set_ylim(top=top)
+    labels = [f"{one.overfitting:.1f}\n" + one.name.replace(", ", "\n") for one in found]
+    axes.set_xticks(range(len(found)), labels)
     axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
-    axes.set_xlabel("the plain student: accuracy on its training images less on test images")
+    axes.set_xlabel("how far the plain student overfits (points); student, images, crops of each")
     axes.set_ylabel("paired difference to plain (points)")
     axes.legend(loc="lower right", frameon=False)
 
@@ -101,13 +94,15 @@ def main() -> None:
         figure = Figure(figsize=(7.6, 4.4), layout="constrained")
         figure.suptitle("KD at T = 1: what softer answers are worth to students that overfit")
         draw(figure.subplots(), found)
-        figure.supxlabel("points; bars: 95 % t-interval over paired seeds", fontsize=8)
+        figure.supxlabel("bars: 95 % t-interval over paired seeds", fontsize=8)
         save_figure(figure, TABLES / "regime_overfit" / "report" / "overfitting.png")
-    lines = [
-        ["student, images", "overfits by (points)", "n", *(name for name, _, _ in ARMS.values())]
-    ]
+    names = [name for name, _, _ in ARMS.values()]
+    lines = [["student, images, crops", "overfits by (points)", "n", *names]]
     for one in reversed(found):
-        gains = ["{:+.2f} ± {:.2f}".format(*gain(one.arms[arm])) for arm in ARMS]
+        gains = [
+            "{:+.2f} ± {:.2f}".format(*gain(one.arms[arm])) if arm in one.arms else "not run"
+            for arm in ARMS
+        ]
         lines.append([one.name, f"{one.overfitting:.1f}", one.arms["mild"]["pairs"], *gains])
     print(markdown_table(lines))
 
