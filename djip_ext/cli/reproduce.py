@@ -225,7 +225,8 @@ def dry_run(steps: list[Step], workers: int) -> None:
     print(
         f"in all: {_cost(whole)} of one worker{several} on this machine as busy as it was just now"
     )
-    teachers = {step.settings().DISTILLER.TEACHER for step in steps}
+    asking = [step for step, cost in zip(steps, costs, strict=True) if cost.teacher]
+    teachers = {step.settings().DISTILLER.TEACHER for step in asking}
     for teacher in sorted(filter(is_closed, teachers)):
         print(f"passes of {teacher} are queries, and its own time is not in the hours")
 

@@ -33,7 +33,7 @@ from djip_ext.fit.loop import FitResult, default_start, fit_lens
 from djip_ext.fit.record import describe
 from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
 from djip_ext.hosts.task import HostTask, read_host
-from djip_ext.inputs.closed_teacher import is_closed
+from djip_ext.inputs.closed_teacher import only_answers
 from djip_ext.lens.initial_tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
 from djip_ext.lens.io import lens_id, load_lens
 from djip_ext.lens.jpeg_lens import JPEGLens
@@ -342,7 +342,7 @@ class Fitting:
     @property
     def is_sparing(self) -> bool:
         """Whether every query of the teacher counts, so that none is sent but for the fit."""
-        return self.black_box or is_closed(self.task.teacher)
+        return self.black_box or only_answers(self.task.teacher)
 
     def fit(self, start: JPEGLens, loader: Loader, out: Path, first: bool) -> FitResult:
         """Fit from ``start``, with a checkpoint and TensorBoard events beside ``out``."""

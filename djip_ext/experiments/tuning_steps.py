@@ -156,10 +156,12 @@ class TuningSteps:
         steps = with_needs(itertools.chain.from_iterable(by_candidate.values()))
         sums = {"teacher": 0.0, "lens": 0.0, "student": 0.0}
         queries = 0
+        closed = is_closed(self.cfg.DISTILLER.TEACHER)
         for step, cost in zip(steps, estimate(steps), strict=True):
             if cost.seconds:  # nothing where it is finished already
                 sums[step.kind] += start + cost.seconds
-            if cost.teacher and is_closed(step.settings().DISTILLER.TEACHER):
+            # an arm may have a teacher of its own
+            if closed and cost.teacher and is_closed(step.settings().DISTILLER.TEACHER):
                 queries += cost.teacher
         return Price(sums["teacher"], sums["lens"], sums["student"], queries)
 

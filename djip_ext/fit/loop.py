@@ -28,7 +28,7 @@ from djip_ext.fit.sampling import CHANGED, begin_round, kept_random_state
 from djip_ext.fit.settings import FitSettings
 from djip_ext.fit.start import default_start, starting_lens
 from djip_ext.inputs.batches import Batches, check_enough
-from djip_ext.inputs.closed_teacher import is_closed
+from djip_ext.inputs.closed_teacher import only_answers
 from djip_ext.lens.io import settings_of, weight_hash
 from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
@@ -143,7 +143,7 @@ def _plain(
 
 def _check_gradient_fit(teacher: nn.Module, settings: FitSettings, queries: int | None) -> None:
     """Raise DJIPError for what a fit by gradients cannot do."""
-    if settings.rounds and is_closed(teacher):
+    if settings.rounds and only_answers(teacher):
         raise DJIPError(
             "a closed teacher has no gradient; fit its lens with gradients=False "
             "(djip fit --black-box)"

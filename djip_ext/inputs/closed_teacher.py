@@ -130,7 +130,7 @@ class ClosedTeacher(nn.Module):
         return (rest / others).expand(-1, self.num_classes).scatter(1, classes, top)
 
 
-def is_closed(network: nn.Module) -> bool:
+def only_answers(network: nn.Module) -> bool:
     """Whether ``network`` is, or holds, a teacher that only answers."""
     return any(isinstance(module, ClosedTeacher) for module in network.modules())
 

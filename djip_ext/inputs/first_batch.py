@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.inputs.closed_teacher import is_closed
+from djip_ext.inputs.closed_teacher import only_answers
 from djip_ext.inputs.pieces import is_ours
 from djip_ext.utils.distributed import rank
 from djip_ext.utils.networks import logits_of
@@ -55,7 +55,7 @@ def answer_without_lens(
         args, kwargs: what else the network takes; tensors with an entry per image are cut too.
         name: the keyword of the image; ``None``: it comes first.
     """
-    if is_closed(network):
+    if only_answers(network):
         return None
     hooks = (
         hook

@@ -8,12 +8,10 @@ from djip_ext.bench.models.input_spec import IMAGENET, InputSpec
 from djip_ext.errors import DJIPError, first_line
 from djip_ext.inputs.closed_teacher import ClosedTeacher
 
-PREFIX = "closed:"
-
 
 def is_closed(network: str) -> bool:
     """Whether ``network``, a ``DISTILLER.TEACHER``, is a closed teacher."""
-    return network.startswith(PREFIX)
+    return network.startswith("closed:")
 
 
 def closed_spec(network: str, download: bool) -> InputSpec:
