@@ -1,10 +1,13 @@
 """An arm of a table of results: which teacher, what stands before it, and what its students add."""
 
+import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from djip_ext.errors import DJIPError
+from djip_ext.fit.settings import FitSettings
 
 BEFORE = re.compile(
     r"identity|own|temperature:[\d.]+|fit(\s.*)?|jpeg:\d+|random:[\d.]+|\S+\.safetensors"
@@ -39,6 +42,19 @@ class Arm:
 def is_fit(before: str) -> bool:
     """Whether ``before`` is ``fit FLAGS``; a file may be called ``fits/my.safetensors``."""
     return before.split(maxsplit=1)[:1] == ["fit"]
+
+
+def fit_flags(words: Sequence[str]) -> argparse.Namespace:
+    """What price and kind of a fit depend on among ``words``, read as ``djip fit`` does.
+
+    ``rounds``, ``images``, ``batch_size``, ``queries`` and ``black_box``; None where not given.
+    """
+    parser = argparse.ArgumentParser(prog="djip fit", add_help=False)
+    parser.add_argument("--rounds", type=int, default=FitSettings.rounds)
+    for flag in ("--images", "--batch-size", "--queries"):
+        parser.add_argument(flag, type=int)
+    parser.add_argument("--black-box", action="store_true")
+    return parser.parse_known_args(words)[0]
 
 
 def read_arm_of_a_table(name: str, content: Any) -> Arm:

@@ -7,7 +7,6 @@ passes are queries, and its own time is not among the seconds.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import tempfile
 import time
@@ -33,11 +32,12 @@ from djip_ext.bench.engine.trainer import evaluate, trainer_dict
 from djip_ext.bench.models.closed import is_closed
 from djip_ext.bench.models.families import is_family
 from djip_ext.bench.teacherless import needs_teacher
+from djip_ext.experiments.arms import fit_flags
 from djip_ext.experiments.plan import IMAGES, Step
 from djip_ext.fit.batch import batch_of
 from djip_ext.fit.black_box import PASSES
 from djip_ext.fit.loop import default_start, fit_lens
-from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
+from djip_ext.fit.settings import IMAGES_OF_A_CLASS
 from djip_ext.hosts.registry import put_behind
 from djip_ext.utils.networks import autocast
 
@@ -128,7 +128,7 @@ class Estimate:
         return Cost(passes, 0, passes * self._per_answer(cfg, train))
 
     def _fit(self, step: Step, cfg: CfgNode, train: LabelledImages, test: LabelledImages) -> Cost:
-        flags = _fit_flags(step.flags)
+        flags = fit_flags(step.flags)
         images = IMAGES_OF_A_CLASS * train.num_classes if flags.images is None else flags.images
         count = min(images or len(train.labels), len(train.labels))
         if flags.black_box:  # nothing is asked beyond the budget
@@ -215,16 +215,6 @@ def _training_key(cfg: CfgNode) -> tuple[Any, ...]:
     views = bool(cfg.BENCH.VIEWS)  # however many: a step reads one of them
     settings = (extra, str(method), str(cfg.get(extra)))
     return names.TYPE, names.TEACHER, names.STUDENT, cfg.SOLVER.BATCH_SIZE, views, *settings
-
-
-def _fit_flags(words: Sequence[str]) -> argparse.Namespace:
-    """Those flags among ``words`` that a fit's price depends on, read as ``djip fit`` does."""
-    parser = argparse.ArgumentParser(prog="djip fit", add_help=False)
-    parser.add_argument("--rounds", type=int, default=FitSettings.rounds)
-    for flag in ("--images", "--batch-size", "--queries"):
-        parser.add_argument(flag, type=int)
-    parser.add_argument("--black-box", action="store_true")
-    return parser.parse_known_args(words)[0]
 
 
 def _passes_after_fit(cfg: CfgNode, count: int, train: LabelledImages, test: LabelledImages) -> int:

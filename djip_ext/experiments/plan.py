@@ -20,7 +20,7 @@ from djip_ext.bench.models import cifar_model_dict
 from djip_ext.bench.models.closed import is_closed
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
-from djip_ext.experiments.arms import Arm, is_fit
+from djip_ext.experiments.arms import Arm, fit_flags, is_fit
 from djip_ext.experiments.axes import combinations, suffix, words_of
 from djip_ext.experiments.runs import TEACHERS
 from djip_ext.experiments.table import Table
@@ -458,7 +458,7 @@ def file_name(network: str) -> str:
     return network.replace(":", "-").replace("/", "-")
 
 
-def _fit_flags(source: str, dataset: str) -> list[str]:
+def _fit_words(source: str, dataset: str) -> list[str]:
     """The flags of ``djip fit`` for an arm: its own, or those that only measure its tables."""
     if is_fit(source):
         return shlex.split(source)[1:]
@@ -494,8 +494,9 @@ def _lens(
             )
         return None, path
     options = [*_checkpoint(trained), *table.settings("all", "lens")]
-    flags = _fit_flags(source, load_cfg(config, options).DATASET.TYPE)
-    descends = "--black-box" not in flags and "--rounds 0" not in " ".join(flags)
+    flags = _fit_words(source, load_cfg(config, options).DATASET.TYPE)
+    read = fit_flags(flags)
+    descends = not read.black_box and read.rounds > 0
     if is_closed(teacher) and descends:
         raise DJIPError(
             f"arm {arm}: {teacher} is closed and has no gradient; fit its lens with "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.small_service import TEACHER, images_asked, write_service
 
 from djip_ext import load_lens
 from djip_ext.bench.dataset import image_sets
@@ -14,23 +15,6 @@ from djip_ext.lens.initial_tables import standard_jpeg
 IMAGES = 40
 TINY = ["DATASET.TYPE", "synthetic", "SOLVER.EPOCHS", "2", "SOLVER.BATCH_SIZE", "20"]
 TINY += ["DISTILLER.STUDENT", "resnet8"]
-SERVICE = """
-import torch
-from djip_ext import ClosedTeacher
-
-torch.manual_seed(0)
-WEIGHT = torch.randn(3 * 16, CLASSES) * 2
-COUNT = []
-
-def ask(images):
-    COUNT.append(len(images))
-    with open("asked.txt", "a") as file:
-        print(len(images), file=file)
-    small = torch.nn.functional.adaptive_avg_pool2d((images[:, :, 1:] - images[:, :, :-1]).abs(), 4)
-    return (small.flatten(1) @ WEIGHT).softmax(1).topk(3)
-
-service = ClosedTeacher(ask, CLASSES, answers="probabilities", name="service v1")
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +24,11 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     monkeypatch.chdir(tmp_path)
     classes = make_synthetic(2, 0).num_classes
-    Path("service.py").write_text(SERVICE.replace("CLASSES", str(classes)))
+    write_service(tmp_path, classes)
 
 
 def asked() -> int:
-    log = Path("asked.txt")
-    return sum(map(int, log.read_text().split())) if log.exists() else 0
+    return images_asked(Path())
 
 
 def refused(capsys: pytest.CaptureFixture, *command: str) -> str:
@@ -55,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture, *command: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-FIT = ["fit", "--out", "lens.safetensors", *TINY, "DISTILLER.TEACHER", "closed:service.py:service"]
+FIT = ["fit", "--out", "lens.safetensors", *TINY, "DISTILLER.TEACHER", TEACHER]
 
 
 def test_a_closed_teacher_is_fitted_within_its_budget_and_distilled(
@@ -69,7 +52,7 @@ def test_a_closed_teacher_is_fitted_within_its_budget_and_distilled(
     assert f"{asked()} queries" in text and "test set" not in text
     Path("asked.txt").unlink()
     train = ["train", "--djip-lens", "lens.safetensors", *TINY, "DISTILLER.TYPE", "KD"]
-    train += ["DISTILLER.TEACHER", "closed:service.py:service", "BENCH.VIEWS", "2"]
+    train += ["DISTILLER.TEACHER", TEACHER, "BENCH.VIEWS", "2"]
     run_command(train)
     assert f"2 views of {IMAGES} images, {2 * IMAGES} queries" in capsys.readouterr().out
     assert asked() == 2 * IMAGES
@@ -94,5 +77,5 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture) -> None:
     assert "has no attribute 'x'" in refused(capsys, *command, "closed:service.py:x")
     assert "is function" in refused(capsys, *command, "closed:service.py:ask")
     Path("service.py").write_text("raise RuntimeError('no network')")
-    assert "no network" in refused(capsys, *command, "closed:service.py:service")
+    assert "no network" in refused(capsys, *command, TEACHER)
     assert torch.is_grad_enabled()

@@ -147,6 +147,18 @@ def test_another_fit_is_another_lens_file() -> None:
     assert file("--rounds 3") == file("--rounds 3") != file("--rounds 4")
 
 
+@pytest.mark.parametrize("source", ["fit --rounds=0", "fit --black-box --queries 9", "jpeg:80"])
+def test_a_closed_teacher_takes_a_lens_that_needs_no_gradient(source: str) -> None:
+    student = (CONFIGS / "kd" / "vgg13_vgg8.yaml").read_text()
+    Path("closed.yaml").write_text(student.replace('TEACHER: "vgg13"', "TEACHER: 'closed:s.py:t'"))
+    table = {"configs": "{pair}.yaml", "pairs": ["closed"], "distillers": ["KD"]}
+    table |= {"options": {}, "teachers": {}}
+    lens, *_ = plan(**table, arms={"lens": source})
+    assert lens.kind == "lens"
+    with pytest.raises(DJIPError, match="arm lens: closed:s.py:t is closed and has no gradient"):
+        plan(**table, arms={"lens": "fit --rounds=1"})
+
+
 @pytest.mark.parametrize("path", ["fits/my.safetensors", "fit.safetensors", "fit-mild.safetensors"])
 def test_a_lens_file_may_be_called_as_a_fit_is(path: str) -> None:
     JPEGLens(q=5.0).save(path)

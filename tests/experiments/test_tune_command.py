@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import small_service
 
 from djip_ext.cli.main import main
 
@@ -19,19 +20,6 @@ OPTIONS += ["SOLVER.BATCH_SIZE", "20", "SOLVER.EPOCHS", "2", "SOLVER.LR_DECAY_ST
 FLAGS = ["--cfg", str(CONFIG), "--out", "choice", "--holdout", "0.5", "--seeds", "3"]
 FLAGS += ["--arm", "jpeg=jpeg:60", "--arms", "../arms.yaml"]
 ARMS = "{plain: identity, soft: temperature:2, mcmi: {teacher: ../mcmi.yaml}}"
-SERVICE = """
-import torch
-from djip_ext import ClosedTeacher
-
-WEIGHT = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
-
-def ask(images):
-    with open("asked.txt", "a") as file:
-        print(len(images), file=file)
-    return images.mean((2, 3)) @ WEIGHT
-
-teacher = ClosedTeacher(ask, 20, name="service v1")
-"""
 MCMI = """
 DISTILLER: {TYPE: MCMI, TEACHER: resnet8, STUDENT: resnet8}
 SOLVER: {EPOCHS: 3, BATCH_SIZE: 20, LR: 0.01}
@@ -165,21 +153,21 @@ def test_what_cannot_be_is_refused(
 
 
 def test_a_closed_teacher_is_asked_as_often_as_was_said(tmp_path: Path) -> None:
-    (tmp_path / "service.py").write_text(SERVICE)
-    options = [*OPTIONS, "DISTILLER.TEACHER", "closed:service.py:teacher"]
+    small_service.write_service(tmp_path, 20)
+    options = [*OPTIONS, "DISTILLER.TEACHER", small_service.TEACHER]
     words = ["tune", *FLAGS[:-4], "--budget", "1000", *options]
     for more, reason in (
         ([], "give BENCH.VIEWS K"),
         (
             ["BENCH.VIEWS", "2", "--arm", "lens=fit"],
-            "arm lens: closed:service.py:teacher",
+            f"arm lens: {small_service.TEACHER}",
         ),
     ):
         refused = djip(tmp_path, *words, *more)
         assert refused.returncode == 2 and reason in refused.stderr
-    assert not (tmp_path / "asked.txt").exists()
+    assert small_service.images_asked(tmp_path) == 0
     done = djip(tmp_path, *words, "BENCH.VIEWS", "2")
     assert done.returncode == 0, done.stderr
-    asked = sum(map(int, (tmp_path / "asked.txt").read_text().split()))
+    asked = small_service.images_asked(tmp_path)
     assert f"at most {asked:,} queries of the closed teacher" in done.stdout.partition("seed 0")[0]
     assert set(choice(tmp_path)["differences"]) == {"jpeg at T = 4", "softer at T = 4"}
