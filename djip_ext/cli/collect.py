@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder",
         metavar="FOLDER",
-        help="gets runs.csv, curves.csv, configs/ and lenses/; djip report and djip compare read "
-        "it as they read RUNS",
+        help="gets runs.csv, curves.csv, configs/ and lenses/, beside the runs it holds already; "
+        "djip report and djip compare read it as they read RUNS",
     )
 
 
@@ -24,7 +24,10 @@ def run(args: argparse.Namespace) -> None:
     """Collect the runs.
 
     Raises:
-        DJIPError: no finished run, a damaged record, or a run of the folder that would be lost.
+        DJIPError: no finished run, or a damaged record.
     """
-    count = collect(args.runs, args.folder)
-    print(f"{count} runs collected in {args.folder}; djip report {args.folder} makes their report")
+    count, total = collect(args.runs, args.folder)
+    print(
+        f"{count} runs collected in {args.folder}, which holds {total}; "
+        f"djip report {args.folder} makes their report"
+    )

@@ -19,7 +19,7 @@ import copy
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,20 +194,31 @@ def _one_line(error: Exception) -> str:
 # Collecting
 
 
-def collect(source: str | Path, target: str | Path) -> int:
-    """Write the runs below ``source`` to ``target`` in the form of this module, and count them.
+def collect(source: str | Path, target: str | Path) -> tuple[int, int]:
+    """Write the runs below ``source`` to ``target`` in the form of this module.
+
+    Runs that ``target`` holds already stay, but for those of the same folder, which are replaced:
+    a table whose runs were made on several machines is collected from one after the other.
+
+    Returns:
+        How many runs were collected, and how many ``target`` holds now.
 
     Raises:
-        DJIPError: there is none, a record is damaged, ``target`` lies in ``source`` or has runs
-            that it lacks, or it cannot be written.
+        DJIPError: there is none, a record is damaged, ``target`` lies in ``source``, or it cannot
+            be written.
     """
     source, target = Path(source), Path(target)
-    runs = _read_tree(source)
-    if not runs:
+    fresh = _read_tree(source)
+    if not fresh:
         raise DJIPError(f"{source} holds no finished run ({RESULT}): there is nothing to collect")
     if target.resolve().is_relative_to(source.resolve()):  # its runs would count twice from then on
         raise DJIPError(f"{target} lies in {source}; collect its runs somewhere else")
-    _refuse_to_lose(target, runs, source)
+    logs = {run.folder: _read_rows(source / run.folder / LOG) for run in fresh}
+    kept, old_logs = _kept_runs(target)
+    logs = old_logs | logs
+    found = {run.folder for run in fresh}
+    runs = [*fresh, *(run for run in kept if run.folder not in found)]
+    runs.sort(key=lambda run: Path(run.folder))
     arms = arm_names(runs)
     shared = [_shared_config(run, arm) for run, arm in zip(runs, arms, strict=True)]
     configs = {_hash(text): text for text in shared}
@@ -215,7 +226,11 @@ def collect(source: str | Path, target: str | Path) -> int:
         _write_text(target / CONFIGS / f"{name}.yaml", text)
     for record in source.rglob("lenses/*.json"):
         _write_text(target / record.relative_to(source), record.read_text())
-    curves = [row for number, run in enumerate(runs) for row in _log_rows(source, number, run)]
+    curves = [
+        {"run": str(number), **row}
+        for number, run in enumerate(runs)
+        for row in logs.get(run.folder, [])
+    ]
     if curves:
         _write_rows(target / CURVES, curves, ["run", "epoch"])
     rows = [
@@ -227,19 +242,38 @@ def collect(source: str | Path, target: str | Path) -> int:
     for path in (target / CONFIGS).glob("*.yaml"):
         if path.stem not in configs:
             path.unlink()
-    return len(runs)
+    return len(fresh), len(runs)
 
 
-def _refuse_to_lose(target: Path, runs: Sequence[Run], source: Path) -> None:
-    """Raise DJIPError when ``target`` holds a run that is not among ``runs``."""
-    collected = _read_collected(target / RUNS) if (target / RUNS).exists() else []
-    found = {run.folder for run in runs}
-    lost = [run.folder for run in collected if run.folder not in found]
-    if lost:
-        raise DJIPError(
-            f"{target} holds {len(lost)} runs that {source} lacks, {lost[0]} for one; "
-            "collect into an empty folder"
-        )
+def _kept_runs(target: Path) -> tuple[list[Run], dict[str, list[dict[str, str]]]]:
+    """The runs that ``target`` holds, and folder -> the rows of its log, where there are any."""
+    if not (target / RUNS).exists():
+        return [], {}
+    kept = _read_collected(target / RUNS)
+    by_number: dict[str, list[dict[str, str]]] = {}
+    for row in _read_rows(target / CURVES):
+        by_number.setdefault(row.pop("run"), []).append(row)
+    numbers = {row["folder"]: row["run"] for row in _read_rows(target / RUNS)}
+    logs = {run.folder: by_number.get(numbers[run.folder], []) for run in kept}
+    for run in kept:
+        ends = run.result["epochs"], run.result["last_acc"]
+        for last in logs[run.folder][-1:]:
+            if (int(last["epoch"]), float(last.get("test_acc", "nan"))) == ends:
+                continue
+            # The two are written one after the other: a process was killed between them.
+            raise DJIPError(
+                f"{target / CURVES} ends {run.folder} otherwise than its {RUNS} does; restore "
+                "both, or collect all runs into an empty folder"
+            )
+    return kept, logs
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file without its empty cells; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
 def _shared_config(run: Run, arm: str) -> str:
@@ -278,14 +312,6 @@ def _cells(result: Mapping[str, Any]) -> dict[str, str]:
     """The cells of all fields that :func:`_identity` does not have."""
     fields = {key: value for key, value in result.items() if key not in IDENTITY}
     return {key: _write_cell(value) for key, value in _flatten(fields).items()}
-
-
-def _log_rows(source: Path, number: int, run: Run) -> Iterator[dict[str, str]]:
-    log = source / run.folder / LOG
-    if log.exists():
-        with open(log, newline="") as file:
-            for row in csv.DictReader(file):
-                yield {"run": str(number), **row}
 
 
 # Reading what was collected

@@ -124,7 +124,7 @@ def test_real_runs_are_collected_without_loss(
     folder: Path, whole: tuple[str, dict[str, object]], tmp_path: Path
 ) -> None:
     runs = folder / "output" / "small"
-    assert collect(runs, tmp_path) == 5
+    assert collect(runs, tmp_path) == (5, 5)
     for run in read_runs(tmp_path):
         result = json.loads((runs / run.folder / "result.json").read_text())
         assert result.pop("folder") == f"output/small/{run.folder}"

@@ -34,7 +34,8 @@ def tree(tmp_path: Path) -> Path:
         if number == 1:  # as of the first version
             del result["data"], result["about_lens"]
         path.write_text(json.dumps(result))
-        rows = [f"{epoch},{epoch / 3}," for epoch in range(1, number % 3 + 1)]
+        rows = [f"{epoch},{epoch / 3}," for epoch in range(241 - number % 3, 240)]
+        rows += [f"240,0.1,{result['last_acc']}"] if number % 3 else []
         path.with_name("log.csv").write_text("\n".join(["epoch,train_loss,test_acc", *rows, ""]))
     (tree / "lenses").mkdir()
     (tree / "lenses/of-an-older-fit.json").write_text("{}")
@@ -111,14 +112,33 @@ def test_a_comparison_is_the_same(
         read_arm(kept / "plain/djip-identity/DKD")
 
 
-def test_collecting_again_replaces_but_never_loses(tree: Path, kept: Path) -> None:
-    record(tree, "SP", "plain", 0, 50.0)
-    assert collect(tree, kept) == 14 == len(read_runs(kept))
-    for path in tree.rglob("SP_*/seed-0/result.json"):
-        path.unlink()
-    with pytest.raises(DJIPError, match=r"holds 1 runs that .* lacks, plain/djip-identity/SP_run"):
+def test_runs_of_several_machines_are_collected_one_after_the_other(
+    tree: Path, kept: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "of another machine"
+    record(second, "SP", "plain", 0, 50.0)
+    record(second, "KD", "plain", 1, 60.0)  # there already
+    for path in second.rglob("result.json"):
+        accuracy = json.loads(path.read_text())["last_acc"]
+        path.with_name("log.csv").write_text(f"epoch,train_loss,test_acc\n240,0.3,{accuracy}\n")
+        (tree / path.relative_to(second).parent).mkdir(parents=True, exist_ok=True)
+    assert collect(second, kept) == (2, 14)
+    for path in second.rglob("*.*"):
+        if path.is_file():
+            (tree / path.relative_to(second)).write_text(path.read_text())
+    assert collect(tree, tmp_path / "at once") == (14, 14)
+    for name in ("runs.csv", "curves.csv"):
+        assert cells(kept / name) == cells(tmp_path / "at once" / name)
+
+
+def test_curves_of_other_runs_are_not_mixed_in(tree: Path, kept: Path) -> None:
+    """As after a kill between the two files: numbers of runs moved on in one of them."""
+    curves = kept / "curves.csv"
+    before, runs = curves.read_text(), (kept / "runs.csv").read_text()
+    curves.write_text(before.replace("\n1,240,", "\n0,240,", 1))
+    with pytest.raises(DJIPError, match=r"curves.csv ends .* otherwise than its runs.csv does"):
         collect(tree, kept)
-    assert len(read_runs(kept)) == 14
+    assert (kept / "runs.csv").read_text() == runs
 
 
 def test_a_configuration_that_no_run_has_any_more_goes(tree: Path, kept: Path) -> None:
