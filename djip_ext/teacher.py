@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from djip_ext.utils.networks import device_of, divide_logits
 from djip_ext.utils.precision import in_dtype_of
 
 FINGERPRINT = "djip_fingerprint"
+LAST_LOOK = 8  # batches after which the images are not looked at any more
+LARGEST_NOISE = 8.0  # standard normal numbers stay below it, 8-bit pixels do not
 IMAGE_KEYWORDS = ("x", "image", "images", "input", "pixel_values")
 
 # Methods of other libraries that write the inner teacher alone.
@@ -45,6 +48,19 @@ IMAGE_METHODS = frozenset(
 )
 # Parts that images may enter; through them the lens would silently be skipped.
 BYPASSES = IMAGE_METHODS | {"features", "backbone"}
+
+
+@dataclass
+class _Looks:
+    """What was looked at so far.
+
+    Attributes:
+        batches: how many batches came.
+        compared: whether one was compared with the teacher's answer without the lens.
+    """
+
+    batches: int = 0
+    compared: bool = False
 
 
 class DJIPTeacher(nn.Module):
@@ -74,9 +90,8 @@ class DJIPTeacher(nn.Module):
 
     djip_fingerprint: Tensor
     _watch: Watch | None = None
-    # one True until the first call, in a list that DataParallel's replicas share; also of objects
-    # that were pickled before there was one
-    _is_new: Sequence[bool] = ()
+    # shared by DataParallel's replicas; none in objects that were pickled before there was one
+    _looks: "_Looks | None" = None
 
     def __init__(
         self,
@@ -88,7 +103,7 @@ class DJIPTeacher(nn.Module):
     ) -> None:
         super().__init__()
         normalisation = Normalisation(mean, std)
-        if isinstance(teacher, DJIPTeacher):
+        if any(isinstance(module, DJIPTeacher) for module in teacher.modules()):
             raise DJIPError("this teacher has a lens already; wrap the plain teacher instead")
         divisor = softening(lens) if isinstance(lens, str) else None
         if isinstance(lens, str) and divisor is not None:
@@ -107,13 +122,13 @@ class DJIPTeacher(nn.Module):
             )
         self.djip_control = lens if isinstance(lens, str) else None
         self.djip_divisor = divisor
-        self.djip_teacher = teacher.requires_grad_(False).eval()
+        self.djip_teacher = _without_training(teacher)
         self.djip_lens = lens if isinstance(lens, JPEGLens) else None
         self.djip_normalisation = normalisation
         self.register_buffer(
             FINGERPRINT, torch.frombuffer(bytearray(digest), dtype=torch.uint8), persistent=False
         )
-        self._is_new = [True]
+        self._looks = _Looks()
         self._watch = watch(teacher) if self.djip_lens is not None else None
         self.eval()
 
@@ -128,7 +143,8 @@ class DJIPTeacher(nn.Module):
     def apply_lens(self, x: Tensor) -> Tensor:
         """What the teacher sees of normalised images (B, 3, H, W): normalised again, same dtype.
 
-        Parts of the teacher may be run on what this returns.
+        Parts of the teacher may be run on what this returns, as may the teacher itself, which does
+        not apply the lens again.  That holds for this tensor, not for slices and copies of it.
 
         Raises:
             DJIPError: ``x`` is no batch of floating-point images.
@@ -144,13 +160,22 @@ class DJIPTeacher(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         check_not_traced(args)
-        plain = (
-            self._check_first_images(args, kwargs) if self._is_new and not _is_recorded() else None
-        )
-        seen_args, seen_kwargs = self._behind_lens(args, kwargs)
-        output = self.djip_teacher(*seen_args, **seen_kwargs)
+        if _is_recorded():
+            return self._answer(args, kwargs)
+        try:
+            plain = self._check_first_images(args, kwargs)
+            output = self._answer(args, kwargs)
+        except BaseException:
+            if self._watch is not None:  # a hook that closes it does not run for Ctrl-C
+                self._watch.running.clear()
+            raise
         if plain is not None:
             say_if_unchanged(plain, output)
+        return output
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        seen_args, seen_kwargs = self._behind_lens(args, kwargs)
+        output = self.djip_teacher(*seen_args, **seen_kwargs)
         if self.djip_divisor is None or self.djip_control == "identity":
             return output
         return divide_logits(output, self.djip_divisor)
@@ -172,7 +197,7 @@ class DJIPTeacher(nn.Module):
         )
 
     def _seen(self, image: Any) -> Any:
-        if self.djip_lens is not None:
+        if self.djip_lens is not None and not is_prepared(image):
             check_image(image)
             image = self.djip_normalisation.through(self.djip_lens, image)
         return in_dtype_of(self.djip_teacher, image) if isinstance(image, Tensor) else image
@@ -187,10 +212,13 @@ class DJIPTeacher(nn.Module):
             return method(*args, **kwargs)
 
     def _check_first_images(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """Check the range of the first images; the teacher's logits for a few without the lens."""
-        if isinstance(self._is_new, list):
-            self._is_new.clear()
-        if self.djip_lens is None:
+        """Check the range of the first images; the teacher's logits for a few without the lens.
+
+        The 1st, 2nd, 4th and 8th batch are looked at: the first may be zeros or noise, by which a
+        distiller learns the shape of the features, and these say nothing of the images to come.
+        """
+        looks = self._looks
+        if self.djip_lens is None or looks is None or looks.batches >= LAST_LOOK:
             return None
         name = None
         if args:
@@ -198,12 +226,17 @@ class DJIPTeacher(nn.Module):
         else:
             name = next((name for name in IMAGE_KEYWORDS if name in kwargs), "")
             image = kwargs.get(name)
-        if image is None:
+        if image is None or is_prepared(image):
             return None
         check_image(image)
-        check_range(image, self.djip_normalisation.mean, self.djip_normalisation.std)
-        if getattr(self, "_is_replica", False):
+        looks.batches += 1
+        if looks.batches & (looks.batches - 1) or _is_flat(image):
             return None
+        if looks.batches > 1 or float(image.detach().abs().max()) > LARGEST_NOISE:
+            check_range(image, self.djip_normalisation.mean, self.djip_normalisation.std)
+        if looks.compared or getattr(self, "_is_replica", False):
+            return None
+        looks.compared = True
         return answer_without_lens(self.djip_teacher, image, args[1:], kwargs, name)
 
     def train(self, mode: bool = True) -> "DJIPTeacher":
@@ -233,6 +266,24 @@ class DJIPTeacher(nn.Module):
             return functools.partial(self._save_without_lens, name, attribute)
         return attribute
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what the teacher has, and this wrapper has not, in the teacher: a new head, say."""
+        parts = self.__dict__.get("_modules", {})
+        teacher = parts.get("djip_teacher")
+        own = (self.__dict__, parts, self.__dict__.get("_buffers", {}))
+        if (
+            teacher is None
+            or name.startswith("_")
+            or hasattr(type(self), name)
+            or any(name in place for place in own)
+            or not hasattr(teacher, name)
+        ):
+            super().__setattr__(name, value)
+            return
+        setattr(teacher, name, value)
+        if self._watch is not None and isinstance(value, nn.Module):
+            self._watch = watch(teacher)
+
     def _save_without_lens(self, name: str, save: Callable[..., Any], *args: Any, **kw: Any) -> Any:
         """Save the plain teacher, as its own method does, and say that the lens is not in it."""
         say(f"note: {name}() saves the teacher without its lens; keep that by djip_lens.save(path)")
@@ -248,6 +299,11 @@ class DJIPTeacher(nn.Module):
             destination=destination, prefix=prefix, keep_vars=keep_vars
         )
         state[prefix + FINGERPRINT] = self.djip_fingerprint
+        # Some layers, quantised ones for example, read the version that they were written with, and
+        # look for it at the place that they have here.
+        versions = getattr(state, "_metadata", {})  # of a plain dictionary: none
+        for key in [key for key in versions if f"{key}.".startswith(prefix)]:
+            versions[f"{prefix}djip_teacher.{key[len(prefix) :]}".rstrip(".")] = versions[key]
         return state
 
     def _load_from_state_dict(
@@ -283,6 +339,28 @@ def _is_recorded() -> bool:
     return torch.compiler.is_compiling() or is_tracing()
 
 
+def _is_flat(image: Tensor) -> bool:
+    """Whether all numbers are one, as in a batch of zeros, or there are none."""
+    return image.numel() == 0 or bool(image.detach().amin() == image.detach().amax())
+
+
+def _without_training(teacher: nn.Module) -> nn.Module:
+    """``teacher``, frozen and in eval mode.
+
+    Raises:
+        DJIPError: it has no eval mode.
+    """
+    for parameter in teacher.parameters():  # TorchScript has no requires_grad_() for a module
+        parameter.requires_grad_(False)
+    try:
+        return teacher.eval()
+    except NotImplementedError as error:
+        raise DJIPError(
+            f"the teacher, a {type(teacher).__name__}, has no eval mode; export it in eval mode "
+            "and wrap it: ClosedTeacher(teacher, num_classes, name='...')"
+        ) from error
+
+
 class _Bypass:
     """The place of an entry point that would bypass the lens: readable, but not callable."""
 
@@ -300,6 +378,9 @@ class _Bypass:
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._target)
+
+    def __len__(self) -> int:
+        return len(self._target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise DJIPError(

@@ -22,7 +22,7 @@ task = LogitDistillationTask(
     teacher,
     criterion=nn.CrossEntropyLoss(),
     task_loss_weight=0.3,
-    temperature=4.0,
+    temperature=1.0,  # where a lens can help: results/when_it_helps.md
     device=torch.device("cpu"),
     dtype=torch.float32,
     verbose=False,

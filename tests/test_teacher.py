@@ -317,11 +317,10 @@ def test_replicas_share_what_was_checked(
     checked = []
     monkeypatch.setattr("djip_ext.teacher.check_range", lambda *_: checked.append(1))
     teacher = DJIPTeacher(network, lens(), MEAN, STD)
-    for _ in range(2):  # DataParallel makes new ones in every step
+    for _ in range(10):  # DataParallel makes new ones in every step
         teacher._replicate_for_data_parallel()._check_first_images((images,), {})
-        assert not teacher._is_new
     teacher(images)
-    assert checked == [1, 1]  # by the replicas themselves, which were told to; not by forward
+    assert checked == [1, 1, 1]  # the 2nd, 4th and 8th batch; of the first it is noise or far off
 
 
 @pytest.mark.parametrize("wrong", [torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "image"])
@@ -434,6 +433,60 @@ def test_refuses_a_lens_of_another_normalisation(network: Network) -> None:
 def test_refuses_two_lenses(network: Network) -> None:
     with pytest.raises(DJIPError, match="has a lens already"):
         DJIPTeacher(DJIPTeacher(network, "identity", MEAN, STD), lens(), MEAN, STD)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda t: nn.Sequential(t, nn.Identity())])
+def test_refuses_a_second_lens_around_a_wrapper(network: Network, wrap: Any) -> None:
+    inner = wrap(DJIPTeacher(network, lens(), MEAN, STD))
+    with pytest.raises(DJIPError, match="has a lens already"):
+        DJIPTeacher(inner, lens(), MEAN, STD)
+
+
+def test_what_the_lens_was_applied_to_is_taken_as_it_is(network: Network, images: Tensor) -> None:
+    teacher = DJIPTeacher(network, lens(), MEAN, STD)
+    assert torch.equal(teacher(teacher.apply_lens(images))[0], teacher(images)[0])
+
+
+@pytest.mark.parametrize("chosen", ["identity", lens()])
+def test_a_part_is_replaced_in_the_teacher(network: Network, images: Tensor, chosen: Any) -> None:
+    teacher = DJIPTeacher(network, chosen, MEAN, STD)
+    teacher.fc = nn.Identity()
+    assert network.fc is teacher.fc and teacher(images)[0].shape == (2, 4)
+    teacher.depth = 32
+    assert network.depth == 32
+    teacher.note = "its own"
+    assert not hasattr(network, "note") and len(teacher.features) == 3
+
+
+@pytest.mark.parametrize("script", [torch.jit.script, torch.jit.freeze])
+@pytest.mark.parametrize("chosen", ["identity", lens()])
+def test_torchscript_stands_behind_a_lens(images: Tensor, chosen: Any, script: Any) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 16 * 18, 5)).eval()
+    scripted = torch.jit.script(plain)
+    expected = DJIPTeacher(plain, chosen, MEAN, STD)(images)
+    scripted = scripted if script is torch.jit.script else script(scripted)
+    answer = DJIPTeacher(scripted, chosen, MEAN, STD)(images)
+    torch.testing.assert_close(answer, expected)
+
+
+def test_an_exported_teacher_is_refused_with_the_cure(images: Tensor) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 16 * 18, 5)).eval()
+    exported = torch.export.export(plain, (images,)).module()
+    with pytest.raises(DJIPError, match="has no eval mode; .*ClosedTeacher"):
+        DJIPTeacher(exported, lens(), MEAN, STD)
+
+
+def test_a_quantised_teacher_resumes(images: Tensor) -> None:
+    def quantised(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 18 * 20, 5)).eval()
+        return torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+
+    first, second = (DJIPTeacher(quantised(seed), lens(), MEAN, STD) for seed in (0, 1))
+    assert weight_hash(first.djip_teacher) != weight_hash(second.djip_teacher)
+    whole, other = Distiller(first), Distiller(second)
+    other.load_state_dict(whole.state_dict())
+    assert torch.equal(second(images), first(images))
 
 
 @pytest.mark.parametrize("chosen", ("cifar.lens", None, 3.0))

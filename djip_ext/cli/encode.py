@@ -16,6 +16,8 @@ from djip_ext.lens.io import lens_id, load_lens
 from djip_ext.lens.jpeg_file import open_rgb, write_jpeg
 from djip_ext.lens.jpeg_lens import JPEGLens
 
+# formats whose suffixes Pillow knows and whose pixels it does not read
+UNREAD = ("BUFR", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF")
 AT_ONCE = 1024  # files handed to the threads in one go, so that a million do not wait in memory
 
 
@@ -60,8 +62,8 @@ def encode_folder(
     """Write every image at or below ``folder`` as a JPEG file below ``out``, in the same layout.
 
     ``a/b.png`` becomes ``a/b.jpg``; the names of JPEG files stay.  What is there already is
-    replaced.  A file without the suffix of an image is skipped with a line on the terminal; hidden
-    files are passed over.
+    replaced.  A file without the suffix of an image that Pillow can read is skipped with a line on
+    the terminal; hidden files are passed over.
 
     Returns:
         How many files were written, how many were skipped, and the sizes (H, W) met.
@@ -99,7 +101,8 @@ def _scan(folder: Path, out: Path) -> tuple[list[tuple[Path, Path]], list[Path]]
     around = folder.resolve()
     if inside.is_relative_to(around) or around.is_relative_to(inside):
         raise DJIPError(f"{out} lies in or around {folder}; write the JPEG files somewhere else")
-    suffixes = Image.registered_extensions()
+    known = Image.registered_extensions()
+    suffixes = {suffix for suffix, kind in known.items() if kind not in UNREAD}
     targets: dict[Path, Path] = {}
     others = []
     for source in _files(folder):

@@ -91,12 +91,13 @@ def write_report(folder: Path, table: Table | None, out: Path, baseline: str | N
     of_lens = {lens: draw_lens(lens, out) for lens in lenses_of(results, read_records(folder))}
     pictures = draw(results, rows, arms, out)
     planned = table.distilled if table else None
+    unasked = count_unasked(results, table) if table else 0
     title = table.name if table else folder.name
     lenses = lens_section(list(of_lens), of_lens)
     spent = cost_lines(arm_costs(runs, list(of_lens)), arms)
     if spent:
         lenses = f"{COSTS}\n\n{markdown_table(spent)}\n\n{lenses}"
-    text = markdown_report(title, rows, results, arms, planned, pictures, lenses)
+    text = markdown_report(title, rows, results, arms, planned, unasked, pictures, lenses)
     atomic_write(out / "table.md", lambda path: path.write_text(text))
     atomic_write(out / "table.tex", lambda path: path.write_text(latex_report(rows, results, arms)))
     write_csv(out / "table.csv", rows)
@@ -111,6 +112,21 @@ def refuse_several_lenses(results: Results, table: Table, folder: Path) -> None:
                 f"the arm {arm} has runs with several lenses in {folder}: {', '.join(lenses)}; "
                 "move away those that the table no longer has"
             )
+
+
+def count_unasked(results: Results, table: Table) -> int:
+    """Students of values of an axis, or of seeds, that ``table`` does not name.
+
+    It was edited, or ``djip reproduce --seeds`` asked for more.
+    """
+    asked = table.rows
+    return sum(
+        row not in asked or seed >= table.seeds
+        for cells in results.values()
+        for row, arms in cells.items()
+        for seeds in arms.values()
+        for seed in seeds
+    )
 
 
 def draw(results: Results, rows: Sequence[Row], arms: Sequence[str], out: Path) -> list[str]:

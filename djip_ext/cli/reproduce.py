@@ -25,7 +25,7 @@ from djip_ext.cli.report import write_report
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import is_fit
 from djip_ext.experiments.cost import Cost, Estimate, data_key
-from djip_ext.experiments.plan import Step, file_name, make_plan
+from djip_ext.experiments.plan import Step, check_images, file_name, make_plan
 from djip_ext.experiments.scheduler import (
     Outcome,
     cluster_start,
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     table = table_of(args)
     out = args.out or f"output/{table.name}"
     steps = make_plan(table, out, args.data_root)
-    check_data(steps)
+    refuse_other_images(steps, check_data(steps))
     if args.dry_run:
         dry_run(steps, args.workers or 1)
         return
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> None:
         signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
     )  # as Ctrl-C does, end what was begun
     outcome = run_plan(steps, start, workers, lambda line: print(line, flush=True))
+    keep_lens_records(steps, out)  # of the lenses that teachers were trained with
     report(outcome, table, Path(out))
     finish(outcome, out)
 
@@ -152,27 +153,35 @@ def check_fit_flags(name: str, source: str) -> None:
         raise DJIPError(f"arm {name} is '{source}'; {error}") from error
 
 
-def check_data(steps: list[Step]) -> list[Any]:
+def check_data(steps: list[Step]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """Load what the commands will read, before the first is started; print what was found.
 
     Returns:
-        The fingerprints of training and test set, for each data that they read.
+        :func:`~djip_ext.experiments.cost.data_key` -> the fingerprints of training and test set,
+        for each data that they read.
     """
-    found = []
-    seen = set()
+    found = {}
     for step in steps:
         cfg = step.settings()
         key = data_key(cfg)
-        if key not in seen:
-            seen.add(key)
+        if key not in found:
             train, test = (data.fingerprint() for data in load_run_sets(cfg))
-            found.append([train, test])
+            found[key] = [train, test]
             said = ", ".join(
                 f"{part['images']} {name} images ({part['sha256']})"
                 for name, part in (("training", train), ("test", test))
             )
             print(f"data: {cfg.DATASET.TYPE}, {said}")
     return found
+
+
+def refuse_other_images(
+    steps: list[Step], found: dict[tuple[Any, ...], list[dict[str, Any]]]
+) -> None:
+    """Raise DJIPError for a finished run of other images than :func:`check_data` has ``found``."""
+    for step in steps:
+        train, test = found[data_key(step.settings())]
+        check_images(step, {"train": train, "test": test})
 
 
 def keep_lens_records(steps: list[Step], out: str) -> None:

@@ -35,7 +35,7 @@ from djip_ext.fit.settings import IMAGES_OF_A_CLASS, FitSettings
 from djip_ext.hosts.task import HostTask, read_host
 from djip_ext.inputs.closed_teacher import only_answers
 from djip_ext.lens.initial_tables import mean_magnitude, random_tables, sensitivity, standard_jpeg
-from djip_ext.lens.io import lens_id, load_lens
+from djip_ext.lens.io import lens_id
 from djip_ext.lens.jpeg_lens import JPEGLens
 from djip_ext.lens.normalisation import Normalisation
 from djip_ext.metrics.class_simplex import most_raised_class
@@ -185,8 +185,6 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     cfg, host_options = configuration(args)
     settings = fit_settings(args, cfg.BENCH.PRECISION)
     task = read_task(args, cfg, host_options)
-    if first and not args.resume:
-        forget_earlier_fit(out)
     device = resolve_device(cfg.BENCH.DEVICE)
     task.teacher.to(device).to(memory_format=torch.channels_last).eval()
     part = images_of_the_fit(task.train, images_asked_for(args.images, task.train), settings.seed)
@@ -196,6 +194,8 @@ def fit(args: argparse.Namespace, out: Path, first: bool) -> None:
     loader = make_loader(part, batch, device, shuffle=True, seed=settings.seed)
     start = starting_lens(args, task.teacher, loader, part)
     loader.shard = shard()
+    if first and not args.resume:  # only now: a wrong flag must not cost the fit that is there
+        forget_earlier_fit(out)
     result = fitting.fit(start, loader, out, first)
     measured = fitting.measure(result)
     result.lens.metadata |= {
@@ -428,7 +428,7 @@ class Fitting:
     def write(
         self, result: FitResult, measured: Measured, out: Path, run: dict[str, Any]
     ) -> JPEGLens:
-        """Write lens and record, with ``run`` in it; return the lens as others will read it."""
+        """Write lens and record, with ``run`` in it; return the lens."""
         one_class = None
         if not self.is_sparing:
             one_class = most_raised_class(
@@ -442,14 +442,13 @@ class Fitting:
                 self.settings.precision,
             )
         result.lens.save(out)
-        saved = load_lens(out)  # its steps are clamped to the range: the id is of that
-        record: dict[str, Any] = describe(saved) | {
+        record: dict[str, Any] = describe(result.lens) | {
             "history": result.history,
             "one_class": one_class and one_class.to_json(),
             "data": {"fit": self.part.fingerprint(), "test": self.task.test.fingerprint()},
         }
         write_json(out.with_suffix(".json"), record | run)
-        return saved
+        return result.lens
 
 
 def starting_lens(

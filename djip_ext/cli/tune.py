@@ -50,6 +50,7 @@ from djip_ext.experiments.tuning import (
     still_open,
 )
 from djip_ext.experiments.tuning_steps import TuningSteps, check_options, with_needs
+from djip_ext.lens.io import softening
 from djip_ext.utils.files import atomic_write, claimed, write_json
 
 PLAIN = "plain"
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the candidates and print the choice; raises DJIPError for anything the user can fix."""
     tuning = Tuning(args)
     data = check_data(tuning.steps.students(1)[tuning.baseline])
-    settings = tuning.settings(data)
+    settings = tuning.settings(list(data.values()))
     out = str(tuning.out)
     workers = args.workers or (len(tuning.pool) if args.cluster else 1)
     start: Callable[[Step], Job] = (
@@ -132,8 +133,8 @@ def default_arms(closed: bool = False) -> dict[str, Arm]:
 
     Before a ``closed`` teacher there is no lens: a fit would spend queries that nobody has named.
 
-    At T = 1 JPEG of this quality gained 1.6 points and halved logits 2.7
-    (results/when_it_helps.md, "A less sure teacher"); a fit costs more than all students together,
+    At T = 1 JPEG of this quality gained 1.55 points and halved logits 2.7
+    (results/when_it_helps.md, "A less sure teacher"); a fit costs as much as a few short students,
     so that there is one.
     """
     lens = {} if closed else {"lens": Arm("fit")}
@@ -156,14 +157,16 @@ def read_arms(
 ) -> dict[str, Arm]:
     """The arms of ``--arm`` and ``--arms``, the default ones without either; plain goes first.
 
-    An arm of the file that is the plain teacher and nothing else is left out: it is the baseline.
+    An arm of the file that is the plain teacher and nothing else is left out: it is the baseline,
+    from which its students could never differ.
 
     Args:
         key: of the temperature, which no arm may set.
         closed: whether the teacher is, as :func:`default_arms` asks.
 
     Raises:
-        DJIPError: words or a file that are no arms, or a name twice.
+        DJIPError: words or a file that are no arms, a name twice, or words that name the plain
+            teacher.
     """
     arms = {PLAIN: Arm()}
     for word in words:
@@ -173,9 +176,14 @@ def read_arms(
                 f"--arm is '{word}'; give NAME=SOURCE, each name once and none called {PLAIN}"
             )
         arms[name] = read_arm_of_a_table(name, source)
+        if _is_plain(arms[name]):
+            raise DJIPError(
+                f"--arm is '{word}', the plain teacher, to which all others are compared anyway; "
+                "leave it out"
+            )
     if path is not None:
         for name, arm in load_arms(path, {key: ()} if key else None).items():
-            if arm == Arm():
+            if _is_plain(arm):
                 continue
             if name in arms:
                 raise DJIPError(
@@ -187,6 +195,11 @@ def read_arms(
     for name, arm in arms.items():
         check_fit_flags(name, arm.before)
     return arms
+
+
+def _is_plain(arm: Arm) -> bool:
+    """Whether the students of ``arm`` are those of the plain teacher."""
+    return softening(arm.before) == 1 and arm == Arm(arm.before)
 
 
 class Tuning:

@@ -8,6 +8,7 @@ from typing import Any
 
 from djip_ext.errors import DJIPError
 from djip_ext.fit.settings import FitSettings
+from djip_ext.lens.initial_tables import standard_jpeg
 
 BEFORE = re.compile(
     r"identity|own|temperature:[\d.]+|fit(\s.*)?|jpeg:\d+|random:[\d.]+|\S+\.safetensors"
@@ -81,6 +82,7 @@ def read_arm_of_a_table(name: str, content: Any) -> Arm:
             f"arm {name} is {arm.before!r}; give identity, temperature:K, a .safetensors file, "
             "fit FLAGS, jpeg:QUALITY or random:MEDIAN"
         )
+    _check_number(name, arm.before)
     if not isinstance(arm.teacher, str) or not (
         arm.teacher == "" or arm.teacher.endswith((".yaml", ".yml"))
     ):
@@ -99,3 +101,17 @@ def read_arm_of_a_table(name: str, content: Any) -> Arm:
     if not isinstance(arm.options, dict):
         raise DJIPError(f"arm {name}: options is {arm.options!r}; it takes KEY: VALUE pairs")
     return arm
+
+
+def _check_number(name: str, before: str) -> None:
+    """Raise DJIPError when ``before`` is ``jpeg:`` or ``random:`` and a number that cannot be."""
+    kind, _, value = before.partition(":")
+    try:
+        if kind == "jpeg":
+            standard_jpeg(int(value))
+        elif kind == "random" and not float(value) > 0:
+            raise ValueError
+    except DJIPError as error:
+        raise DJIPError(f"arm {name} is '{before}'; {error}") from error
+    except ValueError as error:
+        raise DJIPError(f"arm {name} is '{before}'; MEDIAN is a positive number") from error

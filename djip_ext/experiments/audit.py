@@ -21,11 +21,9 @@ from djip_ext.experiments.arm_costs import trained_here
 from djip_ext.experiments.axes import split
 from djip_ext.experiments.records import Cells, Result, in_order, results_of
 from djip_ext.experiments.report import markdown_table
-from djip_ext.experiments.runs import Pair, Run, read_runs
+from djip_ext.experiments.runs import TEACHERS, Pair, Run
 from djip_ext.experiments.statistics import Summary, summarise, widened
-from djip_ext.experiments.table import Table
-
-BAR = "LS"
+from djip_ext.experiments.table import BAR, Table
 
 Accuracies = Mapping[int, float]
 """Seed -> accuracy on the test images, in %."""
@@ -94,20 +92,38 @@ class Victim:
     cmi: float | None
 
 
-def best_bar(runs: Sequence[Run], pair: Pair, key: str) -> Bar:
-    """The smoothing whose students of that data set and network are best on average.
+def from_labels(runs: Sequence[Run], pair: Pair, table: Table | None = None) -> list[Run]:
+    """The students from labels alone of that data set and network among ``runs``.
+
+    Teachers that a table trained, which may have learned from smoothed labels, are none of them.
 
     Args:
+        table: restricts them to the values of its ``bar``.
+    """
+    own = Pair(pair.dataset, "none", pair.student)
+    found = [run for run in runs if split(run.row)[0] == BAR and run.pair == own]
+    found = [run for run in found if run.project != TEACHERS]
+    return found if table is None else [run for run in found if run.row in table.bar_rows]
+
+
+def best_bar(labels: Sequence[Run], pair: Pair, key: str) -> Bar:
+    """The smoothing whose students are best on average.
+
+    Args:
+        labels: of :func:`from_labels`.
         key: ``last_acc`` or ``best_acc`` of a result.
 
     Raises:
-        DJIPError: no student from labels alone was trained.
+        DJIPError: no student from labels alone was trained, or two are of one row and seed.
     """
-    rows: dict[str, dict[int, float]] = {}
-    for run in runs:
-        same = (run.pair.dataset, run.pair.student) == (pair.dataset, pair.student)
-        if split(run.row)[0] == BAR and same:
-            rows.setdefault(run.row, {})[run.seed] = run.result[key]
+    rows: dict[str, dict[int, Run]] = {}
+    for run in labels:
+        other = rows.setdefault(run.row, {}).setdefault(run.seed, run)
+        if other is not run:
+            raise DJIPError(
+                f"{other.where} and {run.where} are both {run.row}, seed {run.seed}; "
+                "audit a folder that holds one of them"
+            )
     if not rows:
         raise DJIPError(
             f"there is no student of {pair.student} from labels alone, which the attacks have to "
@@ -115,7 +131,11 @@ def best_bar(runs: Sequence[Run], pair: Pair, key: str) -> Bar:
             "(docs/undistillable.md)"
         )
     most = max(map(len, rows.values()))
-    whole = {name: seeds for name, seeds in rows.items() if len(seeds) == most}
+    whole = {
+        name: {seed: run.result[key] for seed, run in seeds.items()}
+        for name, seeds in rows.items()
+        if len(seeds) == most
+    }
     best = max(whole, key=lambda name: summarise(list(whole[name].values())).mean)
     return Bar(best, whole[best], len(whole))
 
@@ -153,13 +173,6 @@ def verdict(attacks: Sequence[Attack], margin: float = 0.0) -> str:
     return f"undecided at n = {n}"
 
 
-def read_audit(
-    folder: str | Path, key: str = "last_acc", margin: float = 0.0, table: Table | None = None
-) -> dict[Pair, tuple[Bar, list[Victim]]]:
-    """:func:`audit_of` the runs below ``folder``; raises DJIPError for a damaged record too."""
-    return audit_of(read_runs(folder), folder, key, margin, table)
-
-
 def audit_of(
     runs: Sequence[Run],
     folder: str | Path,
@@ -173,18 +186,20 @@ def audit_of(
         folder: where they were read, for messages.
         key: ``last_acc`` or ``best_acc`` of a result.
         margin: points above the bar that count as nothing.
-        table: restricts the audit to its attacks and victims, in their order.
+        table: restricts the audit to its attacks, victims and bar, in their order.
 
     Raises:
-        DJIPError: no finished knockoff student, no bar or one of another training.
+        DJIPError: no finished knockoff student, no bar or one of another training, or two runs of
+            one row and seed.
     """
     results = results_of(runs, folder)
     if table is not None:
         results = in_order(results, table.distillers, list(table.arms))
     found = {}
     for pair, cells in results.items():
-        bar = best_bar(runs, pair, key)
-        _check_training(pair, cells, runs, bar)
+        labels = from_labels(runs, pair, table)
+        bar = best_bar(labels, pair, key)
+        _check_training(cells, labels, bar)
         arms = dict.fromkeys(arm for row in cells.values() for arm in row)
         if table is not None:
             arms = {arm: None for arm in table.arms if arm in arms}
@@ -192,13 +207,9 @@ def audit_of(
     return found
 
 
-def _check_training(pair: Pair, cells: Cells, runs: Sequence[Run], bar: Bar) -> None:
+def _check_training(cells: Cells, students: Sequence[Run], bar: Bar) -> None:
     """Raise DJIPError when the students of the bar had other epochs or images than a knockoff."""
-    labels = next(
-        run.result
-        for run in runs
-        if run.row == bar.name and run.pair == Pair(pair.dataset, "none", pair.student)
-    )
+    labels = next(run.result for run in students if run.row == bar.name)
     for arms in cells.values():
         for seeds in arms.values():
             for result in seeds.values():
@@ -229,7 +240,7 @@ def _victim(
     everyone = [result for arms in cells.values() for c in arms.values() for result in c.values()]
     accuracy, cmi = _measured(own, everyone)
     if accuracy is None:
-        accuracy = _trained_accuracy(arm, runs, key)
+        accuracy = _trained_accuracy(arm, runs)
     return Victim(arm, tuple(attacks), verdict(attacks, margin), accuracy, cmi)
 
 
@@ -255,14 +266,17 @@ def _measured(
     return None, None
 
 
-def _trained_accuracy(arm: str, runs: Sequence[Run], key: str) -> float | None:
-    """The accuracy of the victim, where one of ``runs`` trained it as it is attacked."""
+def _trained_accuracy(arm: str, runs: Sequence[Run]) -> float | None:
+    """The accuracy of the victim, where one of ``runs`` trained it as it is attacked.
+
+    That of its last epoch, whose weights every attack asks.
+    """
     for run in runs:
         trained = trained_here(run, runs) if run.project == arm else None
         if trained is not None:
             plain = run.lens == "identity" or run.lens.startswith("temperature-")
             with_its_lens = trained.config["DISTILLER"]["TYPE"] == "JPEGDL"
-            return float(trained.result[key]) if plain != with_its_lens else None
+            return float(trained.result["last_acc"]) if plain != with_its_lens else None
     return None
 
 

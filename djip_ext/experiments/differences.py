@@ -23,6 +23,7 @@ def table_rows(results: Results, baseline: str) -> list[Row]:
     published = read_published()
     gained = published_gains(published)
     axes = axes_of(row for cells in results.values() for row in cells)
+    plain = _plain_arm(results, baseline)
     rows = []
     for pair, cells in results.items():
         for name, arms in cells.items():
@@ -33,7 +34,7 @@ def table_rows(results: Results, baseline: str) -> list[Row]:
                 row |= _statistics(arms, arm, baseline)
                 before, after = cmi_change(seeds) or ("", "")
                 row |= {"cmi_before": before, "cmi_after": after}
-                row |= _published(pair, distiller, arm, baseline, published, gained)
+                row |= _published(pair, distiller, arm, plain, published, gained)
                 rows.append({key: _or_empty(value) for key, value in row.items()})
     return rows
 
@@ -59,16 +60,16 @@ def _published(
     pair: Pair,
     distiller: str,
     arm: str,
-    baseline: str,
+    plain: str,
     published: Published,
     gained: dict[tuple[str, str], list[float]],
 ) -> Row:
     """The published number of a cell, or for the lens the mean gain published for other pairs.
 
-    A published table has the baseline as its plain teacher and an arm called lens as its DJIP; it
-    lacks all others.
+    Of the arms of a published table ``plain`` is the plain teacher and the one called lens its
+    DJIP; it lacks all others.
     """
-    known = {"lens": "lens", baseline: "plain"}.get(arm, "")
+    known = {plain: "plain", "lens": "lens"}.get(arm, "")
     number, source = published.get((pair, distiller, known), ("", ""))
     others: list[float] = []
     if known == "lens" and number == "":
@@ -79,6 +80,22 @@ def _published(
         "published_gain_elsewhere": sum(others) / len(others) if others else "",
         "published_pairs": len(others),
     }
+
+
+def _plain_arm(results: Results, baseline: str) -> str:
+    """The arm of the plain teacher: the baseline, or the only one that stands behind no lens.
+
+    "" where several do and the baseline does not: one may have a teacher of its own.
+    """
+    lenses: dict[str, set[str]] = {}
+    for rows in results.values():
+        for arms in rows.values():
+            for arm, seeds in arms.items():
+                lenses.setdefault(arm, set()).update(one["lens"] for one in seeds.values())
+    without = [arm for arm, own in lenses.items() if own <= {"identity", "none"}]
+    if baseline in without:
+        return baseline
+    return without[0] if len(without) == 1 else ""
 
 
 def cmi_change(seeds: Seeds) -> tuple[float, float] | None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm, fit_flags, is_fit
 from djip_ext.experiments.axes import combinations, suffix, words_of
-from djip_ext.experiments.runs import TEACHERS
-from djip_ext.experiments.table import Table
+from djip_ext.experiments.runs import TEACHERS, UNREADABLE, not_a_record, one_line
+from djip_ext.experiments.table import BAR, Table
 from djip_ext.inputs.checkpoints import variants
 from djip_ext.lens.io import lens_name, read_lens, softening, weight_hash
 
@@ -90,12 +91,10 @@ class Step:
 
     def settings(self) -> CfgNode:
         """The configuration of the command line; the lens still adds to a student's folder."""
-        options = list(self.options)
-        if self.data_root:
-            options += ["BENCH.DATA_ROOT", self.data_root]
+        flags = ["BENCH.DATA_ROOT", self.data_root] if self.data_root else []
         if self.seed is not None:
-            options += ["BENCH.SEED", str(self.seed)]
-        return load_cfg(self.config, options)
+            flags += ["BENCH.SEED", str(self.seed)]
+        return load_cfg(self.config, [*flags, *self.options])  # pairs are stronger than flags
 
     def cfg(self) -> CfgNode:
         """The configuration that the command will run with.
@@ -113,8 +112,8 @@ class Step:
         """The record of the finished step, None while it is not finished.
 
         Raises:
-            DJIPError: its folder holds a finished run with other settings, or it was made with
-                another teacher than is there now.
+            DJIPError: its folder holds a finished run with other settings, it was made with
+                another teacher than is there now, or its record is damaged.
         """
         if self.kind == "lens":
             return self._finished_fit()
@@ -128,13 +127,20 @@ class Step:
         under_way = lens.with_suffix(".fit.pth").exists()
         if under_way or not lens.exists() or not record.exists():
             return None
-        found: dict[str, Any] = json.loads(record.read_text())
         cfg = self.settings()
-        if "config" in found:  # older records have none
-            differing = other_settings(cfg, found["config"])
-            ours = {key: differing[key] for key in OF_A_FIT if key in differing}
-            _refuse_other_settings(f"{self.makes} was fitted", ours, "that file")
-        check_teacher(cfg, found["about"].get("teacher_hash"), self.makes)
+        try:
+            found: dict[str, Any] = json.loads(record.read_text())
+            known = found["about"].get("teacher_hash")
+            # older records have no configuration
+            differing = other_settings(cfg, found["config"]) if "config" in found else {}
+        except UNREADABLE as error:
+            raise DJIPError(
+                f"{record} is not the record of a lens ({one_line(error)}); "
+                "delete it, and the lens is fitted again"
+            ) from error
+        ours = {key: differing[key] for key in OF_A_FIT if key in differing}
+        _refuse_other_settings(f"{self.makes} was fitted", ours, "that file")
+        check_teacher(cfg, known, self.makes)
         return found
 
     @property
@@ -162,13 +168,16 @@ def finished_run(cfg: CfgNode) -> dict[str, Any] | None:
 
     Raises:
         DJIPError: it is of other settings, or was made with another teacher, or from other
-            weights, than are there now.
+            weights, than are there now, or it is damaged.
     """
     path = run_folder(cfg) / "result.json"
     if not path.exists():
         return None
-    result: dict[str, Any] = json.loads(path.read_text())
-    differing = other_settings(cfg, result["config"])
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        differing = other_settings(cfg, result["config"])
+    except UNREADABLE as error:
+        raise not_a_record(path, error) from error
     _refuse_other_settings(f"{path.parent} holds a run", differing, "that folder")
     check_teacher(cfg, result.get("teacher_hash"), path.parent)
     start = cfg.BENCH.STUDENT_CHECKPOINT
@@ -204,6 +213,28 @@ def check_teacher(cfg: CfgNode, known: str | None, where: str | Path) -> None:
     _check_weights(path, known, f"{where} was made with another teacher")
 
 
+def check_images(step: Step, now: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise DJIPError when ``step`` is a finished run of other images than it would read ``now``.
+
+    Where those lie is no setting.  What an older version did not record counts as equal.
+
+    Args:
+        now: "train" and "test" -> the fingerprint of those images.
+    """
+    if step.kind == "lens":  # its fit reads a part of them
+        return
+    known = (step.result() or {}).get("data") or {}
+    names = {"train": "training", "test": "test"}
+    for part, fingerprint in now.items():
+        theirs = known.get(part, fingerprint)
+        if theirs != fingerprint:
+            raise DJIPError(
+                f"{run_folder(step.cfg())} holds a run of other images: {theirs['images']} "
+                f"{names[part]} images ({theirs['sha256']}), now {fingerprint['images']} "
+                f"({fingerprint['sha256']}); give the table another --out or delete that folder"
+            )
+
+
 def _check_weights(path: str | None, known: str | None, what: str) -> None:
     """Raise DJIPError, ``what`` of it, when the network ``known`` is not the one in ``path``."""
     if not known or not path or not Path(path).is_file():
@@ -226,7 +257,7 @@ def _hashes_of(path: str, mtime_ns: int) -> tuple[str, ...]:
     return tuple(weight_hash(variant) for variant in variants(state))
 
 
-BAR, LABELS = "LS", "labels"  # distiller and arm of the students from labels alone
+LABELS = "labels"  # arm of the students from labels alone
 
 Made = tuple[Step | None, str]
 """The step that makes a teacher or a lens, None when it is there already; and the teacher's

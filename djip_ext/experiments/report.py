@@ -90,6 +90,7 @@ def markdown_report(
     results: Results,
     arms: Sequence[str],
     planned: int | None,
+    unasked: int,
     pictures: Sequence[str],
     lenses: str,
 ) -> str:
@@ -97,10 +98,11 @@ def markdown_report(
 
     Args:
         planned: students that the table plans, None when only records are known.
+        unasked: students among ``results`` that it does not plan.
         pictures: file names beside the report.
         lenses: of :func:`~djip_ext.experiments.lenses.lens_section`.
     """
-    parts = [f"# {title}", _what_ran(results, planned)]
+    parts = [f"# {title}", _what_ran(results, planned, unasked)]
     for pair in results:
         for key in KEYS:
             table = markdown_table(pair_table(rows, results, pair, arms, key))
@@ -159,14 +161,18 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(rows)
 
 
-def _what_ran(results: Results, planned: int | None) -> str:
+def _what_ran(results: Results, planned: int | None, unasked: int) -> str:
     """One paragraph: how many students, how long, on which data, with which code."""
     found = list(all_results(results))
 
     def values(find: Callable[[Result], Any]) -> str:
         return ", ".join(sorted({str(find(result)) for result in found}))
 
-    count = f"{len(found)} students" if planned is None else f"{len(found)} of {planned} students"
+    count = f"{len(found)} students"
+    if planned is not None:
+        count = f"{len(found) - unasked} of {planned} students"
+    if unasked:
+        count += f", and {unasked} that the table does not ask for (other values, more seeds)"
     hours = sum(result["seconds"] for result in found) / 3600
     epochs = values(lambda result: result["epochs"])
     lines = [f"{count}, {hours:.1f} hours of training in all; {epochs} epochs."]

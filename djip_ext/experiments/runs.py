@@ -163,13 +163,13 @@ def _read_seed(path: Path) -> tuple[int, dict[str, Any]]:
     try:
         return int(path.parent.name.removeprefix("seed-")), dict(json.loads(path.read_text()))
     except UNREADABLE as error:
-        raise _not_a_record(path, error) from error
+        raise not_a_record(path, error) from error
 
 
-def _not_a_record(path: Path, error: Exception) -> DJIPError:
+def not_a_record(path: Path, error: Exception) -> DJIPError:
+    """What to raise where ``error`` came of reading the ``result.json`` at ``path``."""
     return DJIPError(
-        f"{path} is not the record of a run ({_one_line(error)}); "
-        "delete its folder and run it again"
+        f"{path} is not the record of a run ({one_line(error)}); delete its folder and run it again"
     )
 
 
@@ -182,11 +182,12 @@ def _read_tree(root: Path) -> list[Run]:
             folder = path.parent.relative_to(root).as_posix()
             runs.append(_run(str(path.parent), folder, yaml.safe_load(result["config"]), result))
         except UNREADABLE as error:
-            raise _not_a_record(path, error) from error
+            raise not_a_record(path, error) from error
     return sorted(runs, key=lambda run: Path(run.folder))
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """One of :data:`UNREADABLE` in words."""
     text = str(error) if isinstance(error, (OSError, yaml.YAMLError)) else repr(error)
     return " ".join(text.split())
 
@@ -334,7 +335,7 @@ def _read_collected(path: Path) -> list[Run]:
                 runs.append(_run_of(path, row, shared[name]))
     except (*UNREADABLE, csv.Error) as error:
         raise DJIPError(
-            f"{path} is damaged ({_one_line(error)}); restore it, or collect its runs again"
+            f"{path} is damaged ({one_line(error)}); restore it, or collect its runs again"
         ) from error
     return runs
 

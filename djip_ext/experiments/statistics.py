@@ -130,10 +130,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for index, row in enumerate(rows):
         cells = [row["arm"], row["n"]]
-        cells += [f"{row[key]:.2f} ± {row[key + '_sd']:.2f}" for key in KEYS]
+        cells += [_plus_minus(row[key], row[f"{key}_sd"]) for key in KEYS]
         if index == 0:
             cells += ["" for _ in KEYS]
         else:
-            cells += [f"{row[key + '_diff']:+.2f} ± {row[key + '_ci95']:.2f}" for key in KEYS]
+            cells += [_plus_minus(row[f"{key}_diff"], row[f"{key}_ci95"], "+") for key in KEYS]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _plus_minus(value: float, spread: float, sign: str = "") -> str:
+    return f"{value:{sign}.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")

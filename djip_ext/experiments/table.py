@@ -15,7 +15,7 @@ from djip_ext.bench.distillers import distiller_dict
 from djip_ext.bench.teacherless import needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.arms import Arm, read_arm_of_a_table
-from djip_ext.experiments.axes import combinations, word, words_of
+from djip_ext.experiments.axes import combinations, suffix, word, words_of
 
 # What a section of ``options`` may be named after, beside a distiller
 COMMANDS = ("all", "teacher", "lens", "student")
@@ -33,6 +33,7 @@ KINDS = {
     "bar": dict,
 }
 REQUIRED = ("configs", "pairs", "distillers", "arms")
+BAR = "LS"  # distiller of the students from labels alone
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,17 @@ class Table:
         """How many students with a teacher the table plans."""
         of_a_pair = len(self.distillers) * len(combinations(self.vary)) * len(self.arms)
         return len(self.pairs) * of_a_pair * self.seeds
+
+    @property
+    def rows(self) -> set[str]:
+        """The rows of its students with a teacher among results: distiller and values of axes."""
+        axes = combinations(self.vary)
+        return {f"{distiller}{suffix(values)}" for distiller in self.distillers for values in axes}
+
+    @property
+    def bar_rows(self) -> set[str]:
+        """The rows of its students from labels alone among results; none without a ``bar``."""
+        return {f"{BAR}{suffix(values)}" for values in combinations(self.bar) if values}
 
     def config(self, pair: str, distiller: str) -> str:
         """The path of that student's configuration."""
@@ -157,7 +169,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DJIPError(
             f"cannot read the table {path}: {error.strerror}; docs/tables.md says how to write one"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DJIPError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise DJIPError(f"{path} is not a table; it takes the keys {', '.join(KINDS)}")
@@ -215,15 +227,15 @@ def _read_arms(path: Path, arms: dict[Any, Any], axes: Any) -> dict[str, Arm]:
                     f"{path}: arm {name} sets {key}, which the table varies; leave it to one of "
                     "the two"
                 )
-            _check_own_option(path, name, key)
+            _check_own_option(path, f"arm {name}", key)
     return read
 
 
-def _check_own_option(path: Path, name: str, key: str) -> None:
-    """Raise DJIPError for an option that says which run it is, not how it is trained."""
+def _check_own_option(path: Path, what: str, key: str) -> None:
+    """Raise DJIPError for an option of ``what`` that says which run it is, not how it trains."""
     if key == "BENCH.SEED" or str(key).startswith(("EXPERIMENT.", "LOG.", "DISTILLER.")):
         raise DJIPError(
-            f"{path}: arm {name} cannot set {key}; pairs, distillers and seeds name the runs"
+            f"{path}: {what} cannot set {key}; pairs, distillers and seeds name the runs"
         )
 
 
@@ -238,6 +250,14 @@ def _check_options(path: Path, table: Table) -> None:
             raise DJIPError(
                 f"{path}: options of {section} is {options!r}; it takes KEY: VALUE pairs"
             )
+        for key in options:
+            if key == "BENCH.TEACHER_CHECKPOINT":  # of all arms, those with an own teacher too
+                raise DJIPError(
+                    f"{path}: options of {section} cannot set {key}; teachers names the checkpoints"
+                )
+            # Networks that are the same for every command are known to the plan as well.
+            if section != "all" or not str(key).startswith("DISTILLER."):
+                _check_own_option(path, f"options of {section}", key)
 
 
 def _check_axis(path: Path, key: Any, values: Any) -> None:

@@ -38,7 +38,8 @@ class Choice:
     Attributes:
         candidate: what to put before the teacher; the baseline when nothing beats it.
         gain: its paired difference to the baseline in points; ``half_width`` is that of an
-            interval that holds for all candidates at once (95 %, Bonferroni).
+            interval that holds for all candidates at once (95 %, Bonferroni), though not for all
+            the rounds after which one looks (:func:`choose`).
         differences: the same for every candidate, the dropped ones with the seeds that they had.
     """
 
@@ -65,12 +66,17 @@ def differences(scores: Scores, baseline: Candidate) -> dict[Candidate, Summary]
 
 def still_open(scores: Scores, baseline: Candidate) -> list[Candidate]:
     """The candidates that can still be chosen: neither decided to be worse than the baseline, nor
-    than the one that leads.  The baseline itself always stays."""
+    than the one that leads.
+
+    The baseline itself always stays.  Who has fewer seeds than it was dropped earlier and does not
+    come back.
+    """
     gains = differences(scores, baseline)
     left = [
         candidate
         for candidate, gain in gains.items()
-        if gain.n < DECISIVE_PAIRS or gain.mean + gain.half_width >= 0
+        if gain.n == len(scores[baseline])
+        and (gain.n < DECISIVE_PAIRS or gain.mean + gain.half_width >= 0)
     ]
     if left:
         leader = max(left, key=lambda candidate: gains[candidate].mean)
@@ -86,12 +92,21 @@ def still_open(scores: Scores, baseline: Candidate) -> list[Candidate]:
 
 
 def choose(scores: Scores, baseline: Candidate) -> Choice:
-    """The candidate of the largest mean among those whose interval lies above the baseline."""
+    """The candidate of the largest mean among those left whose interval lies above the baseline.
+
+    The intervals hold for all candidates at once, but at one look, and ``djip tune`` looks after
+    every round from the third on and stops when it is :func:`decided`.  Simulated with normal
+    differences, where no candidate is better it chooses one all the same in 6 % of the choices with
+    6 seeds and in 9 % with 12 where there is a single rival; in 3 and 4 % with two, in 2 % with
+    four.  The gain of the choice is too large on average, since a lucky round ends it.
+    """
     gains = differences(scores, baseline)
     better = {
-        candidate: gain
-        for candidate, gain in gains.items()
-        if gain.n >= DECISIVE_PAIRS and gain.mean - gain.half_width > 0
+        candidate: gains[candidate]
+        for candidate in still_open(scores, baseline)
+        if candidate != baseline
+        and gains[candidate].n >= DECISIVE_PAIRS
+        and gains[candidate].mean - gains[candidate].half_width > 0
     }
     if not better:
         return Choice(baseline, None, gains)

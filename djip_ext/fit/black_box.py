@@ -37,8 +37,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from djip_ext.errors import DJIPError, first_line
-from djip_ext.fit.checkpoint import pack_measurement, unpack_measurement
+from djip_ext.errors import DJIPError
+from djip_ext.fit.checkpoint import (
+    check_recognisable,
+    not_a_checkpoint,
+    pack_measurement,
+    plain_numbers,
+    unpack_measurement,
+)
 from djip_ext.fit.result import FitResult
 from djip_ext.fit.sampling import CHANGED, begin_round, kept_random_state
 from djip_ext.fit.settings import FitSettings
@@ -62,6 +68,16 @@ LEAST_GAIN = 1e-4  # nats; below it ln(gain) is noise
 CLOSEST = 0.02  # of two factors, as a difference of logarithms: nothing lies between them
 POWER = 1.4  # d ln(cross entropy paid) / d ln(gain), 1.3 to 1.4 for WRN-16-2 on CIFAR-100
 POINT = 0.02  # nats of CMI that a point of accuracy below the floor is worth
+# settings that a search reads; the others are of the descent by gradients
+READ = (
+    "cmi_gain",
+    "max_accuracy_drop",
+    "tables",
+    "temperature",
+    "q_min",
+    "precision",
+    "seed",
+)
 
 
 class _Point(NamedTuple):
@@ -93,10 +109,9 @@ def fit_black_box(
 ) -> FitResult:
     """What :func:`djip_ext.fit_lens` does with ``gradients=False``; it describes the arguments.
 
-    Of ``settings`` it uses ``cmi_gain``, ``max_accuracy_drop``, ``tables``, ``temperature``,
-    ``q_min``, ``precision`` and ``seed``.  ``queries`` is no part of a checkpoint's identity: a
-    search may be continued with a larger budget, and is then the one that had that budget from the
-    start.
+    Of ``settings`` it uses those in :data:`READ`, which alone are part of a checkpoint's identity.
+    Nor is ``queries``: a search may be continued with a larger budget, and is then the one that had
+    that budget from the start.
 
     Raises:
         DJIPError: as :func:`djip_ext.fit_lens`; a budget below two passes, or below what the
@@ -111,6 +126,8 @@ def fit_black_box(
         raise DJIPError("a fit without gradients asks from one process; start it without torchrun")
     if not isinstance(teacher, nn.Module):
         teacher = ClosedTeacher(teacher, num_classes)
+    if checkpoint is not None:
+        check_recognisable(teacher)
     start = default_start() if lens is None else lens
     with frozen(teacher), kept_random_state(loader), torch.no_grad():
         begin_round(loader, settings.seed, 0)
@@ -129,11 +146,11 @@ def fit_black_box(
         )
         identity = {
             "method": "black box",
-            "settings": asdict(settings),
+            "settings": {name: getattr(settings, name) for name in READ},
             "teacher_hash": weight_hash(teacher),
             "start": search.start.flatten().tolist(),
             "quantizer": start.settings(),
-            "scale": [list(mean), list(std)],
+            "scale": [list(search.normalisation.mean), list(search.normalisation.std)],
             "images": digest,
         }
         if checkpoint is not None and Path(checkpoint).exists():
@@ -157,7 +174,7 @@ def fit_black_box(
             if log is not None and row["round"] >= 0:
                 log(row)
             if checkpoint is not None:
-                state = {"identity": identity, **search.state()}
+                state = {"identity": plain_numbers(identity), **search.state()}
                 atomic_write(checkpoint, lambda path: torch.save(state, path))
 
         search.after_pass = after_pass
@@ -461,7 +478,8 @@ def _count(batches: Batches, num_classes: int) -> tuple[int, str, Tensor]:
     for image, label, _ in batches:
         counts += torch.bincount(label.cpu().clamp(0, num_classes - 1), minlength=num_classes)
         images += len(label)
-        digest.update(image.detach().cpu().contiguous().numpy().tobytes())
+        pixels = image.detach().cpu().contiguous().flatten().view(torch.uint8)  # of any dtype
+        digest.update(pixels.numpy().tobytes())
         digest.update(label.detach().cpu().long().numpy().tobytes())
     if images == 0:
         raise DJIPError("the loader is empty; a fit needs images")
@@ -473,6 +491,7 @@ def _read(path: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, A
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         known = state["identity"]
+        known = known | {"settings": _that_are_read(known["settings"])}
         differing = [key for key, value in identity.items() if known.get(key) != value]
         missing = {"rows", "tables", "kept"} - state.keys()
     except (
@@ -484,12 +503,16 @@ def _read(path: str | os.PathLike[str], identity: dict[str, Any]) -> dict[str, A
         OSError,
         pickle.UnpicklingError,
     ) as error:
-        raise DJIPError(
-            f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh"
-        ) from error
+        raise not_a_checkpoint(path, error) from error
     if missing or differing:
         raise DJIPError(
             f"{path} belongs to a fit with another {', '.join(differing) or 'version'}; "
             "delete it or name another checkpoint"
         )
     return state
+
+
+def _that_are_read(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those in :data:`READ`, of which older versions kept the band as it was given."""
+    known = {name: settings[name] for name in READ}
+    return known | {"cmi_gain": tuple(known["cmi_gain"])}

@@ -2,13 +2,17 @@
 
 import os
 import pickle
+import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError, first_line
+from djip_ext.lens.io import weight_hash
+from djip_ext.lens.jpeg_lens import Q_MAX
 from djip_ext.metrics.cmi import CMI
 from djip_ext.metrics.measurement import Measurement
 from djip_ext.utils.distributed import sum_all
@@ -95,13 +99,36 @@ class ImageSums:
         return sum_all(self.sums).cpu()
 
 
+def check_recognisable(teacher: nn.Module) -> None:
+    """Check that a checkpoint could tell ``teacher`` from others.
+
+    Raises:
+        DJIPError: its state holds no tensor.
+    """
+    if not weight_hash(teacher):
+        raise DJIPError(
+            f"the teacher, a {type(teacher).__name__}, shows no weights, so that a checkpoint "
+            'cannot tell it from others; wrap it as ClosedTeacher(ask, C, name="...") and fit '
+            "with gradients=False, or leave out the checkpoint"
+        )
+
+
+def plain_numbers(content: Any) -> Any:
+    """``content`` with NumPy's numbers as Python's, which torch loads without running code."""
+    if isinstance(content, dict):
+        return {key: plain_numbers(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(plain_numbers(value) for value in content)
+    return content.item() if isinstance(content, np.generic) else content
+
+
 def write_checkpoint(
     path: str | os.PathLike[str], identity: dict[str, Any], state: FitState
 ) -> None:
     """Write ``state`` of the fit that ``identity`` describes, atomically."""
     best = state.best
     content = vars(state) | {
-        "identity": identity,
+        "identity": plain_numbers(identity),
         "before": pack_measurement(state.before),
         "best": vars(best) | {"measured": pack_measurement(best.measured)},
     }
@@ -120,7 +147,7 @@ def read_checkpoint(path: str | os.PathLike[str], identity: dict[str, Any]) -> F
         best = content["best"]
         return FitState(
             ln_q=content["ln_q"],
-            q=content["q"],
+            q=content["q"].clamp(max=Q_MAX),  # older versions exceeded it by a last digit
             optimizer=content["optimizer"],
             history=content["history"],
             before=unpack_measurement(content["before"]),
@@ -128,15 +155,19 @@ def read_checkpoint(path: str | os.PathLike[str], identity: dict[str, Any]) -> F
             best=BestRound(
                 tuple(best["rank"]),
                 best["index"],
-                best["tables"],
+                best["tables"].clamp(max=Q_MAX),
                 unpack_measurement(best["measured"]),
             ),
             images=content.get("images"),
         )
     except (RuntimeError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise DJIPError(
-            f"{path} is not a checkpoint of a fit ({first_line(error)}); delete it to start afresh"
-        ) from error
+        raise not_a_checkpoint(path, error) from error
+
+
+def not_a_checkpoint(path: str | os.PathLike[str], error: Exception) -> DJIPError:
+    """The error for a file that cannot be read as a checkpoint, because of ``error``."""
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", first_line(error)).strip()  # torch colours its advice
+    return DJIPError(f"{path} is not a checkpoint of a fit ({reason}); delete it to start afresh")
 
 
 def check_same_images(
@@ -182,12 +213,15 @@ def _check_identity(
                 f"{path} was begun with {name} {found}, which fits no longer have; finish it with "
                 "djip_ext 0.1.0, or delete the file"
             )
+    if "cmi_gain" in settings:  # older versions kept a band as it was given
+        settings["cmi_gain"] = tuple(settings["cmi_gain"])
     known = known | {"settings": settings}
     if known.keys() != identity.keys() or settings.keys() != identity["settings"].keys():
         raise DJIPError(
             f"{path} was begun by another version of djip_ext; finish that fit with it, or delete "
             "the file"
         )
+    known["start"] = [min(step, Q_MAX) for step in known["start"]]  # as q in read_checkpoint
     differing = [key for key, value in identity.items() if known[key] != value]
     if differing:
         raise DJIPError(

@@ -18,6 +18,7 @@ from djip_ext.fit.checkpoint import (
     BestRound,
     FitState,
     ImageSums,
+    check_recognisable,
     check_same_images,
     read_checkpoint,
     write_checkpoint,
@@ -27,7 +28,7 @@ from djip_ext.fit.result import FitResult
 from djip_ext.fit.sampling import CHANGED, begin_round, kept_random_state
 from djip_ext.fit.settings import FitSettings
 from djip_ext.fit.start import default_start, starting_lens
-from djip_ext.inputs.batches import Batches, check_enough
+from djip_ext.inputs.batches import Batches, check_enough, to_indices
 from djip_ext.inputs.closed_teacher import only_answers
 from djip_ext.lens.io import settings_of, weight_hash
 from djip_ext.lens.jpeg_lens import Q_MAX, JPEGLens
@@ -71,7 +72,7 @@ def fit_lens(
         teacher: any classifier; put in eval mode and frozen for the duration.
         loader: can be iterated again and again; batches begin with normalised images (B, 3, H, W)
             and labels (B,).  Use training images without augmentation, in mixed order.
-            ``literal`` needs the images' indices third.
+            ``literal`` needs the images' indices third, integers, each image's own.
         num_classes: C.
         mean, std: the normalisation of the images, in units of [0, 1] pixels.
         lens: where to start; ``None``: the default start. It is not changed.
@@ -86,10 +87,13 @@ def fit_lens(
             ``None``: thirty passes over the images of ``loader``.
 
     Raises:
-        DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit, an
-            empty loader, one whose set changes.
+        DJIPError: NaN from the teacher, a wrong number of classes, a checkpoint of another fit or
+            of a teacher without weights, an empty loader, one whose set changes.
     """
     settings = dataclasses.replace(settings or FitSettings(), **overrides)
+    num_classes = int(num_classes)  # the lens's metadata become JSON, which takes no NumPy
+    if isinstance(teacher, nn.Module) and any("djip_lens" in m._modules for m in teacher.modules()):
+        raise DJIPError("this teacher has a lens already; fit one for the plain teacher")
     if not gradients:
         from djip_ext.fit.black_box import fit_black_box
 
@@ -107,6 +111,8 @@ def fit_lens(
             progress=progress,
         )
     _check_gradient_fit(teacher, settings, queries)
+    if checkpoint is not None:
+        check_recognisable(teacher)
     lens = starting_lens(lens)
     normalisation = Normalisation(mean, std)
     batches = Batches(loader, num_classes, normalisation.mean, normalisation.std)
@@ -202,7 +208,8 @@ class _Fit:
         with torch.no_grad():
             lens.q.copy_(by_first(lambda: lens.q.detach().cpu()))
             if settings.tables == "one":
-                lens.q.copy_(lens.q.log().mean(0).exp().expand_as(lens.q))
+                one = lens.q.log().mean(0).exp().clamp_(max=Q_MAX)
+                lens.q.copy_(one.expand_as(lens.q))
         # Steps span three decades, so they are fitted as ln q: a learning rate then is a relative
         # change.
         self.ln_q = lens.q.detach().log().requires_grad_()
@@ -223,7 +230,7 @@ class _Fit:
         ln_f: dict[int, Tensor] = {}
 
         def keep(image_index: Tensor, values: Tensor) -> None:
-            ln_f.update(zip(image_index.tolist(), values, strict=True))
+            ln_f.update(zip(to_indices(image_index, len(values)).tolist(), values, strict=True))
 
         now = measure(
             self.teacher,
@@ -234,6 +241,12 @@ class _Fit:
             settings.precision,
             keep if settings.variant == "literal" else None,
         )
+        images = int(now.cmi.counts.sum())
+        if settings.variant == "literal" and len(ln_f) != images:
+            raise DJIPError(
+                f"the {images} images of a pass have {len(ln_f)} different indices; for the "
+                "literal variant give each image its own index third, or use variant='fresh'"
+            )
         tables = self.lens.q.detach().cpu().clone()
         self.consider(index, tables, now)
         cmi = now.cmi.total
@@ -335,7 +348,8 @@ class _Fit:
         ln_f_old = None
         if settings.variant == "literal":
             try:
-                ln_f_old = torch.stack([held.ln_f[i] for i in image_index.tolist()])
+                indices = to_indices(image_index, len(label)).tolist()
+                ln_f_old = torch.stack([held.ln_f[i] for i in indices])
             except KeyError as error:
                 raise DJIPError(CHANGED.format("images")) from error
         loss, _, kl = lens_objective(
@@ -359,7 +373,8 @@ class _Fit:
         self.optimizer.step()
         with torch.no_grad():
             self.ln_q.clamp_(math.log(self.settings.q_min), math.log(Q_MAX))
-            self.lens.q.copy_(self.ln_q.exp())
+            # exp(ln 255) exceeds 255 by a last digit, and a lens is read from its file without it.
+            self.lens.q.copy_(self.ln_q.exp().clamp_(max=Q_MAX))
 
     def lagrange_multiplier(self, cmi: Tensor) -> Tensor:
         """lambda: fixed, or proportional to the CMI that is still to gain; of a shield -lam_max."""

@@ -128,8 +128,12 @@ def read_records(folder: str | os.PathLike[str]) -> list[LensRecord]:
     Raises:
         DJIPError: a damaged one.
     """
+    where = Path(folder)
+    paths = {*where.rglob("lenses/*.json")}
+    if where.absolute().name == "lenses":  # rglob looks below it only
+        paths |= {*where.glob("*.json")}
     records = []
-    for path in sorted(Path(folder).rglob("lenses/*.json")):
+    for path in sorted(paths):
         try:
             content = json.loads(path.read_text())
         except (OSError, ValueError) as error:

@@ -34,15 +34,21 @@ def begin_round(loader: Iterable[Any], seed: int, index: int) -> None:
         generator.manual_seed(number)
     if has_epoch(loader):
         loader.epoch = index
-    sampler: Any = getattr(loader, "sampler", None)
-    if hasattr(sampler, "set_epoch"):
-        sampler.set_epoch(index)  # torch's DistributedSampler, which shuffles by itself
+    for sampler in samplers(loader):
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(index)  # torch's DistributedSampler, which shuffles by itself
+
+
+def samplers(loader: Iterable[Any]) -> list[Any]:
+    """The sampler of a DataLoader, its batch sampler, and the sampler inside that one."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    inside = getattr(batch_sampler, "sampler", None)
+    return [getattr(loader, "sampler", None), batch_sampler, inside]
 
 
 def generators(loader: Iterable[Any]) -> list[torch.Generator]:
-    """The generators from which a DataLoader or its sampler draws its order, each once."""
-    parts = (loader, getattr(loader, "sampler", None))
-    found = (getattr(part, "generator", None) for part in parts)
+    """The generators from which a DataLoader or its samplers draw their order, each once."""
+    found = (getattr(part, "generator", None) for part in (loader, *samplers(loader)))
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
@@ -51,6 +57,11 @@ def kept_random_state(loader: Iterable[Any]) -> Iterator[None]:
     """Leave the random state of the caller and of ``loader`` afterwards as it was before."""
     states = [(generator, generator.get_state()) for generator in generators(loader)]
     epoch = loader.epoch if has_epoch(loader) else None
+    epochs = [
+        (sampler, sampler.epoch)
+        for sampler in samplers(loader)
+        if has_epoch(sampler) and hasattr(sampler, "set_epoch")
+    ]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
             yield
@@ -59,3 +70,5 @@ def kept_random_state(loader: Iterable[Any]) -> Iterator[None]:
                 generator.set_state(state)
             if epoch is not None and has_epoch(loader):
                 loader.epoch = epoch
+            for sampler, number in epochs:
+                sampler.set_epoch(number)

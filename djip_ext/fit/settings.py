@@ -1,9 +1,12 @@
 """How a lens is fitted: every number that a fit depends on, checked before it starts."""
 
+import math
+import operator
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from djip_ext.errors import DJIPError
+from djip_ext.lens.jpeg_lens import Q_MAX, Q_MIN
 
 T = TypeVar("T")
 
@@ -18,6 +21,8 @@ def setting(default: T, help: str) -> T:
 @dataclass(frozen=True)
 class FitSettings:
     """How a lens is fitted; ``docs/defaults.md`` records what was tried for each default.
+
+    Numbers may be NumPy's and are kept as plain ones, which a checkpoint can hold.
 
     Attributes:
         goal: "amplify" raises CMI into the band; "shield" lowers it as far as the accuracy floor
@@ -47,11 +52,14 @@ class FitSettings:
         tables: "two" (luma, chroma: 128 steps) or "one" (64 steps for all channels, from the
             geometric mean of the start's two).
         temperature: T at which CMI is raised and measured.
-        q_min: smallest step. Coefficients reach 1024, so below 1024 / L the mean of bright and dark
-            blocks saturates.
+        q_min: smallest step, in [1e-5, 255]. Coefficients reach 1024, so below 1024 / L the mean of
+            bright and dark blocks saturates.
         ce_weight: weight of the cross entropy; 0 leaves CMI alone.
         precision: of the network, "float32" or "bfloat16"; the lens is always float32.
         seed: of the order in which a shuffling loader is read.
+
+    Raises:
+        DJIPError: a value that no fit can use; the message names it.
     """
 
     goal: Literal["amplify", "shield"] = setting(
@@ -91,7 +99,12 @@ class FitSettings:
     seed: int = setting(0, "of the order in which the images are read")
 
     def __post_init__(self) -> None:
-        low, high = self.cmi_gain
+        for name in _REAL:
+            if name != "lam" or self.lam is not None:
+                object.__setattr__(self, name, _real(name, getattr(self, name)))
+        for name in _WHOLE:
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        object.__setattr__(self, "cmi_gain", _band(self.cmi_gain))
         choices = {
             "goal": ("amplify", "shield"),
             "variant": ("fresh", "literal", "fixed"),
@@ -104,13 +117,18 @@ class FitSettings:
                 raise DJIPError(
                     f"{name} is '{getattr(self, name)}'; choose from {', '.join(allowed)}"
                 )
-        if not 0 < low <= high:
-            raise DJIPError(
-                f"cmi_gain is {self.cmi_gain}; it must be (low, high) in nats with 0 < low <= high"
-            )
-        for name in ("lr", "temperature", "q_min", "lam_max"):
+        for name in ("lr", "temperature", "lam_max"):
             if not getattr(self, name) > 0:
                 raise DJIPError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not Q_MIN <= self.q_min <= Q_MAX:
+            raise DJIPError(
+                f"q_min is {self.q_min}; the steps of a lens lie within [{Q_MIN:g}, {Q_MAX:g}]"
+            )
+        if not 0 <= self.max_accuracy_drop <= 100:
+            raise DJIPError(
+                f"max_accuracy_drop is {self.max_accuracy_drop}; it is in percentage points, from "
+                "0 to 100"
+            )
         if self.patience < 0:
             raise DJIPError(
                 f"patience is {self.patience}; 0 runs all rounds, 3 stops three rounds after the "
@@ -125,3 +143,34 @@ class FitSettings:
             raise DJIPError(
                 f"rounds is {self.rounds}; 0 only measures the starting tables, 10 is usual"
             )
+
+
+_REAL = ("max_accuracy_drop", "lam", "lam_max", "lr", "temperature", "q_min", "ce_weight")
+_WHOLE = ("rounds", "patience", "refresh", "seed")
+
+
+def _real(name: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DJIPError(f"{name} is {value}; it must be a finite number")
+    return number
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return int(operator.index(value))
+    except TypeError as error:
+        raise DJIPError(f"{name} is {value}; it must be a whole number") from error
+
+
+def _band(value: Any) -> tuple[float, float]:
+    try:
+        low, high = (_real("cmi_gain", nats) for nats in value)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not 0 < low <= high:
+        raise DJIPError(f"cmi_gain is {value}; it must be (low, high) in nats with 0 < low <= high")
+    return low, high

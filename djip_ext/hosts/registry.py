@@ -68,6 +68,10 @@ def install(
     """
     if isinstance(lens, (str, os.PathLike)):
         lens = read_lens(lens)
+    elif not isinstance(lens, JPEGLens):
+        raise DJIPError(
+            f"lens is {lens!r}; give a JPEGLens, its file, 'identity' or 'temperature:K'"
+        )
     registry = find_registry(package)
     uninstall(package)
     originals = dict(registry)
@@ -275,6 +279,7 @@ def _with_lens(
         if cfg is None:  # called as (student) or (student, cfg)
             _check_no_plain_teacher(args, kwargs)
             return build(*args, **kwargs)
+        _check_one_teacher(args, kwargs)
         amplified = put_behind(teacher, lens, cfg, any_teacher)
         installation.teachers += 1
         if len(args) > 1:
@@ -282,6 +287,16 @@ def _with_lens(
         return build(*args, **{**kwargs, "teacher": amplified})
 
     return build_with_lens
+
+
+def _check_one_teacher(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise DJIPError for a second teacher, which would be left without the lens."""
+    named = {name: part for name, part in kwargs.items() if "teacher" in name and name != "teacher"}
+    if any(isinstance(part, nn.Module) for part in (*args[2:3], *named.values())):
+        raise DJIPError(
+            "this benchmark builds its distiller on several teachers, and a lens goes in front of "
+            "one; wrap each by DJIPTeacher(teacher, lens, mean, std)"
+        )
 
 
 def _check_no_plain_teacher(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -49,9 +49,10 @@ class _Seeds:
 
     def instead_of(self, chosen: int) -> int:
         """What a generator is seeded with where the script chose ``chosen``."""
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and (self.first is None or (chosen - worker.seed) % NUMBERS == 0):
+            return chosen  # a worker's own number, made of the seed that it was given
         if self.first is None:
-            if torch.utils.data.get_worker_info() is not None:
-                return chosen  # a worker's own number, made of the seed that it was given
             self.first = chosen
             if chosen != self.number:
                 print(

@@ -41,11 +41,14 @@ _ONCE: tuple[type, ...] = (
 
 
 class Batch(NamedTuple):
-    """Normalised images (B, 3, H, W), class numbers int64 (B,), the indices (B,) or None."""
+    """Normalised images (B, 3, H, W), class numbers int64 (B,), the indices as they came or None.
+
+    Most readers need no indices, so that these are checked by :func:`to_indices`, where one does.
+    """
 
     image: Tensor
     label: Tensor
-    image_index: Tensor | None
+    image_index: Any
 
 
 class Batches:
@@ -281,6 +284,26 @@ def _to_classes(label: Any, num_classes: int | None) -> Tensor:
         )
     numbers: Tensor = label.long()
     return numbers
+
+
+def to_indices(index: Any, images: int) -> Tensor:
+    """int64 (B,) from the indices of a batch of ``images``, integers of any type.
+
+    Raises:
+        DJIPError: something else, or another number of them.
+    """
+    try:
+        numbers = index if isinstance(index, Tensor) else torch.as_tensor(np.asarray(index))
+    except (TypeError, ValueError, RuntimeError):
+        numbers = torch.empty(0)
+    is_whole = not (numbers.is_floating_point() or numbers.is_complex())
+    if not is_whole or numbers.dtype == torch.bool or numbers.numel() != images:
+        raise DJIPError(
+            f"the indices of a batch of {images} images are a {type(index).__name__} that does not "
+            "hold one integer for each; give each image its own index third, or use variant='fresh'"
+        )
+    indices: Tensor = numbers.long().flatten()
+    return indices
 
 
 def _label_tensor(label: Any) -> Tensor:

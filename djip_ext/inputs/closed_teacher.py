@@ -52,6 +52,8 @@ class ClosedTeacher(nn.Module):
         [0.25, 0.25, 0.25, 0.25]
     """
 
+    ask: Callable[[Tensor], Any]
+
     def __init__(
         self,
         ask: Callable[[Tensor], Any],
@@ -62,7 +64,8 @@ class ClosedTeacher(nn.Module):
         super().__init__()
         if answers not in ("logits", "probabilities"):
             raise DJIPError(f"answers is '{answers}'; choose logits or probabilities")
-        self.ask, self.num_classes, self.answers = ask, num_classes, answers
+        self.__dict__["ask"] = ask  # a module among them is no part of this one: it has no weights
+        self.num_classes, self.answers = num_classes, answers
         self.name = name or getattr(ask, "__qualname__", type(ask).__name__)
         self.queries = 0
         # In the state, so that the hash of the state tells teachers apart.
@@ -99,7 +102,8 @@ class ClosedTeacher(nn.Module):
         return f.clamp_min(LEAST).log()
 
     def _whole(self, answer: Any, images: Tensor) -> Tensor:
-        if not isinstance(answer, Tensor) and not hasattr(answer, "logits"):
+        answer = getattr(answer, "logits", answer)
+        if not isinstance(answer, Tensor):
             answer = answer[0] if isinstance(answer, tuple) and len(answer) else answer
             answer = _tensor(answer) if not isinstance(answer, dict) else answer
         logits = logits_of(answer).to(images.device, torch.float32)

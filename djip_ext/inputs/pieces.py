@@ -98,22 +98,22 @@ def watch(network: nn.Module) -> Watch:
     """Raise DJIPError whenever an image (B, 3, H, W) enters a part of ``network`` from outside.
 
     The network as a whole may be called by anybody; so may its parts, on anything that is no image
-    or that :func:`prepared` has marked. Watching it again changes nothing. What torch.compile
-    and torch.export trace is not watched, nor is TorchScript.
+    or that :func:`prepared` has marked. Watching it again watches the parts that are new. What
+    torch.compile and torch.export trace is not watched, nor is TorchScript.
     """
     network = unwrap(network)
+    if isinstance(network, torch.jit.ScriptModule):
+        return Watch()
     for module in network.modules():
         _drop_copied(module)
-    for hook in network._forward_pre_hooks.values():
-        if isinstance(hook, _Enter):
-            return hook.watch
-    shared = Watch()
-    if isinstance(network, torch.jit.ScriptModule):
-        return shared
+    entered = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, _Enter)]
+    shared = entered[0].watch if entered else Watch()
     for name, part in _parts(network):
-        part.register_forward_pre_hook(_Gate(shared, name), with_kwargs=True)
-    network.register_forward_pre_hook(_Enter(shared), prepend=True)
-    network.register_forward_hook(_Leave(shared), always_call=True)
+        if not any(isinstance(hook, _Gate) for hook in part._forward_pre_hooks.values()):
+            part.register_forward_pre_hook(_Gate(shared, name), with_kwargs=True)
+    if not entered:
+        network.register_forward_pre_hook(_Enter(shared), prepend=True)
+        network.register_forward_hook(_Leave(shared), always_call=True)
     return shared
 
 

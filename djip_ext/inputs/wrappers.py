@@ -79,8 +79,8 @@ def _is_holder(module: nn.Module) -> bool:
 
 def _inside(network: nn.Module) -> nn.Module | None:
     for word in _WORDS:
-        inner = network._modules.get(word)
-        if inner is not None:
+        # TorchScript's dictionary of modules has no get()
+        if word in network._modules and isinstance(inner := network._modules[word], nn.Module):
             return inner
     inner = getattr(network, "module", None) if _is_holder(network) else None
     return inner if isinstance(inner, nn.Module) else None

@@ -23,6 +23,7 @@ from djip_ext.utils.files import atomic_write
 
 FORMAT = 1
 SETTINGS = ("alpha", "kappa", "max_index", "window", "hard")
+STEPS = (1e-5, 255.0)  # the range of a step, JPEG-DL's
 
 # Settings that a lens no longer has.  Files and digests go on naming them with the one value that
 # they had, so that a lens keeps its id and older versions can read it.
@@ -50,12 +51,22 @@ def write_lens_file(
     """Write steps, settings and metadata atomically.
 
     Raises:
-        DJIPError: the place cannot be written.
+        DJIPError: the place cannot be written, a step lies beyond :data:`STEPS`, or ``about`` holds
+            what JSON cannot.
     """
+    q = _plain(q)
+    _check_steps(q)
     header: dict[str, Any] = {"format": FORMAT, "lens": FORMER_SETTINGS | settings, "about": about}
-    header["digest"] = _file_digest(_plain(q), json.dumps(header))
+    try:
+        text = json.dumps(header)
+    except (TypeError, ValueError) as error:
+        raise DJIPError(
+            f"the metadata of the lens are no JSON ({error}); keep strings, numbers, lists and "
+            "dictionaries in them"
+        ) from error
+    header["digest"] = _file_digest(q, text)
     # Bytes first: a full disk then is a plain OSError.
-    content = save({"q": _plain(q)}, metadata={"djip": json.dumps(header)})
+    content = save({"q": q}, metadata={"djip": json.dumps(header)})
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
@@ -132,6 +143,18 @@ def digest(q: Tensor, settings: dict[str, Any]) -> bytes:
     """SHA-256 over steps and settings."""
     text = json.dumps(FORMER_SETTINGS | settings, sort_keys=True)
     return hashlib.sha256(_plain(q).numpy().tobytes() + text.encode()).digest()
+
+
+def _check_steps(q: Tensor) -> None:
+    """Raise DJIPError for steps that a lens read from the file would not have."""
+    low, high = STEPS
+    if torch.equal(q, q.clamp(low, high)):  # NaN equals nothing
+        return
+    raise DJIPError(
+        f"the steps of the lens lie in {q.min().item():.8g} .. {q.max().item():.8g}, but a lens "
+        f"file holds [{low:g}, {high:g}]; after each change, under torch.no_grad(), call "
+        f"lens.q.clamp_({low:g}, {high:g})"
+    )
 
 
 def _file_digest(q: Tensor, header: str) -> str:

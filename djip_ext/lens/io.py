@@ -6,7 +6,7 @@ The layout of the file is that of :mod:`djip_ext.lens.file_format`.
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def save_lens(lens: JPEGLens, path: str | os.PathLike[str]) -> Path:
     """Write ``lens`` and its ``metadata`` atomically.
 
     Raises:
-        DJIPError: the place cannot be written.
+        DJIPError: steps outside of their range, metadata that are no JSON, or a place that cannot
+            be written.
     """
     return write_lens_file(path, lens.q, lens.settings(), lens.metadata)
 
@@ -147,15 +148,32 @@ def weight_hash(network: nn.Module | Mapping[str, Any]) -> str:
     """Sixteen hex digits over the names and values of a network's state.
 
     It is how a lens recognises its teacher.  Wrappers such as torch.compile's and DataParallel do
-    not enter; rounding to half precision does.
+    not enter; rounding to half precision does.  A network whose state holds no tensor (frozen
+    TorchScript, a runtime's session) cannot be told from others: the empty string.
     """
     sha = hashlib.sha256()
+    empty = True
     for name, value in sorted(plain_state(network).items()):
-        if not isinstance(value, Tensor):
-            continue
-        sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()[:16]
+        for tensor in _tensors(value):
+            empty = False
+            sha.update(name.encode())
+            sha.update(_bytes(tensor))
+    return "" if empty else sha.hexdigest()[:16]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors of an entry of a state: a quantised layer packs weight and bias into a tuple."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    plain = tensor.dequantize() if tensor.is_quantized else tensor
+    flat = plain.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def check_belongs(lens: JPEGLens, network: nn.Module, mean: Any, std: Any) -> None:
@@ -179,6 +197,12 @@ def check_belongs(lens: JPEGLens, network: nn.Module, mean: Any, std: Any) -> No
     if not known:
         return
     found = weight_hash(network)
+    if not found:
+        raise DJIPError(
+            f"the lens was fitted for {about.get('teacher', 'a teacher')} with weights {known}, "
+            f"and this {type(network).__name__} shows no weights to compare; pass "
+            "any_teacher=True (--djip-any-teacher) to use the lens all the same"
+        )
     if known != found:
         raise DJIPError(
             f"the lens was fitted for {about.get('teacher', 'a teacher')} with weights {known}, "

@@ -5,6 +5,7 @@ It has two quantization tables, 128 numbers in all.
 
 import os
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,16 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError
-from djip_ext.lens.file_format import SETTINGS, write_lens_file
+from djip_ext.lens.file_format import SETTINGS, STEPS, write_lens_file
 from djip_ext.lens.jpeg_file import jpeg_tables, read_jpeg_tables
 from djip_ext.ops import exportable
 from djip_ext.ops.dct import BLOCK, coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 from djip_ext.ops.fused import FusedLens, KernelConstants
 from djip_ext.ops.quantizer import hard_quantize, soft_quantize
 
-# JPEG-DL's range of a step.
-Q_MIN = 1e-5
-Q_MAX = 255.0
+Q_MIN, Q_MAX = STEPS
 
 SOFT_KAPPA = 5.0  # alpha q^2 of a soft lens read from a JPEG file: where fits start as well
 
@@ -32,7 +31,8 @@ class JPEGLens(nn.Module):
     Args:
         q: the tables w: a number (all steps equal) or a tensor (2, 8, 8), luma first, chroma second
             (shared by Cb and Cr), entry [v, u] for vertical frequency v and horizontal frequency u.
-            Kept within [1e-5, 255].
+            Clamped into [1e-5, 255] here.  Whoever changes the steps keeps them there: a lens
+            beyond that range is not saved.
         alpha: sharpness of the soft quantizer, the same for all steps.  JPEG-DL has 5 on CIFAR.
         max_index: L; coefficient (v, u) saturates at L q[v, u].
         window: ``None`` for the exact sum, 5 for the bins that JPEG-DL's code sums.
@@ -47,8 +47,8 @@ class JPEGLens(nn.Module):
     whose changes torch does not count.
 
     Raises:
-        DJIPError: tables of another shape or not positive, an image batch that is not (B, 3, H, W)
-            or is scaled to [0, 1].
+        DJIPError: tables of another shape or not positive, a sharpness that is no positive number,
+            an image batch that is not (B, 3, H, W) or is scaled to [0, 1].
 
     Example:
         >>> lens = JPEGLens(q=4.0)
@@ -79,8 +79,8 @@ class JPEGLens(nn.Module):
                 "the tables hold steps that are not positive numbers; every q must lie in (0, 255]"
             )
         for name, value in (("alpha", alpha), ("kappa", 1.0 if kappa is None else kappa)):
-            if value is None or not value > 0:
-                raise DJIPError(f"{name} is {value}; the sharpness must be positive")
+            if not isinstance(value, Real) or not value > 0:
+                raise DJIPError(f"{name} is {value!r}; the sharpness must be a positive number")
         if max_index < 1 or (window is not None and (window < 1 or window % 2 == 0)):
             raise DJIPError(
                 f"max_index is {max_index} and window {window}; L must be at least 1 and the "
@@ -97,8 +97,7 @@ class JPEGLens(nn.Module):
         self._compiled = False
         self._kept: _Kept | None = None
 
-    # Of a frozen lens, for tracers; with the tensor they were made from and its count of changes.
-    _graph_constants: tuple[exportable.Constants, Tensor, int] | None = None
+    _graph_constants: "_GraphConstants | None" = None  # of a frozen lens, for tracers
 
     @classmethod
     def jpeg_dl(
@@ -224,8 +223,9 @@ class JPEGLens(nn.Module):
         """
         if (gain is None) != (offset is None):
             raise DJIPError("a lens takes gain and offset together, or neither for pixels")
+        check_image(image)
         if gain is None or offset is None:
-            self._check(image)
+            self._check_range(image)
             gain = (1.0, 1.0, 1.0)
             offset = (0.0, 0.0, 0.0)
         if exportable.is_tracing():
@@ -242,19 +242,19 @@ class JPEGLens(nn.Module):
         else:
             seen = exportable.through(pixels, self._known_graph_constants())
         seen = seen[:, :, : x.shape[2], : x.shape[3]]
-        inverse_gain = [1 / g for g in gain]
-        inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
-        return affine(seen, inverse_gain, inverse_offset)
+        return undo_affine(seen, gain, offset)
 
     def _known_graph_constants(self) -> exportable.Constants:
         if self._graph_constants is None:
             raise DJIPError(
                 "an exported lens holds its tables as constants; call lens.freeze() first"
             )
-        constants, q, version = self._graph_constants
-        if not torch.compiler.is_dynamo_compiling() and _changes(q) > version:
+        constants, settings, q, version = self._graph_constants
+        changed = not torch.compiler.is_dynamo_compiling() and _changes(q) > version
+        if changed or settings != self.settings():
+            what = "tables" if changed else "settings"
             raise DJIPError(
-                "the tables were changed after lens.freeze(); call it again, then export"
+                f"the {what} were changed after lens.freeze(); call it again, then export"
             )
         return constants
 
@@ -264,7 +264,7 @@ class JPEGLens(nn.Module):
             self._graph_constants = None
         else:
             made = exportable.Constants.of(q, self.alpha, self.kappa, self.max_index, self.window)
-            self._graph_constants = (made, q, _changes(q))
+            self._graph_constants = _GraphConstants(made, self.settings(), q, _changes(q))
 
     # A network compiled around the lens goes on behind it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -276,13 +276,14 @@ class JPEGLens(nn.Module):
             if self.hard:
                 z = rgb_to_coefficients(affine(padded, gain, offset))
                 z = hard_quantize(z, tile(self.q, z), self.max_index)
-                inverse_gain = [1 / g for g in gain]
-                inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
-                seen = affine(coefficients_to_rgb(z), inverse_gain, inverse_offset)
+                seen = undo_affine(coefficients_to_rgb(z), gain, offset)
             else:
                 constants = self._kernel_constants(gain, offset, padded)
                 seen = FusedLens.apply(padded, self.q, constants, self._compiled)
-            return seen if padded is x else seen[:, :, :height, :width]
+            if padded is x:
+                return seen
+            # A network may view its images as it views those of a loader.
+            return seen[:, :, :height, :width].contiguous()
 
     def compile(self) -> "JPEGLens":  # type: ignore[override]
         """Let torch.compile fuse what happens to a coefficient; returns the lens itself.
@@ -307,15 +308,8 @@ class JPEGLens(nn.Module):
             self._kept = kept
         return kept.constants
 
-    def _check(self, image: Tensor) -> None:
-        if exportable.is_tracing():
-            return
-        if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
-            raise DJIPError(
-                f"a lens takes float images (B, 3, H, W) in [0, 255], got {image.dtype} "
-                f"{tuple(image.shape)}"
-            )
-        if self._range_checked or image.numel() == 0:
+    def _check_range(self, image: Tensor) -> None:
+        if exportable.is_tracing() or self._range_checked or image.numel() == 0:
             return
         low = image.detach().amin().item()
         high = image.detach().amax().item()
@@ -335,8 +329,12 @@ class JPEGLens(nn.Module):
         The exact quantizer is then the identity to 3e-4 q, and the step has no gradient but through
         saturation.
         """
-        soft = torch.full_like(self.q, not self.hard, dtype=torch.bool)
-        return soft & (self.sharpness() * self.q.square() < 1)
+        if self.hard:
+            return torch.zeros_like(self.q, dtype=torch.bool)
+        if self.kappa is None:
+            return self.alpha * self.q.square() < 1
+        # Not kappa / q^2 * q^2, which rounding may take below 1.
+        return torch.full_like(self.q, self.kappa < 1, dtype=torch.bool)
 
     @torch.no_grad()
     def health(self, image: Tensor) -> dict[str, float]:
@@ -375,7 +373,9 @@ class JPEGLens(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._keep_graph_constants()  # a copy counts its changes anew
+        # A copy counts its changes anew, so that both are made anew, too.
+        self._kept = None
+        self._keep_graph_constants()
 
     def freeze(self) -> "JPEGLens":
         """Turn the tables from a parameter into a buffer that is not saved with the network.
@@ -404,16 +404,29 @@ class JPEGLens(nn.Module):
         """Write tables, settings and ``metadata`` to one file; :func:`djip_ext.load_lens` reads it.
 
         Raises:
-            DJIPError: the place cannot be written.
+            DJIPError: the place cannot be written, a step lies beyond [1e-5, 255], or ``metadata``
+                hold what JSON cannot.
         """
         write_lens_file(path, self.q, self.settings(), self.metadata)
 
     def extra_repr(self) -> str:
         sharp = f"alpha={self.alpha}" if self.kappa is None else f"kappa={self.kappa}"
         kind = "hard" if self.hard else f"{sharp}, window={self.window}"
-        low = self.q.detach().amin().item()
-        high = self.q.detach().amax().item()
-        return f"q in [{low:.3g}, {high:.3g}], {kind}, max_index={self.max_index}"
+        steps = "on meta"
+        if not self.q.is_meta:
+            low = self.q.detach().amin().item()
+            high = self.q.detach().amax().item()
+            steps = f"in [{low:.3g}, {high:.3g}]"
+        return f"q {steps}, {kind}, max_index={self.max_index}"
+
+
+class _GraphConstants(NamedTuple):
+    """Of a graph, and the settings, the tensor and its count of changes that they are of."""
+
+    constants: exportable.Constants
+    settings: dict[str, Any]
+    q: Tensor
+    version: int
 
 
 class _Kept(NamedTuple):
@@ -425,14 +438,14 @@ class _Kept(NamedTuple):
 
 
 def _mark(q: Tensor) -> Any:
-    """What tells later whether q is still the same.
+    """What tells later whether q, which must be detached, is still the same.
 
-    On a CPU its values; elsewhere, where reading them would synchronise with the device, torch's
-    count of changes.
+    On a CPU its values; elsewhere, where reading them would synchronise with the device, its place
+    and torch's count of changes.  The tensor itself is held, lest its place be given to another.
     """
     if q.device.type == "cpu":
         return q.clone()
-    return None if q.is_inference() else (q.data_ptr(), q._version)
+    return None if q.is_inference() else (q, q._version)
 
 
 def _changes(q: Tensor) -> int:
@@ -444,7 +457,24 @@ def _unchanged(mark: Any, q: Tensor) -> bool:
     """Whether q is what it was when :func:`_mark` made ``mark``."""
     if q.device.type == "cpu":
         return torch.equal(mark, q)
-    return mark is not None and bool(mark == _mark(q))
+    if mark is None or q.is_inference():
+        return False
+    held, version = mark
+    same_place = held.data_ptr() == q.data_ptr() and held.stride() == q.stride()
+    return bool(same_place and version == q._version)
+
+
+def check_image(image: Tensor) -> None:
+    """Raise DJIPError unless ``image`` is a tensor of floats (B, 3, H, W); a tracer's is not read.
+
+    Of pixels and of normalised images alike.
+    """
+    if exportable.is_tracing():
+        return
+    if image.dim() != 4 or image.shape[1] != 3 or not image.is_floating_point():
+        raise DJIPError(
+            f"a lens takes float images (B, 3, H, W), got {image.dtype} {tuple(image.shape)}"
+        )
 
 
 def tile(table: Tensor, z: Tensor) -> Tensor:
@@ -459,3 +489,10 @@ def tile(table: Tensor, z: Tensor) -> Tensor:
 def affine(x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
     """gain x + offset, channel by channel of x (B, 3, H, W)."""
     return torch.addcmul(x.new_tensor(offset)[:, None, None], x, x.new_tensor(gain)[:, None, None])
+
+
+def undo_affine(x: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
+    """The inverse of :func:`affine`: (x - offset) / gain, as one affine map."""
+    inverse_gain = [1 / g for g in gain]
+    inverse_offset = [-o / g for g, o in zip(gain, offset, strict=True)]
+    return affine(x, inverse_gain, inverse_offset)

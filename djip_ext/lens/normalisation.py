@@ -58,6 +58,9 @@ class Normalisation:
         """Apply ``lens`` to normalised images (B, 3, H, W); the result is normalised, as x's dtype.
 
         Undoing and redoing the normalisation is part of the lens's kernel.
+
+        Raises:
+            DJIPError: images that are no floats (B, 3, H, W).
         """
         gain = [255 * s for s in self.std]
         offset = [255 * m for m in self.mean]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from djip_ext.lens.jpeg_lens import JPEGLens, affine, tile
+from djip_ext.lens.jpeg_lens import JPEGLens, affine, check_image, tile, undo_affine
 from djip_ext.ops.dct import coefficients_to_rgb, pad_to_blocks, rgb_to_coefficients
 
 
@@ -53,6 +53,9 @@ class StraightThroughLens(nn.Module):
         lens: whose tables are learned; its sharpness plays no part.
 
     Shape: as :class:`~djip_ext.lens.jpeg_lens.JPEGLens` with ``gain`` and ``offset``.
+
+    Raises:
+        DJIPError: an image batch of another shape.
     """
 
     def __init__(self, lens: JPEGLens) -> None:
@@ -60,14 +63,11 @@ class StraightThroughLens(nn.Module):
         self.lens = lens
 
     def forward(self, image: Tensor, gain: Sequence[float], offset: Sequence[float]) -> Tensor:
+        check_image(image)
         with torch.autocast(image.device.type, enabled=False):
             image = image if image.dtype == torch.float64 else image.float()
             height, width = image.shape[2:]
             z = rgb_to_coefficients(affine(pad_to_blocks(image), gain, offset))
             z = straight_through_quantize(z, tile(self.lens.q, z), self.lens.max_index)
-            seen = affine(
-                coefficients_to_rgb(z),
-                [1 / g for g in gain],
-                [-o / g for g, o in zip(gain, offset, strict=True)],
-            )
-            return seen[:, :, :height, :width]
+            seen = undo_affine(coefficients_to_rgb(z), gain, offset)
+            return seen[:, :, :height, :width].contiguous()  # a copy where something is cut off

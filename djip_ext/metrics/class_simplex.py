@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from djip_ext.inputs.batches import Batches
 from djip_ext.metrics.cmi import CMI
-from djip_ext.utils.networks import autocast, logits_of
-from djip_ext.utils.precision import in_dtype_of
+from djip_ext.metrics.predictions import predictions
 
 SAMPLES = 200
 DIGITS = 4
@@ -113,7 +112,7 @@ def most_raised_class(
 ) -> OneClass | None:
     """The predictions of ``network`` for samples of the class whose CMI rises most.
 
-    ``None`` with fewer than three classes.  Takes two passes over the samples.  In a process group
+    ``None`` with fewer than three classes.  Takes one pass over the samples.  In a process group
     one process may call this alone.
 
     Args:
@@ -128,20 +127,10 @@ def most_raised_class(
     label = int(gain.masked_fill(after.counts == 0, -torch.inf).argmax())
     members = (data.labels == label).nonzero().flatten()
     spread = torch.linspace(0, len(members) - 1, min(SAMPLES, len(members))).long()
-    batches = load(data.select(members[spread]))
-
-    def predictions(transform: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """The probabilities (K, C) of the samples."""
-        f = []
-        for image, *_ in Batches(batches, labels=False):
-            with autocast(image.device, precision):
-                seen = image if transform is None else transform(image)
-                logits = logits_of(network(in_dtype_of(network, seen))).float()
-            f.append((logits / temperature).softmax(1).cpu())
-        return torch.cat(f)
-
-    plain = predictions(None)
-    lensed = predictions(transform)
+    batches = Batches(load(data.select(members[spread])), labels=False)
+    both = predictions(network, batches, len(data.classes), (None, transform), precision)
+    f = [(torch.stack(logits) / temperature).softmax(2).cpu() for logits, *_ in both]  # (2, B, C)
+    plain, lensed = torch.cat(f, dim=1)
     rivals = lensed.mean(0)
     rivals[label] = -1
     corners = [label, *rivals.topk(2).indices.tolist()]

@@ -81,7 +81,8 @@ class ClassStatistics:
         Shape: logits (B, C), any float dtype; labels int (B,) in [0, C).
 
         Raises:
-            DJIPError: logits that are not (B, C), labels out of range, NaN or infinite logits.
+            DJIPError: logits that are not (B, C), labels that are no integers or out of range, NaN
+                or infinite logits.
         """
         check_shapes(logits, labels, self.num_classes)
         device = logits.device
@@ -178,10 +179,14 @@ def conditional_mutual_information(
 
 
 def check_shapes(logits: Tensor, labels: Tensor, num_classes: int) -> None:
-    """Raise DJIPError unless logits are (B, num_classes) and labels (B,)."""
+    """Raise DJIPError unless logits are (B, num_classes) and labels (B,), no floats."""
     if logits.dim() != 2 or logits.shape[1] != num_classes or labels.shape != logits.shape[:1]:
         raise DJIPError(
             f"the teacher gives logits {tuple(logits.shape)} for labels {tuple(labels.shape)}, but "
             f"num_classes is {num_classes}; use the number of classes that the teacher was trained "
             "for"
+        )
+    if labels.is_floating_point() or labels.is_complex():
+        raise DJIPError(
+            f"the labels are {labels.dtype}; give class numbers, integers (B,), by labels.long()"
         )

@@ -46,7 +46,7 @@ def mix_channels(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor
             [x[:, 0] * row[0] + x[:, 1] * row[1] + x[:, 2] * row[2] for row in matrix], dim=1
         )
         return mixed if out is None else out.copy_(mixed)
-    flat = x.reshape(len(x), 3, -1)
+    flat = x.flatten(2)
     return torch.bmm(
         matrix.expand(len(x), 3, 3), flat, out=None if out is None else out.view(flat.shape)
     ).view(x.shape)

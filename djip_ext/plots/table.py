@@ -208,7 +208,8 @@ def axis_figure(
 ) -> Figure:
     """The paired gain against the values of ``axis``.
 
-    A line with intervals per arm, a panel for all else that differs.
+    A line with intervals per arm, a panel for all else that differs; a note where no row with a
+    value of the axis has a difference.
 
     Args:
         rows: of :func:`~djip_ext.experiments.differences.table_rows`.
@@ -216,7 +217,14 @@ def axis_figure(
         axes_of_table: every option that the table varies.
     """
     others = [name for name in axes_of_table if name != axis]
+    title = f"What the student gains over {arms[0]}"
     shown = [row for row in _with_difference(rows, arms[0]) if row[axis] != ""]
+    if not shown:
+        figure = Figure(layout="constrained")
+        figure.suptitle(title)
+        note = f"no value of {axis} was run in {arms[0]} and in another arm"
+        figure.text(0.5, 0.5, note, ha="center")
+        return figure
     panels: dict[str, list[Row]] = {}
     for row in shown:
         name = f"{row['teacher']}, {row['student']}: {_line(row, others)}"
@@ -225,7 +233,7 @@ def axis_figure(
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     figure = Figure(figsize=(max(6.4, 4.4 * across), 1.2 + 3.6 * down), layout="constrained")
-    figure.suptitle(f"What the student gains over {arms[0]}")
+    figure.suptitle(title)
     grid = figure.subplots(down, across, squeeze=False, sharey=True).flatten()
     for axes in grid[len(panels) :]:
         axes.set_visible(False)

@@ -81,16 +81,12 @@ def write_csv(path: str | os.PathLike[str], rows: Sequence[dict[str, Any]]) -> P
 def claimed(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     """Hold the lock file ``path`` while ``what`` is worked on.
 
-    The system frees it with the process, however that ends.  Of the processes of a torchrun group
-    the first one claims for all.
+    The system frees it with the process, however that ends.
 
     Raises:
         Busy: another process holds it.
         DJIPError: the file cannot be made.
     """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
     lock = FileLock(path)
     with _making(path):
         try:

@@ -18,8 +18,12 @@ def weight_dtype(network: Any) -> torch.dtype | None:
 
 
 def in_dtype_of(network: Any, image: Tensor) -> Tensor:
-    """The image as ``network`` takes it; as it is where autocast sees to that."""
+    """The image as ``network`` takes it; as it is where autocast sees to that.
+
+    Of a float64 image it does not: autocast leaves those alone.
+    """
     dtype = weight_dtype(network)
     if dtype is None or dtype == image.dtype or not image.is_floating_point():
         return image
-    return image if torch.is_autocast_enabled(image.device.type) else image.to(dtype)
+    is_cast = torch.is_autocast_enabled(image.device.type) and image.dtype != torch.float64
+    return image if is_cast else image.to(dtype)

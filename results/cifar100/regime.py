@@ -102,7 +102,7 @@ def main() -> None:
     table = load_table(args.table)
     steps: dict[str, Step] = {}
     for step in make_plan(table, f"output/{table.name}"):
-        if step.kind == "student" and step.seed == 0:
+        if step.kind == "student" and step.lens and step.seed == 0:  # not those of a bar
             steps[step.name.rsplit(", ", 2)[1]] = step
     rows = []
     for arm, step in steps.items():

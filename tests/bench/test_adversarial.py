@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.slow_losses import mean, probabilities
 from helpers.small_bench import assert_resumes_bit_for_bit, run, small_options, state_of
+from helpers.small_service import TEACHER, images_asked, write_service
 from torch import Tensor, nn
 
 from djip_ext import JPEGLens
@@ -291,6 +292,14 @@ def test_a_hard_lens_is_refused(options: list[Any]) -> None:
             ["BENCH.ADVERSARIAL", "BSS", "BENCH.CKD", True, "BENCH.VIEWS", 1],
             "use one of the two",
         ),
+        (
+            ["BENCH.ADVERSARIAL", "BSS", "BENCH.ANSWERS", "top:1"],
+            "gradients .* BENCH.ANSWERS top:1 ",
+        ),
+        (
+            ["BENCH.ADVERSARIAL", "TALD", "BENCH.ANSWERS", "probabilities"],
+            "gradients .* BENCH.ANSWERS probabilities ",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(
@@ -299,6 +308,18 @@ def test_a_wrong_setting_is_refused_by_name(
     with pytest.raises(DJIPError, match=names) as caught:
         run([*options, *change], "wrong")
     assert "\n" not in str(caught.value)
+
+
+@both
+def test_a_closed_teacher_is_refused_before_it_is_asked(
+    name: str, options: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_service(tmp_path, 20)
+    closed = ["DISTILLER.TEACHER", TEACHER, "BENCH.TEACHER_CHECKPOINT", ""]
+    with pytest.raises(DJIPError, match="gradients .* closed:service.py:teacher ") as caught:
+        run([*options, *closed, "BENCH.ADVERSARIAL", name], "closed")
+    assert "\n" not in str(caught.value) and images_asked(tmp_path) == 0
 
 
 def test_a_wrapped_method_keeps_its_own_parts(options: list[Any]) -> None:

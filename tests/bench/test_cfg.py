@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from djip_ext.bench.engine.cfg import CFG, differing_settings, load_cfg
+from djip_ext.bench.engine.cfg import CFG, differing_settings, load_cfg, show_cfg
+from djip_ext.bench.engine.record import used_config
 from djip_ext.errors import DJIPError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
@@ -61,6 +63,15 @@ def test_whole_numbers_are_taken_for_real_ones(tmp_path: Path) -> None:
         ("", ["DATASET.TEST.BATCH_SIZE", "0"], "DATASET.TEST.BATCH_SIZE is 0"),
         ("", ["DATASET.NUM_WORKERS", "-1"], "DATASET.NUM_WORKERS is -1; it must be at least 0"),
         ("", ["BENCH.VIEWS", "-2"], "BENCH.VIEWS is -2; it must be at least 0"),
+        ("", ["SOLVER.EPOCHS", "0"], "SOLVER.EPOCHS is 0; it must be at least 1"),
+        ("", ["CRD.NCE.K", "0"], "CRD.NCE.K is 0; it must be at least 1"),
+        ("", ["BENCH.SEED", "99999999999999999"], "BENCH.SEED is 9+; it must be at most 9"),
+        ("", ["BENCH.SEED", "-99999999999999999"], "BENCH.SEED is -9+; it must be at least -9"),
+        ("", ["WTTM.GAMMA", "0"], "WTTM.GAMMA is 0.0; it must be greater than 0"),
+        ("", ["KD.TEMPERATURE", "-1"], "KD.TEMPERATURE is -1.0; it must be greater than 0"),
+        ("LSKD: {TEMPERATURE: .nan}", [], "LSKD.TEMPERATURE is nan; it must be greater than 0"),
+        ("DKD: {T: 0}", [], "DKD.T is 0.0; it must be greater than 0"),
+        ("DIST: {TAU: 0}", [], "DIST.TAU is 0.0; it must be greater than 0"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(
@@ -71,6 +82,22 @@ def test_a_mistake_is_one_line_that_names_it(
     with pytest.raises(DJIPError, match=names) as caught:
         load_cfg(str(path), options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", [-9 * 10**12, 9 * 10**12])
+def test_every_seed_that_is_taken_seeds_all_generators(seed: int) -> None:
+    cfg = load_cfg(None, ["BENCH.SEED", str(seed)])
+    for last in (0, 10**9):  # an epoch, and what CRD adds
+        torch.Generator().manual_seed(1_000_003 * cfg.BENCH.SEED + last)
+
+
+def test_the_nodes_that_are_shown_are_those_of_the_record(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cfg = load_cfg(None, ["DISTILLER.TYPE", "LSKD", "LSKD.BASE", "DKD", "BENCH.ADVERSARIAL", "BSS"])
+    show_cfg(cfg)
+    shown = capsys.readouterr().out
+    assert used_config(cfg) in shown and "\nDKD:\n" in shown
 
 
 def test_a_missing_file_is_named() -> None:

@@ -1,6 +1,7 @@
 """Every distiller against a slow float64 reference, and the surface that trainers rely on."""
 
 import copy
+import functools
 import importlib
 import math
 import os
@@ -222,6 +223,25 @@ def test_dist_is_zero_for_the_teacher_itself_and_large_for_its_opposite() -> Non
     z = logits_pair()[1]
     assert abs(dist_loss(z, z, 1.0, 1.0, 1.0)) < 1e-3
     assert dist_loss(-z, z, 1.0, 1.0, 1.0) > 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        cc_loss,
+        rkd_distance_loss,
+        functools.partial(rkd_distance_loss, squared=True),
+        rkd_angle_loss,
+        functools.partial(itrd_correlation_loss, alpha=1.01),
+        itrd_mutual_loss,
+    ],
+)
+def test_an_image_alone_has_nothing_to_be_compared_with(loss: Callable) -> None:
+    """As the last of an epoch's batches may be; larger ones: see the slow references."""
+    f_s, f_t = (f[:1].requires_grad_() for f in embedded_pair())
+    value = loss(f_s, f_t)
+    value.backward()
+    assert value == 0 and torch.equal(f_s.grad, torch.zeros_like(f_s))
 
 
 def test_standardised_logits_forget_shift_and_scale() -> None:

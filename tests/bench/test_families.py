@@ -10,7 +10,7 @@ from helpers.folders import hf_folder, make_folders
 from safetensors.torch import save_file
 from torch import nn
 
-from djip_ext import fit_lens
+from djip_ext import ClosedTeacher, fit_lens
 from djip_ext.bench.dataset.image_sets import load_image_sets
 from djip_ext.bench.distillers import distiller_dict
 from djip_ext.bench.engine.cfg import load_cfg
@@ -250,6 +250,13 @@ def test_images_of_a_wrong_size_are_refused_with_the_cure(family: str, tmp_path:
     with pytest.raises(DJIPError, match="48x48.*INPUT_SIZE") as caught:
         model(torch.randn(1, 3, 48, 48))
     assert "\n" not in str(caught.value)
+
+
+def test_the_error_of_a_closed_teacher_is_its_own() -> None:
+    closed = ClosedTeacher(lambda image: torch.full((len(image), 5), 0.2), 5, name="service")
+    with pytest.raises(DJIPError) as caught:
+        Classifier(closed, "closed:service.py:teacher", 5)(torch.randn(1, 3, 48, 48))
+    assert str(caught.value).startswith("the answers of service are probabilities, not logits")
 
 
 def test_a_network_without_a_last_linear_layer_gives_logits_only() -> None:

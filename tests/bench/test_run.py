@@ -5,6 +5,8 @@ import csv
 import functools
 import json
 import math
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,16 @@ from safetensors.torch import save_file
 
 from djip_ext.bench.dataset import image_sets
 from djip_ext.bench.dataset.synthetic import make_synthetic
+from djip_ext.bench.engine import record as records
 from djip_ext.bench.engine.cfg import load_cfg
-from djip_ext.bench.engine.run import build_model, load_weights, resolve_device, run_record, train
+from djip_ext.bench.engine.run import (
+    build_model,
+    code_version,
+    load_weights,
+    resolve_device,
+    run_record,
+    train,
+)
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.runs import read_arm
 from djip_ext.experiments.statistics import compare, markdown, summarise
@@ -140,6 +150,33 @@ def test_a_record_holds_the_base_that_lskd_standardises_for() -> None:
     assert node("DKD")["BETA"] == 2.0 and node("KD") is None
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_the_code_is_that_of_a_repository_that_holds_this_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the project in whose virtual environment it is installed."""
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    installed = tmp_path / ".venv" / "djip_ext" / "record.py"
+    installed.parent.mkdir(parents=True)
+    installed.touch()
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "--message", "a project of its own")
+    monkeypatch.setattr(records, "__file__", str(installed))
+    assert code_version() == ""
+    git("add", ".venv")
+    git("commit", "--quiet", "--message", "a checkout of djip_ext")
+    assert code_version() == git("rev-parse", "--short=12", "HEAD")
+    installed.write_text("# changed")
+    assert code_version() == git("rev-parse", "--short=12", "HEAD") + "+"
+
+
 def test_wandb_is_answered_with_a_note(options: list, capsys: pytest.CaptureFixture) -> None:
     train(load_cfg(None, [*options, "LOG.WANDB", True, "SOLVER.EPOCHS", 1]))
     assert "note: LOG.WANDB is True" in capsys.readouterr().out
@@ -208,6 +245,10 @@ def test_an_exploding_run_stops_with_the_epoch(options: list) -> None:
         (["DISTILLER.TYPE", "KD", "BENCH.TEACHER_CHECKPOINT", "nowhere.pth"], "nowhere.pth"),
         (["DISTILLER.TYPE", "KD", "DISTILLER.TEACHER", "resnet14"], "does not fit"),
         (["BENCH.EVAL_EVERY", 0], "EVAL_EVERY is 0"),
+        (
+            ["DISTILLER.TYPE", "FT", "FT.RATE", 0.001],
+            "FT.RATE is 0.001, .* none of the 64 channels .* 1/64 or more",
+        ),
         (
             ["DISTILLER.TYPE", "FITNET", "FITNET.HINT_LAYER", 9],
             "HINT_LAYER is 9; the student has 4 maps",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.dataset.loader import DeviceLoader
@@ -47,9 +48,47 @@ def test_kept_answers_are_of_these_weights_images_views_scale_and_precision_alon
     assert len(others | {first}) == 8
 
 
-def test_a_damaged_file_of_answers_is_named(tmp_path: Path) -> None:
+@torch.no_grad()
+def answers(teacher: nn.Module, loader: DeviceLoader) -> dict[str, Tensor]:
+    """All views one after the other, without anything kept."""
+    views = range(loader.views)
+    answered = [[teacher(image) for image in loader.view_batches(v, 16)] for v in views]
+    logits = [torch.cat([z for z, _ in view]) for view in answered]
+    pooled = [torch.cat([features["pooled_feat"] for _, features in view]) for view in answered]
+    return {"logits": torch.stack(logits).half(), "pooled_feat": torch.stack(pooled).half()}
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, ConnectionError])
+def test_a_broken_off_asking_goes_on_with_the_view_that_it_had_begun(
+    end: type[BaseException], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = DeviceLoader(DATA, 16, augment=True, views=4)
+    teacher = network()
+    asked: list[int] = []
+
+    def ask(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        asked.append(len(inputs[0]))
+        if len(asked) == 8:  # two views of three batches, and in the third
+            raise end
+
+    teacher.register_forward_pre_hook(ask)
+    with pytest.raises(end):
+        cached_teacher(teacher, loader, tmp_path, "float32")
+    asked[:] = [0] * 8
+    cached_teacher(teacher, loader, tmp_path, "float32")
+    assert sum(asked) == 2 * 40
+    assert f"2 views of {len(DATA.labels)} images, 80 queries" in capsys.readouterr().out
+    (path,) = tmp_path.glob("*.safetensors")
+    assert path.stem == answers_key(teacher, loader, "float32")
+    assert path.read_bytes() == save(answers(network(), loader)), "as if nothing had happened"
+    cached_teacher(teacher, loader, tmp_path, "float32")
+    assert sum(asked) == 2 * 40
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".view-1.safetensors"])
+def test_a_damaged_file_of_answers_is_named(suffix: str, tmp_path: Path) -> None:
     loader = DeviceLoader(DATA, 16, **VIEWS)
-    path = tmp_path / f"{answers_key(network(), loader, 'float32')}.safetensors"
+    path = tmp_path / f"{answers_key(network(), loader, 'float32')}{suffix}"
     path.write_bytes(b"x")
     with pytest.raises(DJIPError, match=f"{path.name} is damaged .* delete it"):
         cached_teacher(network(), loader, tmp_path, "float32")

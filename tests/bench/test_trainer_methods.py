@@ -184,6 +184,12 @@ def test_negatives_depend_on_the_epoch_alone() -> None:
     assert not torch.equal(contrast("exact", 5, epoch=1)[2], contrast("exact", 5, epoch=2)[2])
 
 
+@pytest.mark.parametrize("kind", ["CC", "RKD", "ITRD"])
+def test_a_last_batch_of_one_image_is_trained_on(kind: str, options: list) -> None:
+    cfg = settings([*options, "SOLVER.BATCH_SIZE", 13], kind, "odd")  # 40 = 3 * 13 + 1
+    assert all(value.isfinite().all() for value in weights(train(cfg)).values())
+
+
 def test_crd_and_its_trainer_go_together(options: list) -> None:
     for kind, trainer in (("CRD", "base"), ("KD", "crd")):
         with pytest.raises(DJIPError, match="CRD takes crd"):

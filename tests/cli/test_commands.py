@@ -413,6 +413,18 @@ def test_a_start_that_is_none_is_refused(teacher: str, capsys: pytest.CaptureFix
     )
 
 
+def test_a_start_that_is_none_leaves_the_fit_that_is_there_alone(
+    teacher: str, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["fit", "--out", "a.safetensors", "--rounds", "1", *TINY]
+    command += ["BENCH.TEACHER_CHECKPOINT", teacher]
+    run_command(command)
+    record = Path("a.json").read_text()
+    Path("a.fit.pth").write_text("of an interrupted fit")
+    refused(capsys, *command, "--start", "jpge:50")
+    assert Path("a.json").read_text() == record and Path("a.fit.pth").exists()
+
+
 def test_key_value_pairs_may_stand_on_either_side_of_a_flag() -> None:
     run_command(["train", *TINY[:4], "--seed", "2", *TINY[4:], "EXPERIMENT.NAME", "mixed"])
     assert Path("output/distill/mixed/seed-2/result.json").exists()
@@ -444,6 +456,15 @@ def test_a_full_disk_leaves_the_old_lens(
     said = refused(capsys, *command, "--start", "9")
     assert "cannot write a.safetensors: No space left" in said
     assert Path("a.safetensors").read_bytes() == before and not list(Path().glob(".*partial"))
+
+
+def test_compare_of_one_seed_has_no_spread(capsys: pytest.CaptureFixture) -> None:
+    for arm, accuracy in (("plain", 50.0), ("lens", 51.0)):
+        path = Path(arm, "seed-0", "result.json")
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"last_acc": accuracy, "best_acc": accuracy + 1}))
+    run_command(["compare", "plain=plain", "lens=lens"])
+    assert "| lens | 1 | 51.00 | 52.00 | +1.00 | +1.00 |" in capsys.readouterr().out
 
 
 def test_compare_writes_table_and_picture(capsys: pytest.CaptureFixture) -> None:

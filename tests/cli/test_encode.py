@@ -60,6 +60,21 @@ def test_a_folder_becomes_jpeg_files(
     assert torch.equal(from_file.q, JPEGLens.from_jpeg(out / "link/1.jpg").q)
 
 
+def test_what_pillow_names_but_cannot_read_is_skipped(
+    lens: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source, out = tmp_path / "images", tmp_path / "out"
+    picture(source / "a.png")
+    picture(source / "z.png").rename(source / "z.mpo")  # the suffix of one that it reads
+    contents = {"b.h5": b"\x89HDF\r\n\x1a\n", "c.pdf": b"%PDF-1.4", "d.mpg": b"\0\0\1\xb3"}
+    for name, content in contents.items():
+        (source / name).write_bytes(content)
+    run_command(["encode", lens, str(source), str(out)])
+    text = capsys.readouterr().out
+    assert all(f"skipped {source / name}: not an image" in text for name in contents)
+    assert sorted(path.name for path in out.iterdir()) == ["a.jpg", "z.jpg"]
+
+
 def test_another_size_than_the_lens_was_fitted_at_is_said(
     lens: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

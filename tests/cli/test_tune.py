@@ -69,6 +69,14 @@ def test_a_file_of_arms_replaces_the_default_ones() -> None:
     }
 
 
+@pytest.mark.parametrize("source", ["identity", "temperature:1"])
+def test_the_plain_teacher_is_no_candidate_beside_itself(folder: Path, source: str) -> None:
+    with pytest.raises(DJIPError, match=f"--arm is 'same={source}', the plain teacher"):
+        tuning("--arm", f"same={source}")
+    (folder / "arms.yaml").write_text(f"{{same: {source}, soft: temperature:2}}")
+    assert list(tuning("--arms", "arms.yaml").arms) == ["plain", "soft"]
+
+
 @pytest.fixture
 def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that take a second to start; an epoch takes one, a fit a hundred."""

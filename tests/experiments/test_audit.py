@@ -12,12 +12,17 @@ from test_report import PAIR, record
 from djip_ext.cli.main import main
 from djip_ext.errors import DJIPError
 from djip_ext.experiments import runs
-from djip_ext.experiments.audit import Attack, Bar, attack, read_audit, verdict
-from djip_ext.experiments.runs import Pair, collect
+from djip_ext.experiments.audit import Attack, Bar, Victim, attack, audit_of, verdict
+from djip_ext.experiments.runs import Pair, collect, read_runs
 from djip_ext.experiments.statistics import Summary
 
 # t with P(|X| < t) = 1 - .05 / m for df = 2, from the closed form t = 2 p / sqrt(2 (1 - p^2)) ...
 T_2 = {m: math.sqrt(2) * (p := 1 - 0.05 / m) / math.sqrt(1 - p * p) for m in (1, 2, 9)}
+
+
+def audited(folder: Path, key: str = "last_acc") -> dict[Pair, tuple[Bar, list[Victim]]]:
+    return audit_of(read_runs(folder), folder, key)
+
 
 ONE_SEED = "undecided at n = 1: an interval needs two seeds"
 
@@ -98,7 +103,7 @@ def label(tree: Path, epsilon: float, seed: int, accuracy: float, pair: Pair = P
 
 
 def test_the_bar_is_the_best_smoothing_and_every_attack_is_paired_with_it(tree: Path) -> None:
-    ((pair, (bar, victims)),) = read_audit(tree).items()
+    ((pair, (bar, victims)),) = audited(tree).items()
     assert (bar.name, bar.tried) == ("LS,LS.EPSILON=0.4", 2)
     assert bar.accuracies == pytest.approx({0: 19.0, 1: 19.1, 2: 19.2})
     ce, safe = victims
@@ -117,14 +122,28 @@ def test_the_bar_is_of_the_same_student_and_data_and_of_all_seeds(tree: Path) ->
     ):
         for seed in range(3):
             label(tree, epsilon, seed, 90.0, other)
-    ((_, (bar, _)),) = read_audit(tree).items()
+    ((_, (bar, _)),) = audited(tree).items()
     assert (bar.name, bar.tried) == ("LS,LS.EPSILON=0.4", 2)
 
 
 def test_without_a_bar_the_cure_is_named(tmp_path: Path) -> None:
     record(tmp_path, "KD", "ce", 0, 30)
     with pytest.raises(DJIPError, match=r"bar: \{LS.EPSILON"):
-        read_audit(tmp_path)
+        audited(tmp_path)
+
+
+def test_two_students_of_labels_of_one_row_and_seed_are_refused(tree: Path) -> None:
+    label(tree / "other", 0.4, 1, 65.0)
+    both = r"labels0\.4\S+seed-1 and \S+other\S+seed-1 are both LS,LS\.EPSILON=0\.4, seed 1"
+    with pytest.raises(DJIPError, match=both):
+        audited(tree)
+
+
+def test_a_teacher_that_learned_from_smoothed_labels_is_no_part_of_the_bar(tree: Path) -> None:
+    for seed in range(3):
+        record(tree, "LS", "teachers", seed, 99.0, lens="none")
+    ((_, (bar, _)),) = audited(tree).items()
+    assert (bar.name, bar.tried) == ("LS,LS.EPSILON=0.4", 2)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -166,14 +185,14 @@ def test_a_command_reads_the_records_once(
 def test_a_teacher_that_had_a_teacher_is_no_victim(tree: Path) -> None:
     pair = Pair(PAIR.dataset, PAIR.teacher, PAIR.teacher)
     record(tree, "NASTY", "teachers", 0, 77.0, pair=pair)
-    assert [*read_audit(tree)] == [PAIR]
+    assert [*audited(tree)] == [PAIR]
 
 
 def test_a_bar_of_another_training_is_refused(tree: Path) -> None:
     path = next((tree / "ce").rglob("result.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"epochs": 30}))
     with pytest.raises(DJIPError, match=r"had 30 epochs of 50 images \(feed\), but .* 240 epochs"):
-        read_audit(tree)
+        audited(tree)
 
 
 def test_a_table_names_attacks_and_victims_in_its_order(
@@ -189,6 +208,19 @@ def test_a_table_names_attacks_and_victims_in_its_order(
     assert "ce: distillable: KD gains" in second
     text = Path("out/audit.md").read_text()
     assert "DKD" not in text and "![audit-resnet32x4-resnet8x4.png]" in text
+    # the better bar, of 0.4, is not the table's any more
+    assert "The bar: LS,LS.EPSILON=0.1, 18.10" in text and "the best of 1 smoothings" in text
+
+
+def test_a_table_that_names_no_bar_has_none(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tree.parent)
+    table = {"configs": "x", "pairs": ["p"], "distillers": ["KD"], "arms": {"ce": "identity"}}
+    Path("t.yaml").write_text(yaml.safe_dump(table))
+    with pytest.raises(SystemExit):
+        main(["audit", "t.yaml", "--runs", str(tree), "--out", "out"])
+    assert "give the table bar: {LS.EPSILON" in capsys.readouterr().err
 
 
 def fields(tree: Path, arm: str, **more: object) -> None:
@@ -211,7 +243,7 @@ def test_a_victim_has_the_numbers_of_a_lens_of_the_same_network(tree: Path) -> N
     fields(tree, "plain", teacher_hash="aa")
     fields(tree, "other", teacher_hash="bb")
     fields(tree, "softer", teacher_hash="aa", about_lens={})
-    ((_, victims),) = read_audit(tree).values()
+    ((_, victims),) = audited(tree).values()
     known = {victim.name: (victim.accuracy, victim.cmi) for victim in victims}
     assert known["ce"] == (49.0, 0.4) and known["plain"] == (51.0, 0.1)
     assert known["other"] == known["softer"] == (None, None)
@@ -240,5 +272,6 @@ def test_a_victim_that_the_table_trained_has_the_accuracy_of_that_run(
         config = yaml.safe_load(result["config"])
         config["BENCH"]["TEACHER_CHECKPOINT"] = checkpoint
         path.write_text(json.dumps(result | {"config": yaml.safe_dump(config)}))
-    ((_, victims),) = read_audit(tree).values()
-    assert next(v.accuracy for v in victims if v.name == "own") == accuracy
+    for key in ("last_acc", "best_acc"):  # every attack asks the weights of the last epoch
+        ((_, victims),) = audited(tree, key).values()
+        assert next(v.accuracy for v in victims if v.name == "own") == accuracy

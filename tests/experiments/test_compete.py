@@ -91,7 +91,7 @@ def test_a_signal_ends_the_students_under_way(monkeypatch: pytest.MonkeyPatch) -
     )
     monkeypatch.setattr(signal, "signal", lambda number, handler: handlers.append(handler))
     monkeypatch.setattr(tune, "Tuning", lambda args: tuning([None], [1.0]))
-    monkeypatch.setattr(tune, "check_data", lambda steps: [])
+    monkeypatch.setattr(tune, "check_data", lambda steps: {})
     monkeypatch.setattr(tune, "local_start", lambda out, workers: lambda step: job)
     with pytest.raises(SystemExit) as stop:
         tune.run(SimpleNamespace(workers=1, cluster=None))

@@ -16,6 +16,7 @@ from djip_ext.cli.main import main
 from djip_ext.cli.options import benchmark_cfg
 from djip_ext.errors import DJIPError
 from djip_ext.experiments.plan import Step, make_plan
+from djip_ext.experiments.scheduler import Outcome
 from djip_ext.experiments.table import load_table
 from djip_ext.lens.io import lens_id, weight_hash
 from djip_ext.lens.jpeg_lens import JPEGLens
@@ -100,6 +101,13 @@ def test_every_command_reads_the_images_of_the_data_root() -> None:
     assert [step.kind for step in steps] == ["teacher", "teacher", "lens", "student", "student"]
     for step in steps:
         assert parsed(step).BENCH.DATA_ROOT == step.settings().BENCH.DATA_ROOT == "my data"
+
+
+def test_the_plan_reads_what_the_command_reads_where_a_flag_and_an_option_differ() -> None:
+    root = {"all": {"BENCH.DATA_ROOT": "/option"}}
+    for step in plan(data_root="/flag", options=root):
+        assert parsed(step) == step.settings()
+        assert step.settings().BENCH.DATA_ROOT == "/option"
 
 
 def test_options_and_epochs_reach_the_commands_that_they_are_for() -> None:
@@ -343,6 +351,21 @@ def test_a_lens_file_may_be_named_after_its_teacher() -> None:
         ({"arms": {"lens": "nowhere.safetensors"}}, "nowhere.safetensors"),
         ({"options": {"DKD": {}}}, "no section DKD"),
         ({"options": {"all": {"BENCH.SEEDS": 3}}}, "SEEDS"),
+        ({"options": {"student": {"BENCH.SEED": 7}}}, "options of student cannot set BENCH.SEED"),
+        ({"options": {"KD": {"EXPERIMENT.PROJECT": "x"}}}, "options of KD cannot set EXPERIMENT"),
+        ({"options": {"all": {"LOG.PREFIX": "x"}}}, "options of all cannot set LOG.PREFIX"),
+        (
+            {"options": {"lens": {"DISTILLER.TEACHER": "vgg8"}}},
+            "options of lens cannot set DISTILLER.TEACHER",
+        ),
+        (
+            {"options": {"all": {"BENCH.TEACHER_CHECKPOINT": "vgg13.pth"}}},
+            "options of all cannot set BENCH.TEACHER_CHECKPOINT; teachers names",
+        ),
+        ({"arms": {"lens": "jpeg:0"}}, "arm lens is 'jpeg:0'; the JPEG quality is 0"),
+        ({"arms": {"lens": "jpeg:101"}}, "arm lens is 'jpeg:101'; the JPEG quality is 101"),
+        ({"arms": {"lens": "random:0"}}, "arm lens is 'random:0'; MEDIAN is a positive number"),
+        ({"arms": {"lens": "random:1.2.3"}}, "arm lens is 'random:1.2.3'; MEDIAN is a positive"),
         ({"pairs": ["no_such"]}, "no_such"),
         ({"teachers": TABLE["teachers"] | {"vgg13": "nowhere.pth"}}, "nowhere.pth"),
         ({"teachers": {}}, "download_ckpts"),
@@ -368,6 +391,59 @@ def test_a_file_that_is_no_table_is_refused() -> None:
     Path("t.yaml").write_text("just words")
     with pytest.raises(DJIPError, match="not a table"):
         load_table("t.yaml")
+    Path("t.yaml").write_bytes("pairs: [Prüfung]".encode("latin-1"))
+    with pytest.raises(DJIPError, match=r"t.yaml is not valid YAML: .* codec can't decode"):
+        load_table("t.yaml")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"config": "a: ["}', b"\xff"])
+def test_a_damaged_record_is_one_line_that_says_what_to_delete(content: str | bytes) -> None:
+    steps = {step.name: step for step in plan()}
+    student, lens = steps["KD vgg13_vgg8, plain, seed 0"], steps["lens jpeg of vgg13"]
+    JPEGLens(q=5.0).save(lens.makes)
+    for step, record in (
+        (student, run_folder(student.cfg()) / "result.json"),
+        (lens, Path(lens.makes).with_suffix(".json")),
+    ):
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(DJIPError, match=f"{record} is not the record of a") as caught:
+            step.result()
+        assert "delete" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_of_other_images_is_never_taken_for_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from djip_ext.bench.dataset import image_sets
+    from djip_ext.bench.dataset.synthetic import make_synthetic
+
+    monkeypatch.setattr(
+        image_sets, "make_synthetic", lambda per_class, seed: make_synthetic(2, seed)
+    )
+    images = {"all": {"DATASET.TYPE": "synthetic"}}
+    step = next(step for step in plan(options=images) if step.name.startswith("KD vgg13"))
+    ((now, test),) = reproduce.check_data([step]).values()
+    assert (now["images"], test["images"]) == (40, 40)
+    record = run_folder(step.cfg()) / "result.json"
+    record.parent.mkdir(parents=True)
+
+    def done(**data: object) -> None:
+        record.write_text(json.dumps(run_record(step.cfg()) | data))
+
+    done(data={"train": now, "test": test})
+    reproduce.refuse_other_images([step], reproduce.check_data([step]))
+    done()  # as early versions left it
+    reproduce.refuse_other_images([step], reproduce.check_data([step]))
+    for name in ("train", "test"):
+        other = {"images": 60, "sha256": "feed"}
+        done(data={"train": now, "test": test} | {name: other})
+        words = f"{record.parent} holds a run of other images: 60 {name}ing images"
+        with pytest.raises(SystemExit):
+            main(["reproduce", "t.yaml", "--out", "out"])
+        said = capsys.readouterr().err
+        assert words.replace("testing", "test") in said and "(feed)" in said
+        assert f"now 40 ({now['sha256'] if name == 'train' else test['sha256']})" in said
 
 
 @pytest.mark.parametrize(
@@ -571,6 +647,30 @@ def test_an_arm_can_stand_behind_the_lens_its_teacher_was_trained_with() -> None
     assert steps[-1].lacks_its_lens() and steps[-1].result() is None
     with pytest.raises(DJIPError, match="give it a teacher"):
         plan(arms={"plain": "identity", "lens": "own"})
+
+
+def test_the_lens_that_a_teacher_was_trained_with_has_its_record_in_the_first_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = TABLE | {"pairs": ["res32x4_res8x4"], "distillers": ["KD"], "options": {}, "seeds": 1}
+    table["arms"] = {"plain": "identity", "own": {"teacher": OWN, "before": "own"}}
+    Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+
+    def trained(steps: list[Step], *_: object) -> Outcome:
+        JPEGLens(q=5.0).save(steps[-1].lens)
+        return Outcome()
+
+    reported = []
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(reproduce, "check_data", lambda steps: {})
+    monkeypatch.setattr(reproduce, "refuse_other_images", lambda *_: None)
+    monkeypatch.setattr(reproduce, "run_plan", trained)
+    monkeypatch.setattr(
+        reproduce, "report", lambda *_: reported.extend(Path("output/t/lenses").glob("*.json"))
+    )
+    main(["reproduce", "t.yaml"])
+    name = f"resnet32x4-own-{lens_id(JPEGLens(q=5.0))}.json"
+    assert [path.name for path in reported] == [name]
 
 
 def test_teachers_of_arms_whose_configurations_share_a_name_have_folders_of_their_own() -> None:

@@ -164,6 +164,23 @@ def test_published_numbers_stand_beside_their_cells(records: Path) -> None:
     assert table[2][-1] == "73.44" and table[3][0] == "mean of all"
 
 
+def test_whatever_the_baseline_published_numbers_are_those_of_the_plain_teacher_and_of_the_lens(
+    records: Path,
+) -> None:
+    record(records, "KD", "jpeg", 0, 70.0, lens="aaaa")
+
+    def published(baseline: str) -> dict[str, object]:
+        rows = table_rows(read_results(records), baseline)
+        return {row["arm"]: row["published"] for row in rows if row["distiller"] == "KD"}
+
+    known = {"plain": 73.33, "lens": 74.38, "jpeg": ""}
+    assert published("plain") == published("jpeg") == published("lens") == known
+    # of two without a lens one has another teacher: the baseline tells which is the plain one
+    record(records, "KD", "mcmi", 0, 70.0, lens="identity")
+    assert published("plain") == known | {"mcmi": ""}
+    assert published("lens") == known | {"mcmi": "", "plain": ""}
+
+
 def test_the_published_file_names_a_source_for_every_number_and_agrees_with_itself() -> None:
     seen: dict[tuple, float] = {}
     with open(PUBLISHED, newline="") as file:
@@ -258,6 +275,31 @@ def test_a_report_on_a_table_keeps_its_order_and_counts_what_is_missing(
     assert text.index("| AT |") < text.index("| KD |")
     main(["report", "t.yaml", "--runs", ".", "--out", "r", "--baseline", "plain"])
     assert "lens − plain" in capsys.readouterr().out
+
+
+def test_a_report_counts_apart_what_the_table_no_longer_asks_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for temperature in (4, 8):
+        for seed in range(3):
+            record(tmp_path, "KD", "plain", seed, 70.0, name=f"T{temperature}")
+    for path in tmp_path.rglob("result.json"):
+        temperature = path.parts[-3].split("_")[1][1:]
+        name = f"EXPERIMENT:\\n  NAME: kd_p,KD.TEMPERATURE={temperature}\\n"
+        path.write_text(path.read_text().replace("EXPERIMENT:\\n", name))
+    table = {"configs": "x", "pairs": ["p"], "distillers": ["KD"], "arms": {"plain": "identity"}}
+    table |= {"seeds": 2, "vary": {"KD.TEMPERATURE": [4]}}
+    Path("t.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
+    main(["report", "t.yaml", "--runs", ".", "--out", "r"])
+    text = capsys.readouterr().out
+    assert "2 of 2 students, and 4 that the table does not ask for" in text
+    assert "| KD | 8 | 3 |" in text
+    Path("t.yaml").write_text(
+        yaml.safe_dump(table | {"seeds": 3, "vary": {"KD.TEMPERATURE": [4, 8]}})
+    )
+    main(["report", "t.yaml", "--runs", ".", "--out", "r"])
+    assert "6 of 6 students, 6.0 hours" in capsys.readouterr().out
 
 
 def test_an_arm_with_several_lenses_is_refused_and_not_left_out(

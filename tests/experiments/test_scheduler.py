@@ -152,15 +152,6 @@ def test_a_lock_is_for_one_and_is_free_afterwards(tmp_path: Path) -> None:
         pass
 
 
-def test_of_a_group_of_processes_the_first_claims_for_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with claimed(tmp_path / "a.lock", "the run"):
-        monkeypatch.setenv("RANK", "1")
-        with claimed(tmp_path / "a.lock", "the run"):
-            pass
-
-
 def test_a_cluster_without_submitit_or_with_a_wrong_parameter_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

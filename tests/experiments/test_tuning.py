@@ -76,6 +76,17 @@ def test_a_candidate_that_is_clearly_behind_the_leader_is_dropped() -> None:
     assert still_open(scores([3.0, 3.1, 2.9], [0.1, 0.0, 0.2]), PLAIN) == [PLAIN, LENS]
 
 
+def test_what_was_dropped_neither_comes_back_nor_is_chosen() -> None:
+    found = scores([5.0, 5.1, 4.9], [3.0, 3.1, 2.9])
+    assert still_open(found, PLAIN) == [PLAIN, LENS]  # JPEG is behind it
+    found[PLAIN][3], found[LENS][3] = 30.0, 31.0
+    assert choose(found, PLAIN).candidate == PLAIN  # the lens is no longer better beyond noise
+    assert choose(found, PLAIN).differences[JPEG].n == 3
+    found[PLAIN][4], found[LENS][4] = 30.0, 20.0  # and now JPEG would lead
+    assert still_open(found, PLAIN) == [PLAIN, LENS]
+    assert choose(found, PLAIN).candidate == PLAIN
+
+
 def test_it_ends_when_one_beats_the_baseline_and_the_others_are_dropped() -> None:
     assert decided(scores([3.0, 3.1, 2.9], [-3.0, -3.1, -2.9]), PLAIN)
     assert decided(scores([-3.0, -3.1, -2.9], [-3.0, -3.1, -2.9]), PLAIN)

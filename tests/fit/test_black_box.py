@@ -1,14 +1,17 @@
 """A fit without gradients: any callable will do, the budget holds, resuming changes nothing."""
 
+import hashlib
 import http.server
 import io
 import json
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.textures import CLASSES, MEAN, STD, Teacher, data
@@ -190,6 +193,111 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(DJIPError, match="another method"):
         search(checkpoint=place.with_name("b"))
+
+
+def test_a_search_goes_on_with_other_settings_that_it_does_not_read(tmp_path: Path) -> None:
+    place, whole = tmp_path / "fit.pth", search()
+    search(checkpoint=place)
+    asked = []
+
+    def teacher(images: Tensor) -> Tensor:
+        asked.append(len(images))
+        return logits(images)
+
+    named = ClosedTeacher(teacher, CLASSES, name="logits")  # as the function is called
+    of_the_descent = {"rounds": 3, "patience": 2, "lr": 0.2, "lam": 1.0, "lam_max": 3.0}
+    how = of_the_descent | {"variant": "fixed", "gradient": "straight-through", "ce_weight": 0.0}
+    assert torch.equal(search(named, checkpoint=place, **how).lens.q, whole.lens.q)
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("cmi_gain", (0.002, 0.011)),
+        ("max_accuracy_drop", 99.0),
+        ("tables", "one"),
+        ("temperature", 2.0),
+        ("q_min", 1.02),
+        ("precision", "bfloat16"),
+        ("seed", 1),
+    ],
+)
+def test_a_search_with_another_setting_that_it_reads_is_another(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    search(checkpoint=tmp_path / "fit.pth", queries=2 * IMAGES)
+    with pytest.raises(DJIPError, match="belongs to a fit with another settings"):
+        search(checkpoint=tmp_path / "fit.pth", queries=2 * IMAGES, **{name: value})
+
+
+def as_the_last_version_wrote_it(place: Path, **settings: Any) -> None:
+    """It kept all settings, and the band as it was given."""
+    state = torch.load(place, weights_only=True)
+    kept = state["identity"]["settings"]
+    assert set(kept) <= set(vars(FitSettings()))
+    state["identity"]["settings"] = asdict(FitSettings()) | kept | settings
+    torch.save(state, place)
+
+
+def test_a_search_begun_by_the_last_version_goes_on(tmp_path: Path) -> None:
+    place, whole = tmp_path / "fit.pth", search(queries=9 * IMAGES)
+    search(checkpoint=place, queries=5 * IMAGES)
+    as_the_last_version_wrote_it(place, rounds=4, cmi_gain=list(GAIN["cmi_gain"]))
+    result = search(checkpoint=place, queries=9 * IMAGES)
+    assert torch.equal(result.lens.q, whole.lens.q)
+    as_the_last_version_wrote_it(place, q_min=2.0)
+    with pytest.raises(DJIPError, match="belongs to a fit with another settings"):
+        search(checkpoint=place, queries=9 * IMAGES)
+
+
+def test_numpy_numbers_leave_a_checkpoint_that_can_be_read(tmp_path: Path) -> None:
+    place, whole = tmp_path / "fit.pth", search()
+
+    def found() -> FitResult:
+        return fit_lens(
+            logits,
+            data(),
+            np.int64(CLASSES),
+            mean=np.array(MEAN),
+            std=np.array(STD),
+            lens=JPEGLens(q=8.0, kappa=np.float64(5.0)),
+            gradients=False,
+            queries=np.int64(12 * IMAGES),
+            checkpoint=place,
+            progress=False,
+            cmi_gain=np.array(GAIN["cmi_gain"]),
+            max_accuracy_drop=np.float64(100.0),
+        )
+
+    found()
+    assert torch.equal(found().lens.q, whole.lens.q)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_in_half_precision_are_searched_with(dtype: torch.dtype, tmp_path: Path) -> None:
+    halves = [(image.to(dtype), label) for image, label in data()]
+    place = tmp_path / "fit.pth"
+
+    def found(batches: Any) -> FitResult:
+        return fit_lens(
+            lambda image: logits(image.float()), batches, CLASSES, mean=MEAN, std=STD,
+            gradients=False, queries=3 * IMAGES, checkpoint=place, progress=False, **GAIN,
+        )  # fmt: skip
+
+    assert torch.isfinite(found(halves).lens.q).all()
+    others = [(image + 0.5, label) for image, label in halves]
+    with pytest.raises(DJIPError, match="another images"):
+        found(others)
+
+
+def test_the_digest_of_the_images_is_that_of_older_checkpoints() -> None:
+    _, digest, _ = black_box._count(Batches(data(), CLASSES, MEAN, STD), CLASSES)
+    expected = hashlib.sha256()
+    for image, label in data():
+        expected.update(image.numpy().tobytes())
+        expected.update(label.numpy().tobytes())
+    assert digest == expected.hexdigest()[:16]
 
 
 def test_mistakes_are_refused_before_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

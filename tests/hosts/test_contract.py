@@ -394,6 +394,20 @@ def test_a_teacher_without_a_cfg_is_refused(registry: dict[str, Any]) -> None:
 def test_several_teachers_are_refused(registry: dict[str, Any]) -> None:
     with pytest.raises(DJIPError, match="the teacher is a list"):
         registry["KD"]("student", [nn.Flatten(), nn.Flatten()], types.SimpleNamespace())
+    teacher, cfg = nn.Flatten(), types.SimpleNamespace()
+    for args, keywords in [
+        (("student", teacher, teacher, cfg), {}),
+        (("student", teacher, cfg), {"teacher2": teacher}),
+    ]:
+        with pytest.raises(DJIPError, match="several teachers, .* wrap each by DJIPTeacher"):
+            registry["KD"](*args, **keywords)
+
+
+def test_what_is_no_lens_leaves_the_registry_as_it_was(registry: dict[str, Any]) -> None:
+    before = dict(registry)
+    with pytest.raises(DJIPError, match="lens is None; give a JPEGLens"):
+        install(None, "tiny")  # type: ignore[arg-type]
+    assert registry == before and teachers_behind_lens("tiny") == 0
 
 
 def test_a_missing_package_is_named() -> None:

@@ -130,6 +130,37 @@ def test_the_workers_of_a_loader_keep_numbers_of_their_own(tmp_path: Path) -> No
     assert status == 0, output
 
 
+def test_a_worker_that_seeds_numpy_by_its_own_number_keeps_that(tmp_path: Path) -> None:
+    """As the documentation of torch advises; with --seed 5 the run is that of the script's 5."""
+    worker = """
+def by_its_number(worker):
+    np.random.seed(torch.initial_seed() % 2**32)
+
+class Draws:
+    def __len__(self):
+        return 4
+    def __getitem__(self, i):
+        return np.random.rand()
+
+def epoch():
+    return [float(x) for x in DataLoader(Draws(), None, num_workers=2,
+                                         worker_init_fn=by_its_number)]
+"""
+
+    def run() -> None:
+        space = {"__name__": "__main__"}
+        exec(SCRIPT + worker, space)
+        torch.manual_seed(5)
+        plain = eval("epoch()", space)
+        pass_seed_on(5)
+        exec("torch.manual_seed(42)", space)
+        assert eval("epoch()", space) == plain
+        sys.stdout.flush()
+
+    status, output = forked(tmp_path, run)
+    assert status == 0, output
+
+
 @pytest.mark.parametrize(
     "call, draw",
     [

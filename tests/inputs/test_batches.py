@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from djip_ext.errors import DJIPError
-from djip_ext.inputs.batches import Batch, Batches, check_enough
+from djip_ext.inputs.batches import Batch, Batches, check_enough, to_indices
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 C = 5
@@ -80,6 +80,38 @@ def test_indices_come_third_or_by_name() -> None:
     (batch,) = read({"image": IMAGE, "label": LABEL, "index": index})
     assert torch.equal(batch.image_index, index)
     assert one(IMAGE, LABEL).image_index is None
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8", "uint16"])
+def test_indices_are_integers_of_any_type(dtype: str) -> None:
+    index = torch.tensor([3, 0, 7, 9])
+    given = index.to(getattr(torch, dtype))
+    forms = (given, given[:, None], given.numpy(), given.tolist(), tuple(given.tolist()))
+    for form in (*forms, list(given)):
+        found = to_indices(form, 4)
+        assert torch.equal(found, index) and found.dtype == torch.int64
+    assert to_indices(given[0], 1).tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        ["a", "b"],
+        [0.0, 1.0],
+        torch.tensor([0.0, 1.0]),
+        np.array([True, False]),
+        [0],
+        [0, 1, 2],
+        [[0, 1], [2]],
+        {"index": 0},
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_no_index_for_each_of_two_images(index: Any) -> None:
+    with pytest.raises(DJIPError, match="batch of 2 images .* its own index third") as caught:
+        to_indices(index, 2)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,14 @@ def test_probabilities_become_their_logarithms(kind: object) -> None:
     assert torch.isfinite(logits).all() and logits.dtype == torch.float32
 
 
-@pytest.mark.parametrize("wrap", [lambda x: (x, "more"), lambda x: SimpleNamespace(logits=x)])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: (x, "more"),
+        lambda x: SimpleNamespace(logits=x),
+        lambda x: SimpleNamespace(logits=x.numpy()),
+    ],
+)
 def test_logits_are_taken_from_the_usual_places(wrap: object) -> None:
     logits = torch.randn(2, 4)
     assert torch.equal(answer(wrap(logits), "logits"), logits)  # type: ignore[operator]
@@ -57,6 +64,14 @@ def test_what_is_taken_for_something_else_is_refused() -> None:
         answer("an error message", "logits")
     with pytest.raises(DJIPError, match="choose logits or probabilities"):
         answer(F, "labels")
+
+
+def test_a_module_that_answers_is_no_part_of_the_teacher() -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    teacher = ClosedTeacher(network, 4, name="mine")
+    assert list(teacher.state_dict()) == ["about"] and not list(teacher.parameters())
+    images = torch.randn(2, 3, 2, 2)
+    assert torch.equal(teacher(images), network(images).detach())
 
 
 def test_queries_are_counted_and_names_tell_teachers_apart() -> None:

@@ -91,7 +91,7 @@ def test_asking_once_more_draws_nothing(image: Tensor) -> None:
         network = Draws()
         teacher = behind(network)
         if calls == 1:
-            teacher._is_new.clear()  # as if it had seen its first images
+            teacher._looks = None  # as if it had seen its first images
         torch.manual_seed(2)
         answers.append(teacher(image))
         states.append(torch.get_rng_state())
@@ -135,6 +135,36 @@ def test_images_that_cannot_be_right(image: Any, reason: str) -> None:
     with pytest.raises(DJIPError, match=reason) as caught:
         teacher(image)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("probe", [torch.zeros(2, 3, 16, 16), torch.randn(2, 3, 16, 16)])
+def test_a_distillers_probe_does_not_use_up_the_look(
+    probe: Tensor, image: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Zeros or noise in the constructor tell the shape of the features, and of images nothing."""
+    flat = JPEGLens(8.0, kappa=5.0)  # of which a block of zeros, -4 in DC, is a fixed point
+    teacher = DJIPTeacher(Network().eval(), flat, (0.0,) * 3, (1.0,) * 3)
+    teacher(probe)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(DJIPError, match="divide pixels by 255"):
+        teacher(255 * torch.rand(2, 3, 16, 16))
+    remembers = behind(Memory())
+    remembers(torch.zeros_like(image), torch.arange(12))
+    remembers(image, torch.arange(12))
+    assert NOTHING in capsys.readouterr().err
+
+
+def test_later_batches_are_looked_at_too_and_not_for_ever(
+    image: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[float] = []
+    monkeypatch.setattr(
+        "djip_ext.teacher.check_range", lambda x, *_: looked.append(float(x[0, 0, 0, 0]))
+    )
+    teacher = behind(Network())
+    for call in range(1, 20):
+        teacher(torch.cat([torch.full((1, 3, 16, 16), 10.0 * call), image]))
+    assert looked == [10, 20, 40, 80]
 
 
 def test_an_empty_first_batch_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

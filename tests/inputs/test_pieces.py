@@ -156,6 +156,33 @@ def test_a_method_that_takes_images_gets_the_lens(image: Tensor) -> None:
         teacher.conv1(image)
 
 
+def test_a_stop_by_the_user_leaves_it_watched(image: Tensor) -> None:
+    class Stopped(Network):
+        stop = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.stop:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    network = Stopped()
+    teacher = behind(network)
+    with pytest.raises(KeyboardInterrupt):
+        teacher(image)
+    network.stop = False
+    teacher(image)
+    with pytest.raises(DJIPError, match=PAST):
+        teacher.conv1(image)
+
+
+def test_a_new_part_is_watched_too(image: Tensor) -> None:
+    teacher = behind(Network())
+    teacher.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+    with pytest.raises(DJIPError, match=PAST):
+        teacher.conv1(image)
+    assert teacher(image).shape == (2, 5)
+
+
 def test_hooks_of_others_go_on_working(image: Tensor) -> None:
     teacher = behind(Network())
     kept: list[Tensor] = []

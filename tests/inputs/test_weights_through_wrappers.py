@@ -110,3 +110,22 @@ def test_half_precision_is_another_teacher_and_the_message_says_so(dtype: torch.
     lens.metadata = {"teacher_hash": weight_hash(rounded)}
     with pytest.raises(DJIPError, match=f"rounded to {str(dtype)[6:]} are those of the lens"):
         DJIPTeacher(plain, lens, MEAN, STD)
+
+
+def test_packed_weights_are_told_apart() -> None:
+    def quantised(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        plain = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).eval()
+        return torch.ao.quantization.quantize_dynamic(plain, {nn.Linear})
+
+    assert weight_hash(quantised(0)) == weight_hash(quantised(0)) != weight_hash(quantised(1))
+
+
+def test_a_network_without_weights_to_compare_is_not_taken_for_another() -> None:
+    frozen = torch.jit.freeze(torch.jit.script(network()))
+    assert weight_hash(frozen) == "" == weight_hash(nn.Flatten())
+    known = JPEGLens(4.0)
+    known.metadata = {"teacher": "vgg", "teacher_hash": weight_hash(network())}
+    with pytest.raises(DJIPError, match="shows no weights to compare; pass any_teacher=True"):
+        DJIPTeacher(frozen, known, MEAN, STD)
+    DJIPTeacher(frozen, known, MEAN, STD, any_teacher=True)

@@ -3,19 +3,26 @@
 import copy
 import io
 import math
+import pickle
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from helpers import reference
+from helpers.pretend_gpu import GPU, pretend_gpu
 from PIL import Image
 from torch import Tensor
+from torch.func import functional_call
 
 from djip_ext import DJIPError, JPEGLens
 from djip_ext.lens.initial_tables import standard_jpeg
+from djip_ext.lens.straight_through import StraightThroughLens
 from djip_ext.ops import fused
 from djip_ext.ops.curves import no_buffers
 from djip_ext.ops.dct import block_idct
+
+NORMALISED = {"gain": (64.0,) * 3, "offset": (128.0,) * 3}
 
 
 def images(*shape: int) -> Tensor:
@@ -355,3 +362,157 @@ def test_black_images_do_not_use_up_the_look_at_the_range() -> None:
     lens(torch.zeros(1, 3, 8, 8))
     with pytest.raises(DJIPError, match="multiply by 255"):
         lens(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "image", (torch.randn(3, 8, 8), torch.randn(2, 1, 8, 8), images(1, 3, 8, 8).byte())
+)
+@pytest.mark.parametrize("lens", (JPEGLens(8.0), StraightThroughLens(JPEGLens(8.0))))
+def test_normalised_images_are_held_to_the_same_shape(lens: torch.nn.Module, image: Tensor) -> None:
+    with pytest.raises(DJIPError, match="float images"):
+        lens(image, **NORMALISED)
+
+
+@pytest.mark.parametrize("kernel", ("of a CPU", "of a GPU"))
+@pytest.mark.parametrize("hard", (False, True))
+def test_an_empty_batch_goes_through_forward_and_back(
+    hard: bool, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "of a GPU":
+        monkeypatch.setattr(fused, "_chunks", lambda x: iter([(slice(None), no_buffers)]))
+    lens, image = JPEGLens(4.0, hard=hard), torch.empty(0, 3, 16, 32, requires_grad=True)
+    for module in (lens, StraightThroughLens(lens)):
+        seen = module(image, **NORMALISED)
+        (slope,) = torch.autograd.grad(seen.sum(), image)
+        assert seen.shape == slope.shape == image.shape
+    assert lens.health(image)["zeroed"] == 0
+
+
+@pytest.mark.parametrize("size", ((28, 28), (16, 13), (16, 16)))
+@pytest.mark.parametrize("hard", (False, True))
+def test_what_a_network_sees_can_be_viewed_as_a_row_of_numbers(
+    hard: bool, size: tuple[int, int]
+) -> None:
+    lens, image = JPEGLens(4.0, hard=hard), torch.randn(2, 3, *size)
+    for module in (lens, StraightThroughLens(lens)):
+        seen = module(image, **NORMALISED)
+        assert torch.equal(seen.view(2, -1), seen.flatten(1))
+    traced = torch.export.export(lens.freeze(), (images(2, 3, *size),)).module()
+    assert traced(images(2, 3, *size)).is_contiguous()
+
+
+def test_settings_changed_after_freezing_are_not_exported_as_they_were() -> None:
+    lens, pixels = JPEGLens(8.0, kappa=5.0).freeze(), (images(1, 3, 16, 16),)
+    lens.kappa = 100.0
+    with pytest.raises(DJIPError, match="changed after lens.freeze"):
+        torch.export.export(lens, pixels)
+    exported = torch.export.export(lens.freeze(), pixels).module()
+    torch.testing.assert_close(exported(*pixels), lens(*pixels), atol=0.05, rtol=0)
+
+
+def test_settings_are_compared_where_dynamo_traces_as_well() -> None:
+    lens, pixels = JPEGLens(8.0, kappa=5.0).freeze(), (images(1, 3, 16, 16),)
+    exported = torch.export.export(lens, pixels, strict=True).module()
+    torch.testing.assert_close(exported(*pixels), lens(*pixels), atol=0.05, rtol=0)
+    lens.kappa = 100.0
+    with pytest.raises(Exception, match="changed after lens.freeze"):
+        torch.export.export(lens, pixels, strict=True)
+
+
+@pytest.mark.parametrize("kappa, dead", ((1.0, 0), (math.nextafter(1, 0), 128)))
+def test_a_tied_sharpness_is_dead_by_kappa_itself(kappa: float, dead: int) -> None:
+    tables = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0)) * 20 + 1
+    assert int(JPEGLens(tables, kappa=kappa).dead().sum()) == dead
+
+
+@pytest.mark.parametrize("name", ("alpha", "kappa"))
+def test_a_sharpness_that_is_no_number_is_named(name: str) -> None:
+    with pytest.raises(DJIPError, match=f"{name} is '5'; .*positive"):
+        JPEGLens(8.0, **{name: "5"})
+
+
+def test_a_lens_without_values_can_be_printed() -> None:
+    assert "q on meta, kappa=5.0" in repr(JPEGLens(8.0, kappa=5.0).to("meta"))
+    assert "q in [8, 8], kappa=5.0" in repr(JPEGLens(8.0, kappa=5.0))
+
+
+# ---- constants kept between calls; on a GPU by address and torch's count of changes
+
+
+STEPS = (8.0, 40.0, 80.0)
+
+
+def test_new_steps_at_an_old_address_are_not_taken_for_the_old_ones() -> None:
+    lens, image = JPEGLens(8.0, kappa=5.0), images(1, 3, 16, 16)
+    wanted = {step: JPEGLens(step, kappa=5.0)(image).detach() for step in STEPS}
+    with pretend_gpu(), torch.no_grad():
+        lens.to(GPU)
+        image = image.to(GPU)
+        for step in STEPS * 20:
+            seen = functional_call(lens, {"q": torch.full((2, 8, 8), step).to(GPU)}, (image,))
+            torch.testing.assert_close(seen.cpu(), wanted[step], atol=1e-3, rtol=0)
+
+
+def test_transposed_steps_at_the_same_address_are_others() -> None:
+    lens, image, tables = JPEGLens(8.0, kappa=5.0), images(1, 3, 16, 16), random_tables()
+    wanted = JPEGLens(tables.mT, kappa=5.0)(image).detach()
+    with pretend_gpu(), torch.no_grad():
+        lens.to(GPU)
+        q, image = tables.to(GPU), image.to(GPU)
+        functional_call(lens, {"q": q}, (image,))
+        seen = functional_call(lens, {"q": q.transpose(1, 2)}, (image,))
+    torch.testing.assert_close(seen.inner, wanted, atol=1e-3, rtol=0)
+
+
+def test_a_replica_takes_its_own_steps_and_leaves_the_original_its_constants() -> None:
+    lens, image = JPEGLens(8.0, kappa=5.0), images(1, 3, 16, 16)
+    wanted = {step: JPEGLens(step, kappa=5.0)(image).detach() for step in STEPS}
+    with pretend_gpu(), torch.no_grad():
+        lens.to(GPU)
+        image = image.to(GPU)
+        torch.testing.assert_close(lens(image).cpu(), wanted[8.0], atol=1e-3, rtol=0)
+        kept = lens._kept
+        for step in STEPS * 5:
+            replica = lens._replicate_for_data_parallel()
+            replica.q = torch.full((2, 8, 8), step).to(GPU)
+            torch.testing.assert_close(replica(image).cpu(), wanted[step], atol=1e-3, rtol=0)
+        lens(image)
+        assert lens._kept is kept
+
+
+def test_steps_changed_in_place_on_a_gpu_are_seen() -> None:
+    lens, image = JPEGLens(8.0, kappa=5.0), images(1, 3, 16, 16)
+    wanted = JPEGLens(40.0, kappa=5.0)(image).detach()
+    with pretend_gpu(), torch.no_grad():
+        lens.to(GPU)(image.to(GPU))
+        lens.q.fill_(40.0)
+        torch.testing.assert_close(lens(image.to(GPU)).cpu(), wanted, atol=1e-3, rtol=0)
+
+
+def test_the_constants_keep_no_graph_alive() -> None:
+    lens, image = JPEGLens(8.0, kappa=5.0), images(1, 3, 16, 16)
+    with pretend_gpu():
+        lens.to(GPU)
+        factor = torch.full((2, 8, 8), 3.0).to(GPU)
+        saved_by_graph = weakref.ref(factor)
+        q = factor * torch.full((2, 8, 8), 2.0).to(GPU).requires_grad_()
+        functional_call(lens, {"q": q}, (image.to(GPU),))
+        assert lens._kept is not None and q.grad_fn is not None
+        del factor
+        assert saved_by_graph() is not None
+        del q
+        assert saved_by_graph() is None
+
+
+@pytest.mark.parametrize(
+    "duplicate", (copy.deepcopy, copy.copy, lambda lens: pickle.loads(pickle.dumps(lens)))
+)
+@pytest.mark.parametrize("frozen", (False, True))
+def test_a_copy_makes_constants_of_its_own(duplicate, frozen: bool) -> None:
+    """A copied tensor counts its changes anew, so that the old count would mean another state."""
+    lens, image = JPEGLens(8.0, kappa=5.0), images(1, 3, 16, 16)
+    lens = lens.freeze() if frozen else lens
+    seen = lens(image)
+    again = duplicate(lens)
+    assert again._kept is None and lens._kept is not None
+    assert torch.equal(again(image), seen)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from djip_ext import DJIPError
+from djip_ext import DJIPError, JPEGLens
 from djip_ext.lens.normalisation import Normalisation
+from djip_ext.lens.straight_through import StraightThroughLens
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 
@@ -43,3 +44,10 @@ def test_refuses_what_is_no_normalisation(
 ) -> None:
     with pytest.raises(DJIPError, match=cause):
         Normalisation(mean, std)
+
+
+@pytest.mark.parametrize("lens", (JPEGLens(8.0), StraightThroughLens(JPEGLens(8.0))))
+def test_pixels_of_8_bits_are_no_normalised_images(lens: torch.nn.Module) -> None:
+    pixels = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    with pytest.raises(DJIPError, match="float images .* got torch.uint8"):
+        Normalisation(MEAN, STD).through(lens, pixels)

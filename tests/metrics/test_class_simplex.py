@@ -1,10 +1,12 @@
 """One class without and with a lens: the right class, the right corners, few numbers."""
 
 import json
+from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from helpers.pretend_gpu import GPU, pretend_gpu
+from torch import Tensor, nn
 
 from djip_ext.bench.dataset.imageset import ImageSet
 from djip_ext.bench.dataset.loader import DeviceLoader
@@ -14,9 +16,18 @@ from djip_ext.metrics.cmi import CMI
 NAMES = ("a", "b", "c", "d")
 
 
-def network(image: Tensor) -> Tensor:
+class Means(nn.Module):
     """Logits (B, 4) that are the means of four pixels."""
-    return image[:, :, 0, :4].mean(1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image[:, :, 0, :4].mean(1) * self.scale
+
+
+network = Means()
 
 
 def cmi(*per_class: float) -> CMI:
@@ -78,3 +89,44 @@ def test_it_goes_through_json_to_four_digits_in_a_few_kilobytes() -> None:
 
 def test_two_classes_have_no_triangle() -> None:
     assert view(names=("a", "b")) is None
+
+
+class Images:
+    """A set of 30 images whose batches lie on the CPU, as a DataLoader's do, and are counted."""
+
+    labels, classes = torch.tensor([0] * 3 + [1] * 24 + [2] * 3), NAMES[:3]
+
+    def __init__(self, index: Tensor | None = None) -> None:
+        images = torch.randn(30, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+        self.images = images if index is None else images[index]
+        self.passes = 0
+
+    def select(self, index: Tensor) -> "Images":
+        self.selected = Images(index)
+        return self.selected
+
+    def __iter__(self) -> Iterator[tuple[Tensor]]:
+        self.passes += 1
+        return iter([(images,) for images in self.images.split(10)])
+
+
+def of_a_loader(network: nn.Module, data: Images) -> OneClass | None:
+    before, after = (
+        CMI(0.0, torch.tensor(c), 0.0, torch.eye(3).double(), torch.tensor([3, 24, 3]))
+        for c in ([0.1, 0.1, 0.1], [0.1, 0.9, 0.1])
+    )
+    return most_raised_class(
+        network, data, lambda part: part, lambda image: 2 * image, before, after
+    )
+
+
+def test_the_samples_are_read_once_and_go_where_the_network_is() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+    data = Images()
+    expected = of_a_loader(network, data)
+    assert data.selected.passes == 1
+    with pretend_gpu():
+        found = of_a_loader(network.to(GPU), Images())
+    assert expected is not None and found is not None and found.corners == expected.corners
+    torch.testing.assert_close(found.after.f, expected.after.f, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.before.f, expected.before.f, atol=1e-5, rtol=0)

@@ -205,3 +205,15 @@ def test_refuses_as_many_labels_as_there_are_not_logits() -> None:
 def test_refuses_a_temperature_that_is_not_positive(temperature: float) -> None:
     with pytest.raises(DJIPError, match="temperature"):
         ClassStatistics(3, temperature)
+
+
+@pytest.mark.parametrize("labels", (torch.tensor([0.0, 0.7, 1.0, 1.0]), torch.ones(4).half()))
+def test_labels_that_are_no_class_numbers_are_refused(labels: Tensor) -> None:
+    with pytest.raises(DJIPError, match="labels are torch.float.*integers"):
+        conditional_mutual_information(torch.zeros(4, 2), labels, 2)
+
+
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int32, torch.int64))
+def test_labels_may_be_integers_of_any_type(dtype: torch.dtype) -> None:
+    labels = torch.tensor([0, 1, 1, 0], dtype=dtype)
+    assert conditional_mutual_information(torch.zeros(4, 2), labels, 2).counts.tolist() == [2, 2]

@@ -92,3 +92,12 @@ def test_refuses_an_unknown_precision() -> None:
 def test_refuses_an_empty_loader() -> None:
     with pytest.raises(DJIPError, match="loader empty"):
         measure(network(), [], 3)
+
+
+def test_float64_images_are_cast_under_autocast_too() -> None:
+    """Which leaves them alone, so that a network would see two dtypes."""
+    teacher = network()
+    doubles = [(image.double(), label) for image, label, _ in loader()]
+    for precision in ("float32", "bfloat16"):
+        found = measure(teacher, doubles, 3, precision=precision)
+        assert found.summary() == measure(teacher, loader(), 3, precision=precision).summary()

@@ -17,6 +17,7 @@ from djip_ext.plots.comparison import comparison_figure
 from djip_ext.plots.images import images_figure
 from djip_ext.plots.lens import fit_figure, simplex_figure, step_text, tables_figure
 from djip_ext.plots.style import save_figure
+from djip_ext.plots.table import axis_figure
 
 HISTORY = [
     {
@@ -141,6 +142,18 @@ def test_a_comparison_joins_seeds_and_writes_the_paired_difference_out() -> None
 def test_one_seed_has_a_difference_but_no_interval() -> None:
     (axes,) = comparison_figure({"plain": [50.0], "lens": [51.0]}, "accuracy [%]", "KD").axes
     assert axes.get_xticklabels()[1].get_text().endswith("difference +1.00")
+
+
+def test_an_axis_none_of_whose_values_was_run_in_both_arms_says_so() -> None:
+    same = {"teacher": "t", "student": "s", "distiller": "KD"}
+    rows = [
+        {**same, "arm": "plain", "lr": "", "pairs": "", "last_acc_diff": "", "last_acc_ci95": ""},
+        {**same, "arm": "lens", "lr": "", "pairs": 2, "last_acc_diff": 1.0, "last_acc_ci95": 0.5},
+        {**same, "arm": "plain", "lr": 0.1, "pairs": "", "last_acc_diff": "", "last_acc_ci95": ""},
+    ]
+    figure = axis_figure(rows, ["plain", "lens"], "lr", ["lr"])
+    (note,) = [text.get_text() for text in figure.texts if text is not figure._suptitle]
+    assert note == "no value of lr was run in plain and in another arm"
 
 
 @pytest.mark.parametrize("arms", [{}, {"a": []}, {"a": [1.0, 2.0], "b": [1.0]}])

@@ -154,6 +154,16 @@ def test_a_lock_on_a_file_that_was_deleted_meanwhile_does_not_count(
             pass
 
 
+def test_a_lock_holds_for_processes_of_a_group_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ``torchrun djip train`` one process trains."""
+    with claimed(tmp_path / "a.lock", "the run"):
+        monkeypatch.setenv("RANK", "1")
+        with pytest.raises(Busy), claimed(tmp_path / "a.lock", "the run"):
+            pass
+
+
 def test_who_comes_second_waits_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,10 @@ def cc_loss(f_s: Tensor, f_t: Tensor) -> Tensor:
     """Mean over i of <D_i, D_i+1>, D = abs(f_s - f_t): neighbours in the batch must not err alike.
 
     Shape:
-        f_s, f_t: embeddings ``(B, D)``, B >= 2; output: scalar.
+        f_s, f_t: embeddings ``(B, D)``; output: scalar, 0 for an image alone.
     """
+    if len(f_s) == 1:  # the mean of nothing would be NaN
+        return 0 * f_s.sum()
     gap = (f_s - f_t).abs()
     return (gap[:-1] * gap[1:]).sum(dim=1).mean()
 

@@ -97,6 +97,9 @@ class FT(Distiller):
 
     The paraphraser is trained first, by :meth:`pretrain`, and then frozen: it is no part of the
     learnable parameters.
+
+    Raises:
+        DJIPError: ``FT.RATE`` leaves the factor no channel.
     """
 
     frozen = ("teacher.", "paraphraser.")
@@ -111,6 +114,11 @@ class FT(Distiller):
             for network in (student, teacher)
         )
         factor_channels = int(c_t * cfg.FT.RATE)
+        if factor_channels < 1:
+            raise DJIPError(
+                f"FT.RATE is {cfg.FT.RATE}, which leaves none of the {c_t} channels of the "
+                f"teacher's last map; set it to 1/{c_t} or more"
+            )
         self.translator = _encoder(c_s, factor_channels, batch_norm=True)
         self.paraphraser = Paraphraser(c_t, factor_channels)
         self.pretrained = False

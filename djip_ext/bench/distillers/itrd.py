@@ -29,8 +29,10 @@ def itrd_correlation_loss(f_s: Tensor, f_t: Tensor, alpha: float) -> Tensor:
     B - 1, correlations by B, as in the authors' code, so that the sum is never zero.
 
     Shape:
-        f_s, f_t: ``(B, D)``, B >= 2; output: scalar, of any sign.
+        f_s, f_t: ``(B, D)``; output: scalar, of any sign, 0 for an image alone.
     """
+    if len(f_s) == 1:  # its standard deviation would be NaN
+        return 0 * f_s.sum()
     c = (_standardise(f_s) * _standardise(f_t)).mean(dim=0)
     return (c - 1).abs().pow(2 * alpha).sum().log2()
 

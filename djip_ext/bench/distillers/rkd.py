@@ -25,8 +25,10 @@ def rkd_distance_loss(
     """Huber loss between pairwise distances, each divided by its mean, section 3.2.1 of the paper.
 
     Shape:
-        f_s, f_t: embeddings ``(B, D_s)`` and ``(B, D_t)``; output: scalar.
+        f_s, f_t: embeddings ``(B, D_s)`` and ``(B, D_t)``; output: scalar, 0 for an image alone.
     """
+    if len(f_s) == 1:  # the mean distance of no pair would be NaN
+        return 0 * f_s.sum()
     return F.smooth_l1_loss(
         _relative_distances(f_s, eps, squared), _relative_distances(f_t, eps, squared)
     )

@@ -12,6 +12,7 @@ import yaml
 from yacs.config import CfgNode
 
 from djip_ext.bench.distillers import distiller_defaults
+from djip_ext.bench.engine.record import used_config
 from djip_ext.bench.engine.utils import log_msg
 from djip_ext.errors import DJIPError
 
@@ -99,14 +100,39 @@ CFG = CfgNode(
     }
 )
 
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
 # the smallest value of settings that would fail later, and without their name
 LEAST = {
     "SOLVER.BATCH_SIZE": 1,
+    "SOLVER.EPOCHS": 1,
     "DATASET.TEST.BATCH_SIZE": 1,
     "DATASET.NUM_WORKERS": 0,
     "BENCH.EVAL_EVERY": 1,
     "BENCH.VIEWS": 0,
+    "BENCH.SEED": -9 * 10**12,
+    "CRD.NCE.K": 1,
 }
+
+# the largest: a generator takes 64 bits, and every epoch's is seeded with 1,000,003 SEED + epoch
+MOST = {"BENCH.SEED": 9 * 10**12}
+
+# temperatures, which divide, and a power that stands for one
+POSITIVE = (
+    *(key for key in _flat(CFG) if key.endswith(".TEMPERATURE")),
+    "DKD.T",
+    "DIST.TAU",
+    "WTTM.GAMMA",
+)
 
 NO_NUMBER_DEPENDS_ON = (
     # every loader yields the same batches however many workers read
@@ -120,10 +146,7 @@ NO_NUMBER_DEPENDS_ON = (
 
 def show_cfg(cfg: CfgNode) -> None:
     """Print the nodes that a run of ``cfg`` reads, as mdistiller does before training."""
-    shared = ("EXPERIMENT", "DATASET", "DISTILLER", "SOLVER", "LOG", "BENCH")
-    nodes = (*shared, cfg.DISTILLER.TYPE, cfg.BENCH.ADVERSARIAL)
-    shown = CfgNode({name: node for name, node in cfg.items() if name in nodes})
-    print(log_msg(f"CONFIG:\n{shown.dump()}", "INFO"))
+    print(log_msg(f"CONFIG:\n{used_config(cfg)}", "INFO"))
 
 
 def differing_settings(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
@@ -142,22 +165,12 @@ def differing_settings(ours: str, theirs: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _flat(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return leaves
-
-
 def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
     """Take the defaults, then the YAML file at ``path``, then ``KEY VALUE`` pairs.
 
     Raises:
         DJIPError: no such file, not YAML, an unknown key, or a value of the wrong type or below
-            its least; the message names it.
+            its least, or out of another limit; the message names it.
     """
     cfg = CFG.clone()
     try:
@@ -186,6 +199,12 @@ def load_cfg(path: str | None, options: list[str] | None = None) -> CfgNode:
     for key, least in LEAST.items():
         if values[key] < least:
             raise DJIPError(f"{key} is {values[key]}; it must be at least {least}")
+    for key, most in MOST.items():
+        if values[key] > most:
+            raise DJIPError(f"{key} is {values[key]}; it must be at most {most}")
+    for key in POSITIVE:
+        if not values[key] > 0:  # nor NaN
+            raise DJIPError(f"{key} is {values[key]}; it must be greater than 0")
     return cfg
 
 

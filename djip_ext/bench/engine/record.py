@@ -83,9 +83,10 @@ def lens_record(teacher: nn.Module | None) -> dict[str, Any]:
 def code_version() -> str:
     """The commit of this checkout, with ``+`` when files differ from it.
 
-    Empty for an installed package.
+    Empty for an installed package, also where its environment lies in another project's checkout.
     """
     try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # fails for what is not tracked
         commit = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "-uno")
     except (OSError, subprocess.CalledProcessError):

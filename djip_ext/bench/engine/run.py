@@ -40,6 +40,7 @@ from djip_ext.bench.engine.record import (
 )
 from djip_ext.bench.engine.teacher_cache import answers_key, cached_teacher
 from djip_ext.bench.engine.trainer import trainer_dict
+from djip_ext.bench.models.closed import is_closed
 from djip_ext.bench.teacherless import FINE_TUNING, needs_teacher
 from djip_ext.errors import DJIPError
 from djip_ext.utils.distributed import say
@@ -132,6 +133,12 @@ def _check_adversarial(cfg: CfgNode) -> None:
         raise DJIPError(
             f"BENCH.ADVERSARIAL {loss} makes images that BENCH.CKD has chosen no quality for; use "
             "one of the two"
+        )
+    if cfg.BENCH.ANSWERS or is_closed(cfg.DISTILLER.TEACHER):
+        box = f"BENCH.ANSWERS {cfg.BENCH.ANSWERS}" if cfg.BENCH.ANSWERS else cfg.DISTILLER.TEACHER
+        raise DJIPError(
+            f"BENCH.ADVERSARIAL {loss} follows gradients through the teacher, and {box} is a "
+            "black box, which has none; leave out one of the two"
         )
 
 

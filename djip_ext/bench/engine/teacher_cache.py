@@ -3,7 +3,8 @@
 It is for huge, slow or paid teachers.  With ``BENCH.VIEWS K`` the loader takes K fixed
 augmentations of each image in turn, the same for all seeds.  The teacher's logits (K x N x C) and
 pooled features (K x N x D), float16, are computed once, kept in a file, and shared by every run
-with the same teacher, lens and images, also by those that start together.  Methods that need
+with the same teacher, lens and images, also by those that start together.  Each view is kept as
+soon as it is answered, so that an interrupted asking goes on with the next one.  Methods that need
 feature maps cannot use it.
 """
 
@@ -68,10 +69,21 @@ class _Kept(dict[str, Any]):
 
 
 def answers_key(teacher: nn.Module, loader: DeviceLoader, precision: str) -> str:
-    """Sixteen hex digits of all that the teacher's answers to the views of ``loader`` depend on."""
+    """Sixteen hex digits of all that the teacher's answers to the views of ``loader`` depend on.
+
+    Raises:
+        DJIPError: the teacher cannot be told from others.
+    """
     data = loader.data
+    known = weight_hash(teacher)
+    if not known:
+        raise DJIPError(
+            f"the teacher, a {type(teacher).__name__}, has no weights that tell it from others, "
+            "so that its answers cannot be kept; set BENCH.VIEWS 0, or make it a "
+            "closed:FILE.py:NAME teacher with a name of its own"
+        )
     asked = [
-        weight_hash(teacher),
+        known,
         getattr(teacher, "djip_id", "none"),
         hashlib.sha256(data.images.numpy().tobytes()).hexdigest(),
         loader.views,
@@ -97,45 +109,60 @@ def cached_teacher(
     if not path.exists():
         with taking_turns(path.with_suffix(".lock"), "the teacher's answers"):
             if not path.exists():  # or the one before us has paid
-                answers = save(_ask(teacher, loader, precision))
+                _ask(teacher, loader, path, precision)
+    kept = {name: values.to(loader.device) for name, values in _read(path).items()}
+    return CachedTeacher(kept, getattr(teacher, "djip_id", "none"))
 
-                def write(temporary: Path) -> None:
-                    temporary.write_bytes(answers)
 
-                atomic_write(path, write)
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        kept = load_file(path)
-        on_device = {name: values.to(loader.device) for name, values in kept.items()}
-        return CachedTeacher(on_device, getattr(teacher, "djip_id", "none"))
+        return load_file(path)
     except Exception as error:  # safetensors raises several types for damaged files
         raise DJIPError(f"{path} is damaged ({error}); delete it, it will be made again") from error
 
 
+def _write(path: Path, answers: dict[str, Tensor]) -> None:
+    content = save(answers)
+    atomic_write(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _ask(teacher: nn.Module, loader: DeviceLoader, path: Path, precision: str) -> None:
+    """Make the file at ``path`` from one file a view, of which an earlier try left some."""
+    parts = [path.with_suffix(f".view-{view}.safetensors") for view in range(loader.views)]
+    missing = [view for view, part in enumerate(parts) if not part.exists()]
+    if missing:
+        say(
+            f"asking the teacher for {len(missing)} views of {loader.num_images} images, "
+            f"{len(missing) * loader.num_images} queries; the answers are kept"
+        )
+    for view in tqdm(missing, desc="asking the teacher", unit="view", leave=False):
+        _write(parts[view], _ask_view(teacher, loader, view, precision))
+    views = [_read(part) for part in parts]
+    _write(path, {name: torch.stack([view[name] for view in views]) for name in views[0]})
+    for part in parts:
+        part.unlink()
+
+
 @torch.no_grad()
-def _ask(teacher: nn.Module, loader: DeviceLoader, precision: str) -> dict[str, Tensor]:
+def _ask_view(
+    teacher: nn.Module, loader: DeviceLoader, view: int, precision: str
+) -> dict[str, Tensor]:
+    """``logits`` (N, C) and ``pooled_feat`` (N, D) of a view, in the stored order of its images."""
     teacher.eval()
     rows: dict[str, list[Tensor]] = {"logits": []}
-    say(
-        f"asking the teacher for {loader.views} views of {loader.num_images} images, "
-        f"{loader.views * loader.num_images} queries; the answers are kept"
-    )
     size = loader.batch_size
     if loader.device.type == "cuda":
         size = max(size, ON_A_GPU)
-    for view in tqdm(range(loader.views), desc="asking the teacher", unit="view", leave=False):
-        stored = torch.split(torch.arange(loader.num_images), size)
-        for index, image in zip(stored, loader.view_batches(view, size), strict=True):
-            if isinstance(teacher, CodedTeacher):
-                teacher.select(index, view)
-            with autocast(loader.device, precision):
-                logits, features = teacher(image)
-            rows["logits"].append(logits.half().cpu())
-            if "pooled_feat" in features:  # a closed teacher has none
-                rows.setdefault("pooled_feat", []).append(features["pooled_feat"].half().cpu())
-    kept = {
-        name: torch.cat(values).view(loader.views, loader.num_images, -1)
-        for name, values in rows.items()
-    }
+    stored = torch.split(torch.arange(loader.num_images), size)
+    for index, image in zip(stored, loader.view_batches(view, size), strict=True):
+        if isinstance(teacher, CodedTeacher):
+            teacher.select(index, view)
+        with autocast(loader.device, precision):
+            logits, features = teacher(image)
+        rows["logits"].append(logits.half().cpu())
+        if "pooled_feat" in features:  # a closed teacher has none
+            rows.setdefault("pooled_feat", []).append(features["pooled_feat"].half().cpu())
+    kept = {name: torch.cat(values).view(loader.num_images, -1) for name, values in rows.items()}
     if not all(bool(torch.isfinite(values).all()) for values in kept.values()):
         raise DJIPError(
             "the teacher's output holds NaN or infinity; check its checkpoint and its precision "

@@ -51,6 +51,8 @@ class Classifier(nn.Module):
     def _logits(self, x: Tensor) -> Tensor:
         try:
             return logits_of(self.network(x))
+        except DJIPError:  # a ValueError that says what is wrong already
+            raise
         except (AssertionError, ValueError) as error:  # how timm and transformers refuse a size
             size = "x".join(map(str, x.shape[2:]))
             reason = f"{self.name} does not take images of {size} ({first_line(error)})"
