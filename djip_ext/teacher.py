@@ -165,8 +165,8 @@ class DJIPTeacher(nn.Module):
         try:
             plain = self._check_first_images(args, kwargs)
             output = self._answer(args, kwargs)
-        except BaseException:
-            if self._watch is not None:  # a hook that closes it does not run for Ctrl-C
+        except (KeyboardInterrupt, SystemExit):
+            if self._watch is not None:  # the hook that closes it does not run for these
                 self._watch.running.clear()
             raise
         if plain is not None:
@@ -267,21 +267,13 @@ class DJIPTeacher(nn.Module):
         return attribute
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set what the teacher has, and this wrapper has not, in the teacher: a new head, say."""
-        parts = self.__dict__.get("_modules", {})
-        teacher = parts.get("djip_teacher")
-        own = (self.__dict__, parts, self.__dict__.get("_buffers", {}))
-        if (
-            teacher is None
-            or name.startswith("_")
-            or hasattr(type(self), name)
-            or any(name in place for place in own)
-            or not hasattr(teacher, name)
-        ):
+        """Set a part that the teacher has, a new head say, in the teacher, frozen as that is."""
+        teacher = self.__dict__.get("_modules", {}).get("djip_teacher")
+        if teacher is None or not isinstance(value, nn.Module) or name not in teacher._modules:
             super().__setattr__(name, value)
             return
-        setattr(teacher, name, value)
-        if self._watch is not None and isinstance(value, nn.Module):
+        setattr(teacher, name, _without_training(value))
+        if self._watch is not None:
             self._watch = watch(teacher)
 
     def _save_without_lens(self, name: str, save: Callable[..., Any], *args: Any, **kw: Any) -> Any:
@@ -336,7 +328,11 @@ class DJIPTeacher(nn.Module):
 
 
 def _is_recorded() -> bool:
-    return torch.compiler.is_compiling() or is_tracing()
+    """Whether a compiler, a tracer or a CUDA graph records the call, which can read no numbers."""
+    if torch.compiler.is_compiling() or is_tracing():
+        return True
+    on_a_gpu: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return on_a_gpu and bool(torch.cuda.is_current_stream_capturing())
 
 
 def _is_flat(image: Tensor) -> bool:
@@ -381,6 +377,9 @@ class _Bypass:
 
     def __len__(self) -> int:
         return len(self._target)
+
+    def __bool__(self) -> bool:
+        return bool(self._target)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise DJIPError(

@@ -452,10 +452,17 @@ def test_a_part_is_replaced_in_the_teacher(network: Network, images: Tensor, cho
     teacher = DJIPTeacher(network, chosen, MEAN, STD)
     teacher.fc = nn.Identity()
     assert network.fc is teacher.fc and teacher(images)[0].shape == (2, 4)
-    teacher.depth = 32
-    assert network.depth == 32
-    teacher.note = "its own"
-    assert not hasattr(network, "note") and len(teacher.features) == 3
+    assert not network.fc.training and len(teacher.features) == 3 and teacher.features
+    teacher.head = nn.Linear(2, 2)  # which the teacher has not: the wrapper's own
+    assert not hasattr(network, "head")
+
+
+def test_a_method_of_the_teacher_may_be_wrapped(network: Network, images: Tensor) -> None:
+    teacher = DJIPTeacher(network, lens(), MEAN, STD)
+    expected = teacher.forward_features(images)
+    former = teacher.forward_features
+    teacher.forward_features = lambda x: former(x)
+    assert torch.equal(teacher.forward_features(images), expected)
 
 
 @pytest.mark.parametrize("script", [torch.jit.script, torch.jit.freeze])

@@ -259,7 +259,7 @@ def _kept_runs(target: Path) -> tuple[list[Run], dict[str, list[dict[str, str]]]
     for run in kept:
         ends = run.result["epochs"], run.result["last_acc"]
         for last in logs[run.folder][-1:]:
-            if (int(last["epoch"]), float(last.get("test_acc", "nan"))) == ends:
+            if (last.get("epoch"), last.get("test_acc")) == tuple(map(str, ends)):
                 continue
             # The two are written one after the other: a process was killed between them.
             raise DJIPError(

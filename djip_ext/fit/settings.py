@@ -127,7 +127,7 @@ class FitSettings:
         if not 0 <= self.max_accuracy_drop <= 100:
             raise DJIPError(
                 f"max_accuracy_drop is {self.max_accuracy_drop}; it is in percentage points, from "
-                "0 to 100"
+                "0 to 100 (no floor)"
             )
         if self.patience < 0:
             raise DJIPError(

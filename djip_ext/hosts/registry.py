@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from djip_ext.teacher import DJIPTeacher
 from djip_ext.utils.distributed import rank
 
 CONFIGURATIONS = ("cfg", "config", "conf", "args", "opt", "options", "hparams")
+SECOND_TEACHER = re.compile(r"teachers|teacher_?\d+")  # a keyword of another network
 
 
 @dataclass
@@ -291,12 +293,15 @@ def _with_lens(
 
 def _check_one_teacher(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise DJIPError for a second teacher, which would be left without the lens."""
-    named = {name: part for name, part in kwargs.items() if "teacher" in name and name != "teacher"}
-    if any(isinstance(part, nn.Module) for part in (*args[2:3], *named.values())):
-        raise DJIPError(
-            "this benchmark builds its distiller on several teachers, and a lens goes in front of "
-            "one; wrap each by DJIPTeacher(teacher, lens, mean, std)"
-        )
+    others = dict(zip(["the third place"], args[2:3], strict=False))
+    others |= {name: part for name, part in kwargs.items() if SECOND_TEACHER.fullmatch(name)}
+    for place, part in others.items():
+        if isinstance(part, nn.Module) and next(part.parameters(), None) is not None:
+            raise DJIPError(
+                f"this distiller takes several teachers (a {type(part).__name__} in {place}), and "
+                "a lens goes in front of one; build it without the lens of --djip-lens, each "
+                "teacher wrapped by DJIPTeacher(teacher, lens, mean, std)"
+            )
 
 
 def _check_no_plain_teacher(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

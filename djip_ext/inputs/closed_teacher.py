@@ -17,7 +17,8 @@ LEAST = 1e-8  # what a probability of zero is taken for; services round to some 
 class ClosedTeacher(nn.Module):
     """A callable as a network: an ONNX Runtime session, a compiled module, a service behind HTTP.
 
-    It has no weights and no gradient.  All that works with a network's logits alone works with it:
+    It has no gradient, and no weights but those of a module that is given as ``ask``.  All that
+    works with a network's logits alone works with it:
     :func:`djip_ext.fit_lens` with ``gradients=False``, :class:`djip_ext.DJIPTeacher`, measurements,
     and the benchmark's kept answers (``BENCH.VIEWS``).
 
@@ -64,8 +65,7 @@ class ClosedTeacher(nn.Module):
         super().__init__()
         if answers not in ("logits", "probabilities"):
             raise DJIPError(f"answers is '{answers}'; choose logits or probabilities")
-        self.__dict__["ask"] = ask  # a module among them is no part of this one: it has no weights
-        self.num_classes, self.answers = num_classes, answers
+        self.ask, self.num_classes, self.answers = ask, num_classes, answers
         self.name = name or getattr(ask, "__qualname__", type(ask).__name__)
         self.queries = 0
         # In the state, so that the hash of the state tells teachers apart.

@@ -35,7 +35,8 @@ class Watch:
         try:
             yield
         finally:
-            self.running.pop()
+            if self.running:
+                self.running.pop()
 
 
 class _Copied:

@@ -87,8 +87,9 @@ class JPEGLens(nn.Module):
                 "window odd or None"
             )
         self.q: Tensor = nn.Parameter(tables.clamp(Q_MIN, Q_MAX))
-        self.alpha = alpha
-        self.kappa = kappa
+        # of NumPy's numbers JSON knows float64 alone
+        self.alpha = alpha if isinstance(alpha, (int, float)) else float(alpha)
+        self.kappa = kappa if isinstance(kappa, (int, float, type(None))) else float(kappa)
         self.max_index = max_index
         self.window = window
         self.hard = hard

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from djip_ext import JPEGLens, install, uninstall
 from djip_ext.bench.dataset import image_sets
 from djip_ext.bench.dataset.synthetic import make_synthetic
 from djip_ext.bench.distillers import methods
@@ -48,6 +49,16 @@ def test_an_optimiser_that_counts_on_the_cpu_is_refused(
     options = small(tmp_path, monkeypatch, "BENCH.CUDA_GRAPH", True, "SOLVER.TYPE", "AdamW")
     with pytest.raises(DJIPError, match="records SGD only, but SOLVER.TYPE is AdamW"):
         train(load_cfg(None, options))
+
+
+@on_a_gpu
+def test_a_step_is_recorded_behind_a_lens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first images are looked at, which no recording may fall on."""
+    install(JPEGLens(8.0), "djip_ext.bench")
+    try:
+        test_a_recorded_step_trains_as_a_plain_one("KD", tmp_path, monkeypatch)
+    finally:
+        uninstall("djip_ext.bench")
 
 
 @on_a_gpu

@@ -394,13 +394,15 @@ def test_a_teacher_without_a_cfg_is_refused(registry: dict[str, Any]) -> None:
 def test_several_teachers_are_refused(registry: dict[str, Any]) -> None:
     with pytest.raises(DJIPError, match="the teacher is a list"):
         registry["KD"]("student", [nn.Flatten(), nn.Flatten()], types.SimpleNamespace())
-    teacher, cfg = nn.Flatten(), types.SimpleNamespace()
-    for args, keywords in [
-        (("student", teacher, teacher, cfg), {}),
-        (("student", teacher, cfg), {"teacher2": teacher}),
+    teacher, cfg = nn.Linear(2, 2), types.SimpleNamespace()
+    for args, keywords, place in [
+        (("student", teacher, teacher, cfg), {}, "the third place"),
+        (("student", teacher, cfg), {"teacher2": teacher}, "teacher2"),
     ]:
-        with pytest.raises(DJIPError, match="several teachers, .* wrap each by DJIPTeacher"):
+        with pytest.raises(DJIPError, match=rf"several teachers \(a Linear in {place}\)"):
             registry["KD"](*args, **keywords)
+    args, keywords = registry["KD"]("student", teacher, cfg, teacher_proj=teacher)
+    assert isinstance(args[1], DJIPTeacher) and keywords == {"teacher_proj": teacher}
 
 
 def test_what_is_no_lens_leaves_the_registry_as_it_was(registry: dict[str, Any]) -> None:

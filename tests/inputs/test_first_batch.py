@@ -167,6 +167,17 @@ def test_later_batches_are_looked_at_too_and_not_for_ever(
     assert looked == [10, 20, 40, 80]
 
 
+def test_a_recorded_call_reads_no_number(image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph is recorded after some calls, at which a look may be due."""
+    teacher = behind(Network())
+    for _ in range(3):
+        teacher(image)
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    monkeypatch.setattr("djip_ext.teacher.check_range", lambda *_: pytest.fail("it was looked at"))
+    teacher(image)
+
+
 def test_an_empty_first_batch_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     teacher = behind(Network())
     assert teacher(torch.zeros(0, 3, 16, 16)).shape == (0, 5)

@@ -75,15 +75,15 @@ def answers_key(teacher: nn.Module, loader: DeviceLoader, precision: str) -> str
         DJIPError: the teacher cannot be told from others.
     """
     data = loader.data
-    known = weight_hash(teacher)
-    if not known:
+    plain = getattr(teacher, "djip_teacher", teacher)
+    if not weight_hash(plain):
         raise DJIPError(
-            f"the teacher, a {type(teacher).__name__}, has no weights that tell it from others, "
+            f"the teacher, a {type(plain).__name__}, has no weights that tell it from others, "
             "so that its answers cannot be kept; set BENCH.VIEWS 0, or make it a "
             "closed:FILE.py:NAME teacher with a name of its own"
         )
     asked = [
-        known,
+        weight_hash(teacher),
         getattr(teacher, "djip_id", "none"),
         hashlib.sha256(data.images.numpy().tobytes()).hexdigest(),
         loader.views,
