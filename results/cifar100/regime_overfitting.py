@@ -23,15 +23,19 @@ from djip_ext.experiments.report import markdown_table  # noqa: E402
 from djip_ext.experiments.statistics import summarise  # noqa: E402
 from djip_ext.plots.style import FAINT, GOAL, LENS, PLAIN, STYLE, save_figure  # noqa: E402
 
-SETTINGS = {  # table -> its student, images and crops of each
-    "regime_vgg8_cpu": "resnet8, 5 %, 16 crops",
-    "regime_overfit": "vgg8, 20 %, 1 crop",
-    "regime_overfit_crops": "vgg8, 20 %, 16 crops",
-    "regime_20_short": "resnet8, 20 %, 16 crops",
-    "regime_vgg13": "vgg8, all, 8 crops",
-    "regime_20": "resnet8, 20 %, 8 crops",
-    "regime_100": "resnet8, all, 2 crops",
+# the student, its images and the crops of each, epochs -> the table, and the epochs of its row
+SETTINGS = {
+    "resnet8, 5 %, 16 crops, 120 epochs": ("regime_vgg8_cpu", ""),
+    "resnet8, 5 %, 16 crops, 40 epochs": ("regime_short", "40"),
+    "resnet8, 5 %, 16 crops, 20 epochs": ("regime_short", "20"),
+    "vgg8, 20 %, 1 crop, 12 epochs": ("regime_overfit", ""),
+    "vgg8, 20 %, 16 crops, 12 epochs": ("regime_overfit_crops", ""),
+    "resnet8, 20 %, 16 crops, 12 epochs": ("regime_20_short", ""),
+    "vgg8, all, 8 crops, 30 epochs": ("regime_vgg13", ""),
+    "resnet8, 20 %, 8 crops, 30 epochs": ("regime_20", ""),
+    "resnet8, all, 2 crops, 6 epochs": ("regime_100", ""),
 }
+EPOCHS = "SOLVER.EPOCHS"  # the axis of regime_short
 ARMS = {  # arm -> its name, colour and mark
     "temperature": ("teacher's logits / 2", PLAIN, "D"),
     "mild": ("mild lens", LENS, "o"),
@@ -47,12 +51,16 @@ class Setting(NamedTuple):
     arms: dict[str, dict[str, str]]
 
 
-def setting(table: str, name: str) -> Setting:
-    """What the records of ``table`` say of KD at T = 1."""
-    plain = [row for row in rows(TABLES / table / "runs.csv") if row["arm"] == "plain"]
-    gaps = [float(row["train_acc"]) - float(row["last_acc"]) for row in plain
-            if row["distiller"] == "KD"]  # fmt: skip
-    report = rows(TABLES / table / "report" / "table.csv")
+def setting(name: str, table: str, epochs: str) -> Setting:
+    """What the records of ``table`` say of KD at T = 1, of the row with ``epochs`` if there is one."""
+
+    def of_the_row(path: Path) -> list[dict[str, str]]:
+        found = [row for row in rows(path) if row["distiller"] == "KD"]
+        return [row for row in found if row.get(EPOCHS, "") == epochs]
+
+    plain = [row for row in of_the_row(TABLES / table / "runs.csv") if row["arm"] == "plain"]
+    gaps = [float(row["train_acc"]) - float(row["last_acc"]) for row in plain]
+    report = of_the_row(TABLES / table / "report" / "table.csv")
     return Setting(summarise(gaps).mean, name, {row["arm"]: row for row in report})
 
 
@@ -82,22 +90,22 @@ def draw(axes: Axes, found: list[Setting]) -> None:
     labels = [f"{one.overfitting:.1f}\n" + one.name.replace(", ", "\n") for one in found]
     axes.set_xticks(range(len(found)), labels)
     axes.grid(axis="y", color=FAINT, linewidth=0.5, alpha=0.6)
-    axes.set_xlabel("how far the plain student overfits (points); student, images, crops of each")
+    axes.set_xlabel("how far the plain student overfits (points); student, images, crops, epochs")
     axes.set_ylabel("paired difference to plain (points)")
     axes.legend(loc="lower right", frameon=False)
 
 
 def main() -> None:
     """Print the table and draw the picture."""
-    found = sorted(setting(table, name) for table, name in SETTINGS.items())
+    found = sorted(setting(name, *where) for name, where in SETTINGS.items())
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(9.2, 4.6), layout="constrained")
         figure.suptitle("KD at T = 1: what softer answers are worth to students that overfit")
         draw(figure.subplots(), found)
         figure.supxlabel("bars: 95 % t-interval over paired seeds", fontsize=8)
         save_figure(figure, TABLES / "regime_overfit" / "report" / "overfitting.png")
     names = [name for name, _, _ in ARMS.values()]
-    lines = [["student, images, crops", "overfits by (points)", "n", *names]]
+    lines = [["student, images, crops, epochs", "overfits by (points)", "n", *names]]
     for one in reversed(found):
         gains = [
             "{:+.2f} ± {:.2f}".format(*gain(one.arms[arm])) if arm in one.arms else "not run"

@@ -38,7 +38,7 @@ for table in fewshot13 controls full regime_fifth regime_sharp regime_sure tune_
   $djip report $table
 done
 for table in regime_vgg8 regime_vgg8_cpu regime_soft regime_logits regime_logits_cpu regime_published regime_features regime_dkd \
-             regime_20 regime_20_short regime_100 regime_overfit regime_overfit_crops regime_vgg13 res32x4 res32x4_sharp; do
+             regime_20 regime_20_short regime_100 regime_overfit regime_overfit_crops regime_short regime_vgg13 res32x4 res32x4_sharp; do
   $djip report $table --baseline plain
 done
 $djip report rivals --baseline plain
