@@ -34,7 +34,7 @@ def expectation(distiller: str, temperature: float | None, equal: float | None =
     if temperature >= NO_GAIN_FROM:
         return (
             f"expect no gain: at T >= {NO_GAIN_FROM:g} no lens has helped a student of "
-            f"{distiller} so far, nor has JPEG {WHERE}"
+            f"{distiller} so far, and JPEG by a point at most, at T = 2 {WHERE}"
         )
     if distiller == "DKD":
         return (
