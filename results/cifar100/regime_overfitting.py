@@ -52,7 +52,7 @@ class Setting(NamedTuple):
 
 
 def setting(name: str, table: str, epochs: str) -> Setting:
-    """What the records of ``table`` say of KD at T = 1, of the row with ``epochs`` if there is one."""
+    """What the records of ``table`` say of KD at T = 1, in the row of ``epochs`` if it has one."""
 
     def of_the_row(path: Path) -> list[dict[str, str]]:
         found = [row for row in rows(path) if row["distiller"] == "KD"]
