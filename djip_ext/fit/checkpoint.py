@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from djip_ext.errors import DJIPError, first_line
-from djip_ext.lens.io import weight_hash
+from djip_ext.lens.io import is_recognisable
 from djip_ext.lens.jpeg_lens import Q_MAX
 from djip_ext.metrics.cmi import CMI
 from djip_ext.metrics.measurement import Measurement
@@ -105,7 +105,7 @@ def check_recognisable(teacher: nn.Module) -> None:
     Raises:
         DJIPError: its state holds no tensor.
     """
-    if not weight_hash(teacher):
+    if not is_recognisable(teacher):
         raise DJIPError(
             f"the teacher, a {type(teacher).__name__}, shows no weights, so that a checkpoint "
             'cannot tell it from others; wrap it as ClosedTeacher(ask, C, name="...") and fit '

@@ -32,6 +32,7 @@ __all__ = [
     "SETTINGS",
     "check_belongs",
     "control_digest",
+    "is_recognisable",
     "lens_digest",
     "lens_id",
     "lens_name",
@@ -159,6 +160,12 @@ def weight_hash(network: nn.Module | Mapping[str, Any]) -> str:
             sha.update(name.encode())
             sha.update(_bytes(tensor))
     return "" if empty else sha.hexdigest()[:16]
+
+
+def is_recognisable(network: nn.Module) -> bool:
+    """Whether :func:`weight_hash` tells ``network`` from others, without the cost of a hash."""
+    entries = plain_state(network).values()
+    return any(True for value in entries for _ in _tensors(value))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from djip_ext.bench.dataset.loader import DeviceLoader
 from djip_ext.bench.engine.coded_teacher import CodedTeacher
 from djip_ext.errors import DJIPError
-from djip_ext.lens.io import weight_hash
+from djip_ext.lens.io import is_recognisable, weight_hash
 from djip_ext.utils.distributed import say
 from djip_ext.utils.files import atomic_write, taking_turns
 from djip_ext.utils.networks import autocast
@@ -76,7 +76,7 @@ def answers_key(teacher: nn.Module, loader: DeviceLoader, precision: str) -> str
     """
     data = loader.data
     plain = getattr(teacher, "djip_teacher", teacher)
-    if not weight_hash(plain):
+    if not is_recognisable(plain):
         raise DJIPError(
             f"the teacher, a {type(plain).__name__}, has no weights that tell it from others, "
             "so that its answers cannot be kept; set BENCH.VIEWS 0, or make it a "
